@@ -1,0 +1,1 @@
+//! A record as text: Envoy's default format, field for field (LOG-1).

@@ -1,0 +1,8 @@
+//! What happened: one record per connection or request, written exactly once.
+
+pub mod record;
+mod format;
+mod sink;
+
+pub use record::{Flag, HttpFields, Record};
+pub use sink::{AccessLog, Encoding, LogSettings, LogTarget};

@@ -1,0 +1,98 @@
+//! One access-log record: the fields of LOG-3, before they are text.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::decide::{ClusterName, Reason};
+
+/// Everything that a line may print. `None` prints `-` (LOG-2) or `null` in JSON (LOG-31).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Connection accepted, or first byte of the request.
+    pub start: SystemTime,
+    /// Present for an HTTP request.
+    pub http: Option<HttpFields>,
+    /// Status sent to the client; 0 for TCP.
+    pub response_code: u16,
+    /// Response flags in print order (LOG-15).
+    pub flags: Vec<Flag>,
+    /// LOG-20.
+    pub response_code_details: Option<Cow<'static, str>>,
+    /// Why the proxy ended the connection, if it did: in strict, the refusal's reason (GAP-3).
+    pub connection_termination_details: Option<Cow<'static, str>>,
+    /// Connect or TLS failure, as text.
+    pub upstream_transport_failure_reason: Option<String>,
+    /// From the client: connection bytes, or request body bytes.
+    pub bytes_received: u64,
+    /// To the client: connection bytes, or response body bytes.
+    pub bytes_sent: u64,
+    /// Start to last byte.
+    pub duration: Duration,
+    /// Address connected to, or tried last.
+    pub upstream_host: Option<SocketAddr>,
+    /// Cluster chosen.
+    pub upstream_cluster: Option<ClusterName>,
+    /// Our end of the upstream connection.
+    pub upstream_local_address: Option<SocketAddr>,
+    /// The original destination.
+    pub downstream_local_address: SocketAddr,
+    /// The workload's end.
+    pub downstream_remote_address: SocketAddr,
+    /// SNI, where TLS was inspected.
+    pub requested_server_name: Option<String>,
+    /// LOG-12.
+    pub route_name: Option<Arc<str>>,
+    /// Why (metrics and structured logs; not part of Envoy's format).
+    pub reason: Reason,
+}
+
+/// The fields that only an HTTP request has. Strings are raw; the writer escapes them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HttpFields {
+    /// Method.
+    pub method: String,
+    /// Path with query, as received.
+    pub path: String,
+    /// `HTTP/1.1`, `HTTP/2`, ...
+    pub protocol: &'static str,
+    /// Time from sending the request to the response head.
+    pub upstream_service_time: Option<Duration>,
+    /// As received.
+    pub x_forwarded_for: Option<String>,
+    /// As received.
+    pub user_agent: Option<String>,
+    /// As received, or made by us.
+    pub request_id: Option<String>,
+    /// Host or `:authority` as received.
+    pub authority: Option<String>,
+}
+
+/// Response flags (LOG-15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::upper_case_acronyms, reason = "the flags are known by these names")]
+pub enum Flag {
+    /// No healthy (or no) upstream host.
+    UH,
+    /// Could not connect to upstream.
+    UF,
+    /// No route.
+    NR,
+    /// Retry or connect-attempt limit exhausted.
+    URX,
+    /// Client went away first.
+    DC,
+    /// Request timeout at upstream.
+    UT,
+    /// Upstream reset the stream.
+    UR,
+    /// Upstream closed the connection mid-request.
+    UC,
+    /// Protocol error by the client.
+    DPE,
+    /// Protocol error by the upstream.
+    UPE,
+    /// Idle timeout.
+    SI,
+}

@@ -1,0 +1,229 @@
+//! What a verdict consists of. A decision is made once and never edited.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::host::HostName;
+
+/// What by-address knowledge says of a new connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ByAddress {
+    /// No byte of the client changes the verdict.
+    Decided(Decision),
+    /// The first bytes are needed.
+    Inspect {
+        /// How the verdict would read if the server spoke first, or the client stayed silent: in
+        /// ALLOW_ANY "pass to the original destination"; else a refusal.
+        unless_client_speaks: Decision,
+    },
+}
+
+/// A verdict on a connection or on one HTTP request of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// What to do.
+    pub action: Action,
+    /// The cluster as the access log names it (LOG-10); `None` prints `-`.
+    pub cluster: Option<ClusterName>,
+    /// The route as the access log names it (LOG-12); `None` prints `-`.
+    pub route: Option<Arc<str>>,
+    /// Why, for logs, metrics and people.
+    pub reason: Reason,
+    /// The resource that decided, where one did.
+    pub rule: Option<RuleId>,
+}
+
+/// The closed set of things that can be done to a connection or request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Refuse; nothing goes upstream.
+    Block(Block),
+    /// Relay the client's bytes untouched (TCP and TLS).
+    Relay(Upstream),
+    /// Serve the connection as HTTP and judge every request on its own by `by_request`. Only ever
+    /// an answer of `by_hello`.
+    Http,
+    /// Forward this HTTP request. Only ever an answer of `by_request`.
+    Forward(Upstream),
+}
+
+/// How a refusal looks to the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Block {
+    /// Close (TLS, before any byte: curl 35) without an answer.
+    Close,
+    /// TCP reset.
+    Reset,
+    /// A local HTTP reply; an empty body where `explain` is false (istio).
+    Http {
+        /// HTTP status, for instance 502 (MESH-27) or 400 (T-30).
+        status: u16,
+        /// Whether the body names host and reason (strict).
+        explain: bool,
+        /// Whether the connection ends with this answer.
+        close: bool,
+    },
+}
+
+/// Where an allowed connection or request goes (section 9 of the specification).
+#[derive(Debug, Clone, PartialEq)]
+pub enum Upstream {
+    /// The address that the workload dialled, at this port (RES-1 in istio, MESH-21).
+    OriginalDst {
+        /// Port to dial; the original one unless a `targetPort` says otherwise (SE-4).
+        port: u16,
+        /// The name that the client showed, where the profile lets the proxy change the family:
+        /// if the dialled address does not answer and the daemon's own resolution of this name
+        /// contains it, the name's other addresses may be tried (an honest connect for clients
+        /// that race families). `None` in the istio profile (MESH-21).
+        name: Option<HostName>,
+    },
+    /// The dialled address if the daemon's own resolution of `host` contains it, else an address of
+    /// that resolution (strict reading of RES-1; threats R3).
+    VerifiedOriginalDst {
+        /// The concrete name that the client showed.
+        host: HostName,
+        /// Port to dial.
+        port: u16,
+    },
+    /// Addresses given by the entry (RES-2), balanced by weight.
+    Static(Arc<[Endpoint<SocketAddr>]>),
+    /// Names that the daemon resolves (RES-3, RES-4).
+    Dns {
+        /// What to resolve, each with its port.
+        endpoints: Arc<[Endpoint<(HostName, u16)>]>,
+        /// First address of the latest answer only (RES-4).
+        round_robin: bool,
+    },
+    /// The entry has no endpoint: UH (RES-2).
+    None,
+}
+
+/// One upstream endpoint and its share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint<A> {
+    /// Address or name and port.
+    pub target: A,
+    /// Relative weight; at least 1 (SE-7).
+    pub weight: u32,
+}
+
+/// A cluster's name as the log prints it (LOG-10).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClusterName(pub Arc<str>);
+
+impl ClusterName {
+    /// Unknown traffic that ALLOW_ANY passes (MESH-21).
+    pub fn passthrough() -> Self {
+        Self("PassthroughCluster".into())
+    }
+
+    /// Unknown traffic that REGISTRY_ONLY refuses (MESH-26).
+    pub fn black_hole() -> Self {
+        Self("BlackHoleCluster".into())
+    }
+
+    /// Traffic that an operator's CIDR let go in the kernel (profiles.md, SEED-18).
+    pub fn bypass() -> Self {
+        Self("BypassCluster".into())
+    }
+
+    /// A service's own cluster: `outbound|PORT||HOST` with the *service* port.
+    pub fn outbound(port: u16, host: &str) -> Self {
+        Self(format!("outbound|{port}||{host}").into())
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A resource, named as people name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleId {
+    /// `ServiceEntry`, `VirtualService`, ...
+    pub kind: &'static str,
+    /// Namespace of the resource.
+    pub namespace: Arc<str>,
+    /// Name of the resource.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// Why a verdict is what it is. A small closed set: it labels metrics and logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// A registry entry claims this host, port or address.
+    Registered,
+    /// No entry claims it and the mode is ALLOW_ANY.
+    AllowAny,
+    /// No entry claims it and the mode is REGISTRY_ONLY.
+    NotRegistered,
+    /// A known host on a port that its entries do not list (MESH-30).
+    PortNotRegistered,
+    /// TLS without a name where the name decides (T-21).
+    NoServerName,
+    /// Bytes of another protocol than the entry's port declares (T-27).
+    WrongProtocol,
+    /// The first bytes broke the rules of their protocol (T-19 to T-23, T-30 to T-33).
+    Malformed,
+    /// The verdict needed bytes that did not come in time (T-28).
+    SniffTimeout,
+    /// A name without an address behind it that the daemon itself knows (R3).
+    AddressNotVerified,
+    /// A special address that no entry names (T-13, T-40).
+    SpecialAddress,
+    /// The kernel recorded no original destination (T-11).
+    NoOriginalDst,
+    /// CONNECT is not proxied (T-35, MESH-29).
+    ConnectMethod,
+    /// Host and destination disagree, or Host is not readable as one name (T-30).
+    BadHost,
+    /// Policy could not be loaded: deny all (T-61).
+    NoPolicy,
+}
+
+impl Reason {
+    /// The label used in logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::AllowAny => "allow_any",
+            Self::NotRegistered => "not_registered",
+            Self::PortNotRegistered => "port_not_registered",
+            Self::NoServerName => "no_server_name",
+            Self::WrongProtocol => "wrong_protocol",
+            Self::Malformed => "malformed",
+            Self::SniffTimeout => "sniff_timeout",
+            Self::AddressNotVerified => "address_not_verified",
+            Self::SpecialAddress => "special_address",
+            Self::NoOriginalDst => "no_original_dst",
+            Self::ConnectMethod => "connect_method",
+            Self::BadHost => "bad_host",
+            Self::NoPolicy => "no_policy",
+        }
+    }
+}
+
+/// The head of one HTTP request, as far as decisions read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestHead<'a> {
+    /// Method as sent.
+    pub method: &'a str,
+    /// Authority of an absolute-form target or `:authority`, verbatim.
+    pub authority: Option<&'a str>,
+    /// Every `Host` header, verbatim.
+    pub hosts: &'a [&'a str],
+    /// Path and query.
+    pub path: &'a str,
+    /// 10, 11 or 20.
+    pub version: u8,
+}

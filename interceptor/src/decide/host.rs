@@ -1,0 +1,67 @@
+//! Host names in normal form, and the patterns that match them (HTTP-4, HTTP-5, T-20, T-22).
+
+use std::fmt;
+
+/// A DNS host name in normal form: lower case, no trailing dot, every label 1 to 63 bytes, 253 in
+/// all, only letters, digits, `-` and `_`. An IP literal is not a host name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(Box<str>);
+
+impl HostName {
+    /// Reads `text` as a host name, folding case and dropping one trailing dot.
+    ///
+    /// # Errors
+    /// [`BadHostName`] names the rule that the text breaks.
+    pub fn parse(text: &str) -> Result<Self, BadHostName> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.is_empty() {
+            return Err(BadHostName("is empty"));
+        }
+        if text.len() > 253 {
+            return Err(BadHostName("is longer than 253 bytes"));
+        }
+        if looks_like_ip(text) {
+            return Err(BadHostName("is an IP address"));
+        }
+        for label in text.split('.') {
+            if label.is_empty() {
+                return Err(BadHostName("has an empty label"));
+            }
+            if label.len() > 63 {
+                return Err(BadHostName("has a label longer than 63 bytes"));
+            }
+            if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+                return Err(BadHostName("has a character outside letters, digits, '-' and '_'"));
+            }
+        }
+        Ok(Self(text.to_ascii_lowercase().into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether `text` is some form of an IP address, the lax ones of inet_aton included: a name whose
+/// last label is all digits or 0x-hex never names a host.
+fn looks_like_ip(text: &str) -> bool {
+    let last = text.rsplit('.').next().unwrap_or(text);
+    let digits = |s: &str, hex: bool| {
+        !s.is_empty() && s.bytes().all(|b| if hex { b.is_ascii_hexdigit() } else { b.is_ascii_digit() })
+    };
+    text.contains(':')
+        || digits(last, false)
+        || last.strip_prefix("0x").or(last.strip_prefix("0X")).is_some_and(|h| h.is_empty() || digits(h, true))
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a text is not a host name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("host name {0}")]
+pub struct BadHostName(pub &'static str);

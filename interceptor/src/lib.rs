@@ -1,0 +1,24 @@
+//! Interceptor: every outbound connection of the workloads it covers is caught in the kernel,
+//! decided by Istio's own resources, and accounted for.
+//!
+//! The modules stand in the order in which a connection meets them; [`conn`] is the only one that
+//! knows that order. What stands beside the path follows after.
+#![deny(unsafe_code)]
+
+pub mod accept;
+pub mod origin;
+pub mod sniff;
+pub mod decide;
+pub mod act;
+pub mod account;
+pub mod conn;
+
+pub mod kernel;
+pub mod policy;
+pub mod resolve;
+pub mod workloads;
+pub mod netns;
+
+pub mod admin;
+pub mod app;
+pub mod cli;

@@ -1,0 +1,114 @@
+//! Network namespaces: opening one, and making a socket in it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// A network namespace that we hold open.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+    cookie: u64,
+    label: String,
+}
+
+impl NetNs {
+    /// The namespace of this process.
+    ///
+    /// # Errors
+    /// /proc is not mounted, or the kernel has no namespace cookies (before 5.14).
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/self/ns/net"), "host".into())
+    }
+
+    /// The namespace of process `pid`.
+    ///
+    /// # Errors
+    /// The process is gone, or may not be looked at.
+    pub fn of_process(pid: u32) -> io::Result<Self> {
+        Self::open(Path::new(&format!("/proc/{pid}/ns/net")), format!("pid {pid}"))
+    }
+
+    /// A namespace by name (as `ip netns` knows it) or by path.
+    ///
+    /// # Errors
+    /// There is no such namespace.
+    pub fn named(name_or_path: &str) -> io::Result<Self> {
+        let path = if name_or_path.contains('/') {
+            PathBuf::from(name_or_path)
+        } else {
+            Path::new("/run/netns").join(name_or_path)
+        };
+        Self::open(&path, name_or_path.to_owned())
+    }
+
+    fn open(path: &Path, label: String) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let mut ns = Self { file, cookie: 0, label };
+        ns.cookie = ns.run(|| {
+            let probe = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+            cookie_of(&probe)
+        })??;
+        Ok(ns)
+    }
+
+    /// The kernel's number for this namespace: never reused while the machine runs.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// How people call it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// A second handle to the namespace, to be entered by a child process.
+    ///
+    /// # Errors
+    /// Out of file descriptors.
+    pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
+    /// Runs `make` with the calling thread in this namespace. `make` must not block or await: it
+    /// is there to create a socket, which stays in the namespace where it was made.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered. A thread that cannot come back ends the process: it would
+    /// make every later socket in the wrong namespace.
+    pub fn run<T>(&self, make: impl FnOnce() -> T) -> io::Result<T> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        let made = make();
+        if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
+            eprintln!("interceptor: cannot return to the daemon's own network namespace: {error}; stopping");
+            std::process::abort();
+        }
+        Ok(made)
+    }
+}
+
+/// SO_NETNS_COOKIE of a socket (Linux 5.14).
+#[expect(unsafe_code, reason = "no crate in use wraps SO_NETNS_COOKIE")]
+fn cookie_of(fd: &OwnedFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `len` outlive the call and `len` states the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}

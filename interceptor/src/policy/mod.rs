@@ -1,0 +1,81 @@
+//! Where rules come from: resources as written, validated, compiled into one snapshot.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+
+use crate::account::LogSettings;
+use crate::decide::Policy;
+
+/// `strict` (default) or `istio`: docs/profiles.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// Refuse when in doubt, and say why.
+    #[default]
+    Strict,
+    /// Istio's behaviour to the letter.
+    Istio,
+}
+
+/// The outbound traffic policy (MESH-1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Outbound {
+    /// Unknown traffic passes.
+    #[default]
+    AllowAny,
+    /// Unknown traffic is refused.
+    RegistryOnly,
+}
+
+/// One compiled, immutable set of rules and settings.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Counts up with each change.
+    pub generation: u64,
+    /// What decisions read.
+    pub policy: Policy,
+    /// Profile in force.
+    pub enforcement: Enforcement,
+    /// Mode in force.
+    pub outbound: Outbound,
+    /// How long to wait for first bytes where the verdict needs them; `None` = for ever (MESH-5;
+    /// strict: 5 s if unset, T-28).
+    pub sniff_timeout: Option<Duration>,
+    /// MESH-6.
+    pub connect_timeout: Duration,
+    /// MESH-7.
+    pub dns_refresh: Duration,
+    /// What mesh config and Telemetry say of the access log; `None` where they say nothing.
+    pub access_log: Option<LogSettings>,
+    /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
+    pub udp_allowed: Vec<(IpNet, u16)>,
+    /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in
+    /// strict with REGISTRY_ONLY).
+    pub refuse_datagrams: bool,
+}
+
+/// The current snapshot, swapped whole.
+#[derive(Debug)]
+pub struct Store {
+    current: ArcSwap<Snapshot>,
+}
+
+impl Store {
+    /// Starts with `snapshot`.
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self { current: ArcSwap::from_pointee(snapshot) }
+    }
+
+    /// The newest snapshot.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Replaces the snapshot for everything that asks from now on.
+    pub fn replace(&self, snapshot: Snapshot) {
+        self.current.store(Arc::new(snapshot));
+    }
+}

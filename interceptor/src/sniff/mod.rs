@@ -1,0 +1,98 @@
+//! What the first bytes of a connection are: pure readers over a growing prefix, and one loop that
+//! feeds them under a bound and a deadline.
+//!
+//! A reader never guesses. It says [`Found`](Scan::Found), [`NeedMore`](Scan::NeedMore) or
+//! [`NotMine`](Scan::NotMine), and what it cannot read as one thing only is
+//! [`Malformed`](Scan::Malformed), which refuses (threats R1, R4).
+
+pub mod http;
+pub mod prefixed;
+pub mod tls;
+
+use std::fmt;
+
+/// Answer of a reader that was shown the bytes so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scan<T> {
+    /// The prefix holds the whole thing.
+    Found(T),
+    /// So far it fits; more bytes decide.
+    NeedMore,
+    /// The bytes are some other protocol.
+    NotMine,
+    /// The bytes claim to be this protocol and break its rules.
+    Malformed(Malformed),
+}
+
+/// Why bytes that claimed a protocol were not readable as it. Shown in logs, so: short and stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Malformed(pub &'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// What a connection turned out to start with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hello {
+    /// A complete TLS ClientHello.
+    Tls(ClientHello),
+    /// A plaintext HTTP/1.x request line (LIS-24); its requests are judged one by one.
+    Http1,
+    /// The HTTP/2 connection preface in plaintext (LIS-19).
+    Http2,
+    /// Bytes that are neither TLS nor HTTP.
+    Opaque,
+    /// The client sent nothing, or not enough, before the deadline (LIS-21, T-28).
+    Silent,
+    /// The client closed its side before it had sent enough to tell.
+    Closed,
+    /// Bytes that claim to be TLS or HTTP and are not readable as such (T-19 to T-23).
+    Malformed(Malformed),
+}
+
+/// The parts of a ClientHello that decisions and logs read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientHello {
+    /// The one host name of `server_name` (RFC 6066), validated and in normal form: lower case,
+    /// without a trailing dot.
+    pub sni: Option<crate::decide::host::HostName>,
+    /// Protocols offered by ALPN (RFC 7301), in order.
+    pub alpn: Vec<Vec<u8>>,
+    /// An encrypted_client_hello extension is present: `sni` is the outer name (T-26).
+    pub ech: bool,
+}
+
+/// Collects a connection's first bytes and reads them incrementally.
+#[derive(Debug, Default)]
+pub struct Sniffer {
+    bytes: bytes::BytesMut,
+}
+
+impl Sniffer {
+    /// Takes more bytes and says what the connection starts with as soon as that is certain.
+    pub fn push(&mut self, _more: &[u8]) -> Option<Hello> {
+        todo!()
+    }
+
+    /// Every byte taken so far, to be replayed.
+    pub fn into_bytes(self) -> bytes::Bytes {
+        self.bytes.freeze()
+    }
+
+    /// Reads from `client` until the hello is certain. Cancel-safe: nothing read is lost when the
+    /// future is dropped, so it can be raced and called again. Returns [`Hello::Closed`] at end of
+    /// stream and [`Hello::Silent`] at `deadline` (`None` waits for ever).
+    ///
+    /// # Errors
+    /// The socket's own, for instance a reset.
+    pub async fn read_from(
+        &mut self,
+        _client: &tokio::net::TcpStream,
+        _deadline: Option<tokio::time::Instant>,
+    ) -> std::io::Result<Hello> {
+        todo!()
+    }
+}

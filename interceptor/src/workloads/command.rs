@@ -1,0 +1,1 @@
+//! Starting a command as a covered workload.

@@ -1,0 +1,18 @@
+//! Who is calling, and how the programs that we cover are started.
+
+pub mod cgroup;
+pub mod command;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A covered workload as policy and logs know it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Workload {
+    /// Its namespace: decides which resources it sees. `default` on a dev box.
+    pub namespace: Arc<str>,
+    /// How logs and status call it.
+    pub name: Arc<str>,
+    /// Its labels (workloadSelector).
+    pub labels: BTreeMap<String, String>,
+}
