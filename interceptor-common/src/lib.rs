@@ -1,2 +1,86 @@
+//! The contract between kernel and user space: keys, values, findings and map names.
+//!
+//! Rules of the contract: every type is `repr(C)` without implicit padding; multi-byte network
+//! fields are big-endian byte arrays; no Rust enum or bool lies in a map; sizes are asserted here.
+//! IPv4 addresses are v4-mapped IPv6 (`::ffff:a.b.c.d`) unless a table is for one family alone.
 #![no_std]
-//! contract
+#![warn(missing_docs)]
+
+mod datagram;
+mod endpoint;
+mod event;
+mod finding;
+mod handover;
+mod namespace;
+mod settings;
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "Pod is an unsafe trait; each impl says why it holds")]
+mod user;
+
+pub use datagram::{DatagramKey, DatagramPeer, Permit};
+pub use endpoint::Endpoint;
+pub use event::{Event, FlowKind};
+pub use finding::Finding;
+pub use handover::{Handover, HandoverKey, SocketState, Tier};
+pub use namespace::{Namespace, Route, RouteKey};
+pub use settings::Settings;
+
+/// Map names, as the kernel object declares them and as they are pinned.
+pub mod maps {
+    /// `Array<Settings>`, one element.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// `HashMap<u64, Namespace>` by network namespace cookie.
+    pub const NAMESPACES: &str = "NAMESPACES";
+    /// `LpmTrie<RouteKey, Route>`.
+    pub const ROUTES: &str = "ROUTES";
+    /// `LpmTrie<[u8; 4], u32>`.
+    pub const BYPASS4: &str = "BYPASS4";
+    /// `LpmTrie<[u8; 16], u32>`.
+    pub const BYPASS6: &str = "BYPASS6";
+    /// `LpmTrie<DatagramKey, u32>`.
+    pub const DATAGRAMS: &str = "DATAGRAMS";
+    /// `LruHashMap<DatagramPeer, u64>`: when a socket last heard from a peer.
+    pub const PEERS: &str = "PEERS";
+    /// `SkStorage<SocketState>` of workloads' sockets.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// `HashMap<HandoverKey, Handover>`.
+    pub const HANDOVERS: &str = "HANDOVERS";
+    /// `SkStorage<Handover>` of the daemon's accepted sockets.
+    pub const ACCEPTED: &str = "ACCEPTED";
+    /// `RingBuf` of [`Event`](super::Event): closed direct flows.
+    pub const FLOWS: &str = "FLOWS";
+    /// `RingBuf` of [`Event`](super::Event): refusals. Apart from `FLOWS`, so that a flood of
+    /// refused packets cannot push accounting out.
+    pub const REFUSALS: &str = "REFUSALS";
+    /// `PerCpuArray<u64>` by [`Finding`](super::Finding).
+    pub const COUNTERS: &str = "COUNTERS";
+
+    /// Every pinned map.
+    pub const ALL: [&str; 13] = [
+        SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, PEERS, SOCKETS, HANDOVERS, ACCEPTED,
+        FLOWS, REFUSALS, COUNTERS,
+    ];
+}
+
+/// Capacities, in entries unless said otherwise. Each is a limit that `status` shows.
+pub mod capacity {
+    /// Covered network namespaces.
+    pub const NAMESPACES: u32 = 4096;
+    /// Routes and local addresses of all covered namespaces.
+    pub const ROUTES: u32 = 65_536;
+    /// Bypass prefixes, per family.
+    pub const BYPASS: u32 = 16_384;
+    /// Resolvers and UDP destinations of entries.
+    pub const DATAGRAMS: u32 = 16_384;
+    /// Peers that wrote to a workload's UDP socket.
+    pub const PEERS: u32 = 65_536;
+    /// Redirected connections between the workload's and the daemon's side of the handshake.
+    pub const HANDOVERS: u32 = 65_536;
+    /// Bytes: about 20,000 records of flows that closed while the daemon was not reading.
+    pub const FLOWS_BYTES: u32 = 4 << 20;
+    /// Bytes.
+    pub const REFUSALS_BYTES: u32 = 256 << 10;
+}
+
+/// How long after a datagram from a peer a datagram to it counts as a reply, in nanoseconds.
+pub const REPLY_WINDOW_NS: u64 = 60_000_000_000;

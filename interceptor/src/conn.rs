@@ -1,1 +1,322 @@
-//! conn
+//! THE PATH: one connection, every stage in order: accept, origin, sniff, decide, act, account.
+//! The only module that knows that order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::accept::Accepted;
+use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
+use crate::act::dial::{DialError, Dialer, Dialled};
+use crate::act::http::HttpContext;
+use crate::act::relay::RelayEnd;
+use crate::act::{block, http, relay};
+use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
+use crate::kernel::Kernel;
+use crate::origin::{Intercepted, Origin, OriginalDst};
+use crate::policy::{Enforcement, Snapshot, Store};
+use crate::sniff::prefixed::Prefixed;
+use crate::sniff::{Hello, Sniffer};
+use crate::workloads::Workload;
+
+/// How long a client may take to speak first before the upstream is dialled all the same, where
+/// every verdict without its bytes is "pass": a server that speaks first is not kept waiting, and
+/// a client that does is mostly not dialled for twice.
+const SPEAK_FIRST: Duration = Duration::from_millis(10);
+
+/// A relay on which nothing moves is ended after this long (Envoy's default for TCP).
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What every connection of one covered namespace shares.
+#[derive(Clone)]
+pub struct Site {
+    /// The kernel side: original destinations.
+    pub kernel: Arc<Kernel>,
+    /// The newest policy.
+    pub policy: Arc<Store>,
+    /// Opens upstream connections in the namespace.
+    pub dialer: Dialer,
+    /// Where lines go.
+    pub log: AccessLog,
+    /// Who runs in the namespace.
+    pub workload: Arc<Workload>,
+    /// Gauges.
+    pub counts: Arc<Counts>,
+}
+
+/// Connections now and so far.
+#[derive(Debug, Default)]
+pub struct Counts {
+    active: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Counts {
+    /// Connections that are open.
+    pub fn active(&self) -> u64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Connections so far.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts one connection for as long as it lives.
+struct Counted(Arc<Counts>);
+
+impl Counted {
+    fn new(counts: &Arc<Counts>) -> Self {
+        counts.active.fetch_add(1, Ordering::Relaxed);
+        counts.total.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(accepted: Accepted, site: Site) {
+    let _counted = Counted::new(&site.counts);
+    match intercept(accepted, &site) {
+        Ok(intercepted) => proxy(intercepted, site).await,
+        Err(accepted) => refuse_unknown(accepted, &site),
+    }
+}
+
+/// Accepted to intercepted: what the kernel handed over. Nothing is ever taken from the client's
+/// own bytes, and a miss is never a guess (T-11).
+fn intercept(accepted: Accepted, site: &Site) -> Result<Intercepted, Accepted> {
+    let Some(handover) = site.kernel.handover(&accepted.client) else { return Err(accepted) };
+    let (dst, src) = crate::kernel::ends(&handover);
+    let origin = Origin {
+        dst: OriginalDst::new(dst),
+        src,
+        workload: Arc::clone(&site.workload),
+        accepted: Instant::now(),
+        accepted_wall: SystemTime::now(),
+    };
+    Ok(Intercepted { client: accepted.client, origin })
+}
+
+/// Somebody talks to the listener itself (CAP-11, T-11).
+fn refuse_unknown(accepted: Accepted, site: &Site) {
+    let mut record = Record::new(SystemTime::now(), accepted.local, accepted.peer);
+    record.upstream_cluster = Some(ClusterName::black_hole());
+    record.flags = vec![Flag::UH];
+    record.reason = Reason::NoOriginalDst;
+    if site.policy.current().enforcement == Enforcement::Strict {
+        record.connection_termination_details = Some(Reason::NoOriginalDst.label().into());
+    }
+    site.log.write(record);
+    block::reset(accepted.client);
+}
+
+/// Intercepted to finished.
+async fn proxy(intercepted: Intercepted, site: Site) {
+    let Intercepted { client, origin } = intercepted;
+    let snapshot = site.policy.current();
+    let account = ConnectionAccount::open(site.log.clone(), &origin);
+    let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
+        ByAddress::Decided(decision) => Sniffed::without_bytes(decision),
+        ByAddress::Inspect { unless_client_speaks } => {
+            match sniff(&client, &origin, &site, &snapshot, unless_client_speaks).await {
+                Ok(sniffed) => sniffed,
+                // The client is gone: its reset leaves an account with nothing in it.
+                Err(_) => return account.close(0, 0),
+            }
+        }
+    };
+    act(client, origin, site, &snapshot, sniffed, account).await;
+}
+
+/// A decided connection, with what was read and opened on the way.
+struct Sniffed {
+    decision: Decision,
+    bytes: Bytes,
+    sni: Option<String>,
+    dialled: Option<Result<Dialled, DialError>>,
+}
+
+impl Sniffed {
+    fn without_bytes(decision: Decision) -> Self {
+        Self { decision, bytes: Bytes::new(), sni: None, dialled: None }
+    }
+}
+
+/// Reads what the verdict needs. Where the answer without any byte is "pass", the upstream is
+/// dialled meanwhile and may speak first; else nothing leaves before the verdict (R2).
+async fn sniff(
+    client: &TcpStream,
+    origin: &Origin,
+    site: &Site,
+    snapshot: &Snapshot,
+    unless_client_speaks: Decision,
+) -> std::io::Result<Sniffed> {
+    let mut sniffer = Sniffer::default();
+    let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
+    let Action::Relay(upstream) = &unless_client_speaks.action else {
+        let hello = sniffer.read_from(client, deadline).await?;
+        return Ok(decide_hello(sniffer, &hello, origin, snapshot, unless_client_speaks, None));
+    };
+    let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
+    if first != Hello::Silent {
+        return Ok(decide_hello(sniffer, &first, origin, snapshot, unless_client_speaks, None));
+    }
+    let mut dial = std::pin::pin!(site.dialer.dial(upstream, origin.dst));
+    let dialled = tokio::select! {
+        dialled = &mut dial => dialled,
+        hello = sniffer.read_from(client, None) => {
+            let hello = hello?;
+            let mut sniffed = decide_hello(sniffer, &hello, origin, snapshot, unless_client_speaks.clone(), None);
+            // The dial under way is used if the bytes changed nothing about where to.
+            if same_place(&sniffed.decision, upstream) {
+                sniffed.dialled = Some(dial.await);
+            }
+            return Ok(sniffed);
+        }
+    };
+    let Ok(dialled) = dialled else {
+        return Ok(Sniffed {
+            decision: unless_client_speaks,
+            bytes: sniffer.into_bytes(),
+            sni: None,
+            dialled: Some(dialled),
+        });
+    };
+    tokio::select! {
+        biased;
+        hello = sniffer.read_from(client, None) => {
+            let hello = hello?;
+            let upstream = upstream.clone();
+            let mut sniffed =
+                decide_hello(sniffer, &hello, origin, snapshot, unless_client_speaks, None);
+            if same_place(&sniffed.decision, &upstream) {
+                sniffed.dialled = Some(Ok(dialled));
+            }
+            Ok(sniffed)
+        }
+        // The server speaks first, or hangs up.
+        _ = dialled.stream.readable() => Ok(Sniffed {
+            decision: unless_client_speaks,
+            bytes: sniffer.into_bytes(),
+            sni: None,
+            dialled: Some(Ok(dialled)),
+        }),
+    }
+}
+
+fn decide_hello(
+    sniffer: Sniffer,
+    hello: &Hello,
+    origin: &Origin,
+    snapshot: &Snapshot,
+    unless_client_speaks: Decision,
+    dialled: Option<Result<Dialled, DialError>>,
+) -> Sniffed {
+    let decision = match hello {
+        // In ALLOW_ANY a client that half-closes at once may still be answered.
+        Hello::Silent | Hello::Closed => unless_client_speaks,
+        hello => decide::by_hello(&snapshot.policy, &origin.flow(), hello),
+    };
+    let sni = match hello {
+        Hello::Tls(client_hello) => client_hello.sni.as_ref().map(ToString::to_string),
+        _ => None,
+    };
+    Sniffed { decision, bytes: sniffer.into_bytes(), sni, dialled }
+}
+
+/// Whether the decision relays to where `upstream` already leads. A name that was noticed in
+/// passing does not change the place.
+fn same_place(decision: &Decision, upstream: &Upstream) -> bool {
+    match (&decision.action, upstream) {
+        (
+            Action::Relay(Upstream::OriginalDst { port: a, .. }),
+            Upstream::OriginalDst { port: b, .. },
+        ) => a == b,
+        (Action::Relay(a), b) => a == b,
+        _ => false,
+    }
+}
+
+/// Does what was decided, and closes the account.
+async fn act(
+    client: TcpStream,
+    origin: Origin,
+    site: Site,
+    snapshot: &Snapshot,
+    sniffed: Sniffed,
+    mut account: ConnectionAccount,
+) {
+    let Sniffed { decision, bytes, sni, dialled } = sniffed;
+    let explain = snapshot.enforcement == Enforcement::Strict;
+    account.decided(&decision, explain);
+    if let Some(sni) = sni {
+        account.server_name(sni);
+    }
+    match decision.action {
+        Action::Block(Block::Reset) => {
+            block::reset(client);
+            account.close(0, 0);
+        }
+        Action::Block(Block::Close | Block::Http { .. }) => {
+            block::close(client).await;
+            account.close(0, 0);
+        }
+        Action::Relay(upstream) => {
+            let dialled = match dialled {
+                Some(dialled) => dialled,
+                None => site.dialer.dial(&upstream, origin.dst).await,
+            };
+            match dialled {
+                Ok(dialled) => {
+                    account.upstream(dialled.upstream, dialled.local);
+                    let client = Prefixed::new(bytes, client);
+                    let relayed = relay::relay(client, dialled.stream, Some(IDLE)).await;
+                    if relayed.end == RelayEnd::Idle {
+                        account.terminated("idle_timeout");
+                    }
+                    account.close(relayed.bytes_received, relayed.bytes_sent);
+                }
+                Err(error) => {
+                    dial_failed(&mut account, &error, explain);
+                    // As a connect without us would have ended: no byte went back, so a reset.
+                    block::reset(client);
+                    account.close(bytes.len() as u64, 0);
+                }
+            }
+        }
+        Action::Http => {
+            account.per_request();
+            let context = HttpContext { dialer: site.dialer, policy: site.policy, log: site.log };
+            http::serve(Prefixed::new(bytes, client), origin, context).await;
+        }
+        // Only by_request answers this; a connection as a whole is never forwarded.
+        Action::Forward(_) => {
+            account.refused(Reason::NoPolicy, explain);
+            block::reset(client);
+            account.close(0, 0);
+        }
+    }
+}
+
+fn dial_failed(account: &mut ConnectionAccount, error: &DialError, explain: bool) {
+    match error {
+        DialError::NoEndpoint | DialError::Resolve(_) => {
+            account.upstream_failed(None, vec![Flag::UH], None);
+        }
+        DialError::Special(_) => account.refused(Reason::SpecialAddress, explain),
+        DialError::Connect { .. } => {
+            account.upstream_failed(error.tried(), vec![Flag::UF, Flag::URX], Some(error.details()));
+        }
+    }
+}

@@ -1,1 +1,308 @@
 //! The user side of BPF: load, attach, pin, adopt; tables and events. Never decides.
+
+mod events;
+mod hooks;
+mod object;
+mod pins;
+mod probe;
+mod sys;
+mod tables;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+use aya::maps::{MapData, RingBuf, SkStorage};
+use aya::programs::{CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps};
+use aya::{Ebpf, EbpfLoader};
+use interceptor_common::{Handover, maps};
+use tokio::net::TcpStream;
+
+pub use events::{Closed, EventReader, KernelEvent, Refused};
+pub use hooks::{HOOKS, Hook, Kind, Side};
+pub use pins::{PinError, Pins};
+pub use probe::{KernelVersion, MissingFeature};
+pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables};
+
+use crate::workloads::cgroup::{Cgroup, CgroupError};
+
+/// Everything that is loaded and attached for one instance.
+pub struct Kernel {
+    tables: Mutex<Tables>,
+    accepted: SkStorage<MapData, Handover>,
+    attachments: Vec<Attachment>,
+    pins: Pins,
+    /// Keeps the programs' own descriptors open; links alone would do, maps are pinned.
+    _object: Ebpf,
+}
+
+/// One program at one cgroup.
+#[derive(Debug)]
+pub struct Attachment {
+    /// Which hook.
+    pub hook: &'static Hook,
+    /// The cgroup's path.
+    pub cgroup: String,
+    /// The kernel's number of the program.
+    pub program_id: u32,
+    link: OwnedFd,
+}
+
+/// What to load.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Name of the instance; names its pins.
+    pub name: &'a str,
+    /// The covered cgroups.
+    pub workloads: &'a [Cgroup],
+    /// The daemon's own cgroup.
+    pub daemon: &'a Cgroup,
+    /// Whether the programs log each decision (`--bpf-log`).
+    pub log: bool,
+}
+
+/// Why the kernel side is not in place. The daemon then does not start: it never runs with a layer
+/// silently absent (T-65).
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel lacks something.
+    #[error(transparent)]
+    Missing(#[from] MissingFeature),
+    /// Built without its other half.
+    #[error("this binary was {0}", object::MISSING)]
+    NoObject,
+    /// Not enough privilege.
+    #[error("loading BPF programs needs root (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN): {0}")]
+    Privilege(String),
+    /// Loading failed otherwise.
+    #[error("cannot load the BPF programs: {0}")]
+    Load(String),
+    /// Attaching failed otherwise.
+    #[error("cannot attach {hook} to cgroup {cgroup}: {source}")]
+    Attach {
+        /// The hook's name.
+        hook: &'static str,
+        /// The cgroup.
+        cgroup: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// bpffs.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl Kernel {
+    /// Loads every program, adopts what an earlier run left pinned, attaches the rest, pins
+    /// everything. `prepare` fills the tables before the first hook can run.
+    ///
+    /// # Errors
+    /// [`KernelError`]; nothing new stays attached then.
+    pub fn load(
+        plan: &Plan<'_>,
+        prepare: impl FnOnce(&mut Tables) -> Result<(), TableError>,
+    ) -> Result<(Self, EventReader), KernelError> {
+        let object = object::embedded().ok_or(KernelError::NoObject)?;
+        let version = probe::require_floor()?;
+        let pins = Pins::of(plan.name);
+        pins.prepare()?;
+        let mut ebpf = load_object(object, &pins, version, plan.log)?;
+        load_programs(&mut ebpf)?;
+        let mut tables = Tables::take(&mut ebpf)?;
+        prepare(&mut tables)?;
+        let attachments = attach_all(&ebpf, &pins, plan)?;
+        let accepted = SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
+        let events = EventReader::new(
+            RingBuf::try_from(take(&mut ebpf, maps::FLOWS)?).map_err(load_failed)?,
+            RingBuf::try_from(take(&mut ebpf, maps::REFUSALS)?).map_err(load_failed)?,
+        )
+        .map_err(load_failed)?;
+        if plan.log {
+            events::forward_bpf_log(&mut ebpf).map_err(KernelError::Load)?;
+        }
+        Ok((Self { tables: Mutex::new(tables), accepted, attachments, pins, _object: ebpf }, events))
+    }
+
+    /// The tables, for reading and changing.
+    pub fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Where the workload behind an accepted connection was going; `None` if the kernel handed
+    /// nothing over: then nobody may guess (T-11).
+    pub fn handover(&self, accepted: &TcpStream) -> Option<Handover> {
+        self.accepted.get(accepted, 0).ok()
+    }
+
+    /// What is attached where.
+    pub fn attachments(&self) -> &[Attachment] {
+        &self.attachments
+    }
+
+    /// Detaches and removes everything.
+    ///
+    /// # Errors
+    /// A pin could not be removed.
+    pub fn detach(&self) -> Result<(), PinError> {
+        // In the opposite order of attaching: what redirects goes first.
+        for attachment in self.attachments.iter().rev() {
+            if let Err(error) = sys::link_detach(attachment.link.as_fd()) {
+                tracing::warn!("detach {}: {error}", attachment.hook.name);
+            }
+        }
+        self.pins.remove()
+    }
+}
+
+fn load_object(object: &[u8], pins: &Pins, version: KernelVersion, log: bool) -> Result<Ebpf, KernelError> {
+    const DEBUG: u8 = 4;
+    const SILENT: u8 = 0;
+    let level = if log { DEBUG } else { SILENT };
+    let has_set_retval = u8::from(version >= KernelVersion(5, 18));
+    let has_skb_netns = u8::from(version >= KernelVersion(6, 12));
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("AYA_LOG_LEVEL", &level, false)
+        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .override_global("HAS_SKB_NETNS", &has_skb_netns, true);
+    for name in maps::ALL {
+        loader.map_pin_path(name, pins.maps().join(name));
+    }
+    loader.load(object).map_err(|error| {
+        let chain = chain(&error);
+        if chain.contains("Operation not permitted") || chain.contains("Permission denied") {
+            KernelError::Privilege(chain)
+        } else {
+            KernelError::Load(chain)
+        }
+    })
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let mut loaded = BTreeSet::new();
+    for hook in HOOKS {
+        if !loaded.insert(hook.program) {
+            continue;
+        }
+        let program = ebpf
+            .program_mut(hook.program)
+            .ok_or_else(|| KernelError::Load(format!("the object has no program {}", hook.program)))?;
+        load_program(program, hook.kind).map_err(|error| probe::explain_load(hook, &error))?;
+    }
+    Ok(())
+}
+
+fn load_program(program: &mut Program, kind: Kind) -> Result<(), ProgramError> {
+    match kind {
+        Kind::SockAddr => <&mut CgroupSockAddr>::try_from(program)?.load(),
+        Kind::Sockopt => <&mut CgroupSockopt>::try_from(program)?.load(),
+        Kind::Sock => <&mut CgroupSock>::try_from(program)?.load(),
+        Kind::SockOps => <&mut SockOps>::try_from(program)?.load(),
+        Kind::Skb => <&mut CgroupSkb>::try_from(program)?.load(),
+    }
+}
+
+/// Attaches every hook to its cgroups. A pinned link of an earlier run gets the new program in
+/// place; what is pinned for cgroups that are no longer covered goes afterwards.
+fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachment>, KernelError> {
+    let mut attachments = Vec::new();
+    let mut wanted = BTreeSet::new();
+    for hook in HOOKS {
+        let targets = match hook.side {
+            Side::Daemon => std::slice::from_ref(plan.daemon),
+            Side::Workload => plan.workloads,
+        };
+        for cgroup in targets {
+            let pin_name = format!("{}-{}", hook.name, cgroup.id()?);
+            let attachment = attach(ebpf, hook, cgroup, &pins.links().join(&pin_name));
+            let attachment = match attachment {
+                Ok(attachment) => attachment,
+                Err(error) => {
+                    if attachments.is_empty() {
+                        let _ = pins.remove();
+                    }
+                    return Err(error);
+                }
+            };
+            wanted.insert(pin_name);
+            attachments.push(attachment);
+        }
+    }
+    for stale in pins.link_names().into_iter().filter(|name| !wanted.contains(name)) {
+        let _ = std::fs::remove_file(pins.links().join(stale));
+    }
+    Ok(attachments)
+}
+
+fn attach(ebpf: &Ebpf, hook: &'static Hook, cgroup: &Cgroup, pin: &Path) -> Result<Attachment, KernelError> {
+    let path = cgroup.path().display().to_string();
+    let failed = |source| KernelError::Attach { hook: hook.name, cgroup: path.clone(), source };
+    let program = ebpf
+        .program(hook.program)
+        .ok_or_else(|| KernelError::Load(format!("the object has no program {}", hook.program)))?
+        .fd()
+        .map_err(load_failed)?
+        .as_fd();
+    let link = match adopt(pin, program, cgroup.id()?) {
+        Some(link) => link,
+        None => {
+            let target = File::open(cgroup.path()).map_err(failed)?;
+            let link = sys::link_create(program, target.as_fd(), hook.attach_type)
+                .map_err(|error| probe::explain_attach(hook, &error).map_or_else(|| failed(error), KernelError::Missing))?;
+            sys::pin(link.as_fd(), pin).map_err(failed)?;
+            link
+        }
+    };
+    let program_id = sys::link_info(link.as_fd()).map_err(failed)?.program_id;
+    Ok(Attachment { hook, cgroup: path.clone(), program_id, link })
+}
+
+/// The pinned link, with `program` put in place of the old one; `None` (and no pin) if there is
+/// none or it no longer holds that cgroup.
+fn adopt(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> Option<OwnedFd> {
+    let link = sys::open_pinned(pin).ok()?;
+    let holds = sys::link_info(link.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup_id);
+    if holds && sys::link_update(link.as_fd(), program).is_ok() {
+        return Some(link);
+    }
+    let _ = std::fs::remove_file(pin);
+    None
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
+    ebpf.take_map(name).ok_or_else(|| KernelError::Load(format!("the object has no map {name}")))
+}
+
+fn load_failed(error: impl std::error::Error) -> KernelError {
+    KernelError::Load(chain(&error))
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Both ends of a handed-over connection: where it was going, and the workload's own end.
+pub fn ends(handover: &Handover) -> (SocketAddr, SocketAddr) {
+    (events::socket_addr(&handover.dst), events::socket_addr(&handover.src))
+}

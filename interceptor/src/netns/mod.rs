@@ -1,9 +1,13 @@
-//! Network namespaces: opening one, and making a socket in it.
+//! Network namespaces: opening one, making a socket in it, and following its routes.
+
+mod routes;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+pub use routes::Routes;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -12,6 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 #[derive(Debug)]
 pub struct NetNs {
     file: File,
+    path: PathBuf,
     cookie: u64,
     label: String,
 }
@@ -48,7 +53,7 @@ impl NetNs {
 
     fn open(path: &Path, label: String) -> io::Result<Self> {
         let file = File::open(path)?;
-        let mut ns = Self { file, cookie: 0, label };
+        let mut ns = Self { file, path: path.to_owned(), cookie: 0, label };
         ns.cookie = ns.run(|| {
             let probe = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
             cookie_of(&probe)
@@ -64,6 +69,15 @@ impl NetNs {
     /// How people call it.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// A path by which another process can open it: the given one, or ours through our own handle.
+    pub fn path(&self) -> PathBuf {
+        if self.path.starts_with("/proc") {
+            PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
+        } else {
+            self.path.clone()
+        }
     }
 
     /// A second handle to the namespace, to be entered by a child process.

@@ -1,0 +1,49 @@
+//! What the kernel reports: one closed direct flow, or one refusal.
+
+use crate::Endpoint;
+
+/// Kind of an [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FlowKind {
+    /// A bypassed TCP connection closed.
+    Bypassed = 1,
+    /// A TCP connection to a configured resolver closed.
+    Resolver = 2,
+    /// A TCP connect was refused.
+    RefusedConnect = 3,
+    /// A datagram, or a packet of another protocol, was refused.
+    RefusedDatagram = 4,
+}
+
+/// One record of `FLOWS` or `REFUSALS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Namespace cookie.
+    pub netns: u64,
+    /// Cgroup id of the workload.
+    pub cgroup: u64,
+    /// Monotonic time of the connect or refusal, nanoseconds.
+    pub started_ns: u64,
+    /// Connect to close, nanoseconds.
+    pub duration_ns: u64,
+    /// Payload bytes that the peer acknowledged.
+    pub bytes_sent: u64,
+    /// Payload bytes that the peer sent.
+    pub bytes_received: u64,
+    /// Destination.
+    pub dst: Endpoint,
+    /// The workload's end.
+    pub src: Endpoint,
+    /// A [`FlowKind`].
+    pub kind: u32,
+    /// The [`Finding`](crate::Finding) behind a refusal.
+    pub finding: u32,
+    /// 1 if the connection was established before it closed.
+    pub established: u32,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<Event>() == 104);

@@ -1,0 +1,85 @@
+//! What a hook found. One list for kernel counters, events, metrics and status.
+
+macro_rules! findings {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal;)*) => {
+        /// What a hook found about one socket, connect or packet. Indexes the `COUNTERS` table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Finding {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Finding {
+            /// Every finding, in numeric order.
+            pub const ALL: &'static [Finding] = &[$(Finding::$name,)*];
+
+            /// The label in metrics and status.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Finding::$name => $label,)*
+                }
+            }
+        }
+    };
+}
+
+findings! {
+    /// A connection was turned to the proxy.
+    Redirected = 0, "redirected";
+    /// A connection went direct by an operator's CIDR.
+    Bypassed = 1, "bypassed";
+    /// A connection or datagram went to a configured resolver.
+    Resolver = 2, "resolver";
+    /// The destination is the workload's own loopback.
+    Loopback = 3, "loopback";
+    /// The caller is the daemon.
+    Daemon = 4, "daemon";
+    /// Refused: the network namespace is not covered.
+    NamespaceUnknown = 5, "refused_namespace_unknown";
+    /// ENETUNREACH: the namespace has no route there.
+    NoRoute = 6, "no_route";
+    /// Refused: no listener for the address family.
+    NoListener = 7, "refused_no_listener";
+    /// Refused: no memory for the socket's state.
+    NoStorage = 8, "refused_no_storage";
+    /// Refused: the socket is bound to a device and the binding could not be lifted.
+    BoundDevice = 9, "refused_bound_device";
+    /// Refused: a protocol other than TCP and UDP.
+    Protocol = 10, "refused_protocol";
+    /// Refused: Multipath TCP (clients fall back to TCP).
+    Mptcp = 11, "refused_mptcp";
+    /// A datagram went where an entry allows it.
+    DatagramAllowed = 12, "datagram_allowed";
+    /// A datagram answered a peer that wrote first.
+    DatagramReply = 13, "datagram_reply";
+    /// A datagram passed since the mode lets datagrams pass.
+    DatagramUnrestricted = 14, "datagram_unrestricted";
+    /// Refused: a datagram that nothing allows.
+    DatagramRefused = 15, "refused_datagram";
+    /// Dropped: a SYN from a socket that no connect hook approved.
+    SynUnapproved = 16, "dropped_syn_unapproved";
+    /// The table of hand-overs is full: the proxy refuses the connection.
+    HandoverFull = 17, "handover_table_full";
+    /// An accepted connection took its original destination over.
+    HandoverTaken = 18, "handover_taken";
+    /// An accepted connection without one: the proxy refuses it.
+    HandoverMissing = 19, "handover_missing";
+    /// A flow record was lost: the ring buffer was full.
+    FlowLost = 20, "flow_record_lost";
+    /// A refusal's record was lost: the ring buffer was full. The refusal itself was counted.
+    RefusalLost = 21, "refusal_record_lost";
+    /// SETTINGS could not be read: refused.
+    NoSettings = 22, "refused_no_settings";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_positions() {
+        for (index, finding) in Finding::ALL.iter().enumerate() {
+            assert_eq!(*finding as usize, index, "{}", finding.label());
+        }
+    }
+}

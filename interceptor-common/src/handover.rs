@@ -1,0 +1,79 @@
+//! The original destination on its way from the workload's socket to the daemon's.
+
+use crate::Endpoint;
+
+/// How a socket of a workload was let through. In [`SocketState::tier`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Tier {
+    /// Nothing approved: a socket that was disconnected, or talks to loopback.
+    None = 0,
+    /// Turned to the proxy.
+    Redirected = 1,
+    /// Direct, by an operator's CIDR.
+    Bypassed = 2,
+    /// Direct, to a configured resolver.
+    Resolver = 3,
+}
+
+/// What connect4/6 decided for a workload's socket. Lives in the socket (SK_STORAGE).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketState {
+    /// Namespace cookie.
+    pub netns: u64,
+    /// Cgroup id of the caller.
+    pub cgroup: u64,
+    /// `bpf_ktime_get_ns` at connect.
+    pub started_ns: u64,
+    /// The address dialled.
+    pub dst: Endpoint,
+    /// The source that the route to `dst` chooses; the port is filled in by the reader.
+    pub src: Endpoint,
+    /// The socket's own end once established, for the hand-over key.
+    pub local: Endpoint,
+    /// Listener that the socket was turned to, host order.
+    pub listener_port: u16,
+    /// A [`Tier`].
+    pub tier: u8,
+    /// 1 once our FIN was acknowledged: it is counted in `bytes_acked`.
+    pub fin_acked: u8,
+    /// 1 once the peer's FIN came: it is counted in `bytes_received`.
+    pub fin_received: u8,
+    /// Always zero.
+    pub pad: [u8; 7],
+}
+
+const _: () = assert!(size_of::<SocketState>() == 24 + 60 + 12);
+
+/// Finds a redirected connection from the other end of its handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandoverKey {
+    /// Namespace cookie: loopback four-tuples of two namespaces collide.
+    pub netns: u64,
+    /// The workload's end of the loopback connection.
+    pub client: Endpoint,
+    /// The listener's port, host order.
+    pub listener_port: u16,
+    /// Always zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<HandoverKey>() == 32);
+
+/// What the accepted socket learns. Lives in the accepted socket (SK_STORAGE).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// Cgroup id of the workload that connected.
+    pub cgroup: u64,
+    /// Namespace cookie.
+    pub netns: u64,
+    /// The address dialled.
+    pub dst: Endpoint,
+    /// The workload's end as it sees it itself (getsockname).
+    pub src: Endpoint,
+}
+
+const _: () = assert!(size_of::<Handover>() == 56);

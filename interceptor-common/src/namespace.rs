@@ -1,0 +1,75 @@
+//! Covered network namespaces: their listeners and their routes.
+
+/// A covered namespace. A cookie without an entry is not covered: its connections are refused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Namespace {
+    /// Port of the listeners on 127.0.0.1 and its neighbours, host order; 0: IPv4 is refused.
+    pub port_v4: u16,
+    /// Port of the listener on `::1`, host order; 0: IPv6 is refused.
+    pub port_v6: u16,
+    /// How many loopback addresses listen, from 127.0.0.1 on. More than one, so that a single
+    /// destination does not exhaust the source ports of one address pair.
+    pub v4_listeners: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(size_of::<Namespace>() == 8);
+
+/// Key of a route: the namespace and family match exactly, the address by prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RouteKey {
+    netns: [u8; 8],
+    family: [u8; 4],
+    addr: [u8; 16],
+}
+
+const _: () = assert!(size_of::<RouteKey>() == 28);
+
+impl RouteKey {
+    /// Bits in front of the address.
+    pub const FIXED_BITS: u32 = 96;
+
+    /// A v4 address (in network order) in a namespace.
+    #[inline(always)]
+    pub const fn v4(netns: u64, a: [u8; 4]) -> Self {
+        let addr = [a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        Self { netns: netns.to_ne_bytes(), family: [4, 0, 0, 0], addr }
+    }
+
+    /// The namespace's cookie.
+    pub const fn netns(&self) -> u64 {
+        u64::from_ne_bytes(self.netns)
+    }
+
+    /// A v6 address (in network order) in a namespace.
+    #[inline(always)]
+    pub const fn v6(netns: u64, addr: [u8; 16]) -> Self {
+        Self { netns: netns.to_ne_bytes(), family: [6, 0, 0, 0], addr }
+    }
+}
+
+/// Where a route leads, as far as connect needs it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Source address that the namespace's routing chooses (v4-mapped for IPv4).
+    pub src: [u8; 16],
+    /// [`Route::VIA`], [`Route::LOCAL`] or [`Route::UNREACHABLE`].
+    pub kind: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(size_of::<Route>() == 20);
+
+impl Route {
+    /// Out of the namespace.
+    pub const VIA: u8 = 0;
+    /// To an address of the namespace itself.
+    pub const LOCAL: u8 = 1;
+    /// The namespace's routing says unreachable.
+    pub const UNREACHABLE: u8 = 2;
+}

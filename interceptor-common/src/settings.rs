@@ -1,0 +1,16 @@
+//! What user space tells every program.
+
+/// The one element of `SETTINGS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Cgroup ids of the daemon (the old one too during an upgrade); 0 = unused. Exempt, and
+    /// tested before the namespace, since upstream sockets carry the workload's cookie.
+    pub daemon_cgroups: [u64; 2],
+    /// 1: datagrams and protocols that nothing allows are refused.
+    pub refuse_datagrams: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 24);

@@ -1,0 +1,18 @@
+//! `aya::Pod` for what lies in maps, here because of the orphan rule.
+
+use crate::{
+    DatagramKey, DatagramPeer, Event, Handover, HandoverKey, Namespace, Route, RouteKey, Settings,
+    SocketState,
+};
+
+macro_rules! pod {
+    ($($type:ty),*) => {
+        $(
+            // SAFETY: repr(C), Copy, no implicit padding (sizes asserted beside each type), and
+            // every bit pattern is a valid value: the fields are integers and byte arrays only.
+            unsafe impl aya::Pod for $type {}
+        )*
+    };
+}
+
+pod!(DatagramKey, DatagramPeer, Event, Handover, HandoverKey, Namespace, Route, RouteKey, Settings, SocketState);

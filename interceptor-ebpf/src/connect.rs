@@ -1,0 +1,147 @@
+//! connect4/6: select, remember the destination, turn to the proxy.
+
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+use interceptor_common::{
+    Endpoint, Event, Finding, FlowKind, Namespace, Permit, SocketState, Tier,
+};
+
+use crate::count::{count, report};
+use crate::ctx::{self, Family, Verdict};
+use crate::{maps, select};
+
+const TCP: u32 = 6;
+const MPTCP: u32 = 262;
+
+/// Judges one connect.
+#[inline(always)]
+pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict {
+    match ctx::sock_addr_protocol(ctx) {
+        TCP => {}
+        MPTCP => {
+            count(Finding::Mptcp);
+            return ctx::refuse_with(ctx::PROTONOSUPPORT);
+        }
+        // Not traffic: getaddrinfo connects a datagram socket per candidate to sort addresses.
+        // What such a socket sends is judged packet by packet.
+        _ => return Verdict::Allow,
+    }
+    let netns = ctx::netns_cookie(ctx.sock_addr);
+    let cgroup = ctx::current_cgroup();
+    let finding = judge(ctx, &dst, family, netns, cgroup);
+    count(finding);
+    debug!(ctx, "connect port {}: {}", dst.port(), finding.label());
+    match finding {
+        Finding::Redirected | Finding::Bypassed | Finding::Resolver | Finding::Loopback | Finding::Daemon => {
+            Verdict::Allow
+        }
+        // What a connect without us would have said: clients that race families go on at once.
+        Finding::NoRoute => ctx::refuse_with(ctx::NETUNREACH),
+        _ => {
+            report(&maps::REFUSALS, Finding::RefusalLost, || refusal(netns, cgroup, dst, finding));
+            Verdict::Refuse
+        }
+    }
+}
+
+#[inline(always)]
+fn judge(ctx: &SockAddrContext, dst: &Endpoint, family: Family, netns: u64, cgroup: u64) -> Finding {
+    if dst.is_loopback() {
+        // A socket may have been connected elsewhere before (AF_UNSPEC): forget that.
+        if let Some(state) = ctx::state_of_sock_addr(ctx) {
+            state.tier = Tier::None as u8;
+        }
+        return Finding::Loopback;
+    }
+    let Some(settings) = select::settings() else { return Finding::NoSettings };
+    if select::is_daemon(settings, cgroup) {
+        return Finding::Daemon;
+    }
+    // SAFETY: the entry may be replaced meanwhile; it is small and any mix of old and new only
+    // leads to a listener that is not there.
+    let Some(namespace) = (unsafe { maps::NAMESPACES.get(&netns) }) else {
+        return Finding::NamespaceUnknown;
+    };
+    let Some(state) = ctx::state_to_fill(ctx) else { return Finding::NoStorage };
+    // Until the end of this hook nothing is approved, whatever an earlier connect had.
+    state.tier = Tier::None as u8;
+    state.netns = netns;
+    state.cgroup = cgroup;
+    state.started_ns = ctx::now_ns();
+    state.dst = *dst;
+    state.src = Endpoint::default();
+    state.local = Endpoint::default();
+    state.fin_acked = 0;
+    state.fin_received = 0;
+    if select::is_bypassed(dst) {
+        state.tier = Tier::Bypassed as u8;
+        return Finding::Bypassed;
+    }
+    if select::permit(dst) == Some(Permit::Resolver) {
+        state.tier = Tier::Resolver as u8;
+        return Finding::Resolver;
+    }
+    let Some(route) = select::route(netns, dst) else { return Finding::NoRoute };
+    state.src = Endpoint::new(route.src, 0);
+    redirect(ctx, namespace, state, dst, family)
+}
+
+#[inline(always)]
+fn redirect(
+    ctx: &SockAddrContext,
+    namespace: &Namespace,
+    state: &mut SocketState,
+    dst: &Endpoint,
+    family: Family,
+) -> Finding {
+    let v4 = dst.as_v4();
+    let port = if v4.is_some() { namespace.port_v4 } else { namespace.port_v6 };
+    if port == 0 || (v4.is_some() && namespace.v4_listeners == 0) {
+        return Finding::NoListener;
+    }
+    if !ctx::unbind_device(ctx) {
+        return Finding::BoundDevice;
+    }
+    match (family, v4) {
+        (Family::V4, Some(v4)) => ctx::set_addr_v4(ctx, listener_v4(namespace, v4, dst.port())),
+        // An AF_INET connect always has a v4 destination.
+        (Family::V4, None) => return Finding::NoListener,
+        (Family::V6, Some(v4)) => {
+            let listener = Endpoint::v4(listener_v4(namespace, v4, dst.port()), 0);
+            ctx::set_addr_v6(ctx, listener.addr());
+        }
+        (Family::V6, None) => ctx::set_addr_v6(ctx, LOOPBACK_V6),
+    }
+    ctx::set_port(ctx, port);
+    state.listener_port = port;
+    state.tier = Tier::Redirected as u8;
+    Finding::Redirected
+}
+
+const LOOPBACK_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// One of the namespace's loopback listeners, by destination: connections to one destination share
+/// an address pair, different destinations mostly do not.
+#[inline(always)]
+fn listener_v4(namespace: &Namespace, dst: [u8; 4], port: u16) -> [u8; 4] {
+    let hash = dst[3] ^ dst[2] ^ (port as u8) ^ ((port >> 8) as u8);
+    [127, 0, 0, 1 + hash % namespace.v4_listeners]
+}
+
+#[inline(always)]
+fn refusal(netns: u64, cgroup: u64, dst: Endpoint, finding: Finding) -> Event {
+    Event {
+        netns,
+        cgroup,
+        started_ns: ctx::now_ns(),
+        duration_ns: 0,
+        bytes_sent: 0,
+        bytes_received: 0,
+        dst,
+        src: Endpoint::default(),
+        kind: FlowKind::RefusedConnect as u32,
+        finding: finding as u32,
+        established: 0,
+        protocol: TCP,
+    }
+}

@@ -1,0 +1,38 @@
+//! inet_sock_create: protocols that neither hook nor proxy can follow never get a socket.
+
+use aya_ebpf::programs::SockContext;
+use interceptor_common::Finding;
+
+use crate::count::count;
+use crate::ctx::{self, Verdict};
+use crate::select;
+
+const STREAM: u32 = 1;
+const DGRAM: u32 = 2;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const MPTCP: u32 = 262;
+
+/// Judges one `socket()` of family AF_INET or AF_INET6.
+#[inline(always)]
+pub fn create(ctx: &SockContext) -> Verdict {
+    let (kind, protocol) = ctx::created(ctx);
+    match (kind, protocol) {
+        (STREAM, TCP) | (DGRAM, UDP) => return Verdict::Allow,
+        // In every mode: its subflows would go round the proxy. Clients fall back to TCP.
+        (_, MPTCP) => {
+            count(Finding::Mptcp);
+            return ctx::refuse_with(ctx::PROTONOSUPPORT);
+        }
+        _ => {}
+    }
+    let Some(settings) = select::settings() else {
+        count(Finding::NoSettings);
+        return Verdict::Refuse;
+    };
+    if settings.refuse_datagrams == 0 || select::is_daemon(settings, ctx::current_cgroup()) {
+        return Verdict::Allow;
+    }
+    count(Finding::Protocol);
+    ctx::refuse_with(ctx::PROTONOSUPPORT)
+}

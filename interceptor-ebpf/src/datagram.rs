@@ -1,0 +1,85 @@
+//! UDP: resolvers pass, what an entry allows by address passes, replies pass; the rest by mode.
+
+use aya_ebpf::programs::SockAddrContext;
+use interceptor_common::{
+    DatagramPeer, Endpoint, Event, Finding, FlowKind, Permit, REPLY_WINDOW_NS, Route, Settings,
+};
+
+use crate::count::{count, report};
+use crate::ctx::{self, Verdict};
+use crate::{maps, select};
+
+/// sendmsg4/6: a datagram with a destination. The packet hook sees it again; this one is there to
+/// answer at once, and before a route is looked up.
+#[inline(always)]
+pub fn sendmsg(ctx: &SockAddrContext, dst: Endpoint) -> Verdict {
+    if dst.is_loopback() {
+        return Verdict::Allow;
+    }
+    let Some(settings) = select::settings() else {
+        count(Finding::NoSettings);
+        return Verdict::Refuse;
+    };
+    let cgroup = ctx::current_cgroup();
+    if settings.refuse_datagrams == 0 || select::is_daemon(settings, cgroup) {
+        return Verdict::Allow;
+    }
+    let netns = ctx::netns_cookie(ctx.sock_addr);
+    // To an address of the namespace itself: stays inside (T-16).
+    if select::route(netns, &dst).is_some_and(|route| route.kind == Route::LOCAL) {
+        return Verdict::Allow;
+    }
+    // Counted once, by the packet hook.
+    if judge(settings, ctx::socket_cookie(ctx.sock_addr), &dst) != Finding::DatagramRefused {
+        return Verdict::Allow;
+    }
+    refuse(netns, cgroup, dst, ctx::sock_addr_protocol(ctx))
+}
+
+/// What a datagram from `socket` to `dst` is.
+#[inline(always)]
+pub fn judge(settings: &Settings, socket: u64, dst: &Endpoint) -> Finding {
+    match select::permit(dst) {
+        Some(Permit::Resolver) => return Finding::Resolver,
+        Some(Permit::Entry) => return Finding::DatagramAllowed,
+        None => {}
+    }
+    if settings.refuse_datagrams == 0 {
+        return Finding::DatagramUnrestricted;
+    }
+    let key = DatagramPeer { socket, peer: *dst, pad: [0; 4] };
+    // SAFETY: a torn read of the time at worst misjudges one reply's age.
+    match unsafe { maps::PEERS.get(&key) } {
+        Some(&heard) if ctx::now_ns().wrapping_sub(heard) < REPLY_WINDOW_NS => Finding::DatagramReply,
+        _ => Finding::DatagramRefused,
+    }
+}
+
+/// Notes that `peer` wrote to `socket`.
+#[inline(always)]
+pub fn heard(socket: u64, peer: Endpoint) {
+    let key = DatagramPeer { socket, peer, pad: [0; 4] };
+    // A failed insert means a refused reply.
+    let _ = maps::PEERS.insert(&key, &ctx::now_ns(), 0);
+}
+
+/// Counts and reports a refused datagram or packet of another protocol.
+#[inline(always)]
+pub fn refuse(netns: u64, cgroup: u64, dst: Endpoint, protocol: u32) -> Verdict {
+    count(Finding::DatagramRefused);
+    report(&maps::REFUSALS, Finding::RefusalLost, || Event {
+        netns,
+        cgroup,
+        started_ns: ctx::now_ns(),
+        duration_ns: 0,
+        bytes_sent: 0,
+        bytes_received: 0,
+        dst,
+        src: Endpoint::default(),
+        kind: FlowKind::RefusedDatagram as u32,
+        finding: Finding::DatagramRefused as u32,
+        established: 0,
+        protocol,
+    });
+    Verdict::Refuse
+}

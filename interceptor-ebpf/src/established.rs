@@ -1,0 +1,143 @@
+//! sock_ops of workloads: the source port is known now, so the original destination can be found
+//! from the other end; and direct flows are accounted when they close.
+
+use aya_ebpf::programs::SockOpsContext;
+use interceptor_common::{
+    Endpoint, Event, Finding, FlowKind, Handover, HandoverKey, SocketState, Tier,
+};
+
+use crate::count::{count, report};
+use crate::ctx::{self, End};
+use crate::maps;
+
+const TCP_CONNECT_CB: u32 = 3;
+const ACTIVE_ESTABLISHED_CB: u32 = 4;
+const STATE_CB: u32 = 10;
+const PARSE_HDR_OPT_CB: u32 = 13;
+
+const STATE_CB_FLAG: i32 = 4;
+const PARSE_ALL_HDR_OPT_CB_FLAG: i32 = 16;
+
+const FIN_WAIT1: u32 = 4;
+const FIN_WAIT2: u32 = 5;
+const CLOSE: u32 = 7;
+const CLOSE_WAIT: u32 = 8;
+const LAST_ACK: u32 = 9;
+const CLOSING: u32 = 11;
+
+const TCP_FLAG_FIN: u32 = 1;
+const TCP_PROTOCOL: u32 = 6;
+
+/// One callback.
+#[inline(always)]
+pub fn workload(ctx: &SockOpsContext) {
+    let op = ctx.op();
+    if !matches!(op, TCP_CONNECT_CB | ACTIVE_ESTABLISHED_CB | STATE_CB | PARSE_HDR_OPT_CB) {
+        return;
+    }
+    let Some(state) = ctx::state_of_ops(ctx) else { return };
+    if state.tier == Tier::None as u8 {
+        return;
+    }
+    match op {
+        TCP_CONNECT_CB => {
+            let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+        }
+        ACTIVE_ESTABLISHED_CB => established(ctx, state),
+        // Asked for only after our FIN: is the peer's in this packet? It counts as a byte.
+        PARSE_HDR_OPT_CB => {
+            if ctx::ops_tcp_flags(ctx) & TCP_FLAG_FIN != 0 {
+                state.fin_received = 1;
+            }
+        }
+        _ => changed(ctx, state),
+    }
+}
+
+#[inline(always)]
+fn established(ctx: &SockOpsContext, state: &mut SocketState) {
+    state.local = ctx::ops_end(ctx, End::Local);
+    let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+    if state.tier != Tier::Redirected as u8 {
+        return;
+    }
+    let handover = Handover {
+        cgroup: state.cgroup,
+        netns: state.netns,
+        dst: state.dst,
+        src: Endpoint::new(shown_source(state), state.local.port()),
+    };
+    if maps::HANDOVERS.insert(&key(state), &handover, 0).is_err() {
+        count(Finding::HandoverFull);
+    }
+}
+
+/// What getsockname says: the route's source, unless the workload bound one itself.
+#[inline(always)]
+fn shown_source(state: &SocketState) -> [u8; 16] {
+    if state.local.is_loopback() { state.src.addr() } else { state.local.addr() }
+}
+
+#[inline(always)]
+fn key(state: &SocketState) -> HandoverKey {
+    HandoverKey {
+        netns: state.netns,
+        client: state.local,
+        listener_port: state.listener_port,
+        pad: [0; 2],
+    }
+}
+
+#[inline(always)]
+fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
+    let (old, new) = ctx::ops_args(ctx);
+    let redirected = state.tier == Tier::Redirected as u8;
+    match new {
+        FIN_WAIT1 if !redirected => {
+            let _ = ctx.set_cb_flags(STATE_CB_FLAG | PARSE_ALL_HDR_OPT_CB_FLAG);
+        }
+        FIN_WAIT2 => state.fin_acked = 1,
+        CLOSE_WAIT | CLOSING => state.fin_received = 1,
+        CLOSE => {
+            // The last FIN's acknowledgement closes these without a state of its own.
+            if old == LAST_ACK || old == CLOSING {
+                state.fin_acked = 1;
+            }
+            if redirected {
+                // Taken already, unless the daemon's end never came to be.
+                if state.local.port() != 0 {
+                    let _ = maps::HANDOVERS.remove(&key(state));
+                }
+            } else {
+                account(ctx, state);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn account(ctx: &SockOpsContext, state: &SocketState) {
+    let was_established = state.local.port() != 0;
+    let (acked, received) = ctx::ops_bytes(ctx);
+    // The kernel counts SYN and FIN as a byte each.
+    let syn = u64::from(was_established);
+    report(&maps::FLOWS, Finding::FlowLost, || Event {
+        netns: state.netns,
+        cgroup: state.cgroup,
+        started_ns: state.started_ns,
+        duration_ns: ctx::now_ns() - state.started_ns,
+        bytes_sent: acked.saturating_sub(syn + u64::from(state.fin_acked)),
+        bytes_received: received.saturating_sub(u64::from(state.fin_received)),
+        dst: state.dst,
+        src: state.local,
+        kind: if state.tier == Tier::Resolver as u8 {
+            FlowKind::Resolver as u32
+        } else {
+            FlowKind::Bypassed as u32
+        },
+        finding: 0,
+        established: u32::from(was_established),
+        protocol: TCP_PROTOCOL,
+    });
+}

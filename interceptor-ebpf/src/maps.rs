@@ -1,0 +1,76 @@
+//! Every map: owner, writer, key lifetime, and what happens when it is full.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use interceptor_common::{
+    DatagramKey, DatagramPeer, Finding, Handover, HandoverKey, Namespace, Route, RouteKey, Settings,
+    SocketState, capacity,
+};
+
+/// Written by the daemon, read by every hook. One element.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Covered namespaces by cookie. Written by the daemon at enrolment, removed when it stops in
+/// order. Full: enrolment fails; what is not in here is refused.
+#[map]
+pub static NAMESPACES: HashMap<u64, Namespace> =
+    HashMap::with_max_entries(capacity::NAMESPACES, BPF_F_NO_PREALLOC);
+
+/// Routes and local addresses of covered namespaces. Written by the daemon, which follows the
+/// namespace's routing. Full: the route is missing, so the connect gets ENETUNREACH.
+#[map]
+pub static ROUTES: LpmTrie<RouteKey, Route> =
+    LpmTrie::with_max_entries(capacity::ROUTES, BPF_F_NO_PREALLOC);
+
+/// Operators' IPv4 prefixes. Written by the daemon. Full: adding fails, the traffic goes to the
+/// proxy.
+#[map]
+pub static BYPASS4: LpmTrie<[u8; 4], u32> =
+    LpmTrie::with_max_entries(capacity::BYPASS, BPF_F_NO_PREALLOC);
+
+/// Operators' IPv6 prefixes. As `BYPASS4`. Apart, since `::/0` would otherwise mean IPv4 too.
+#[map]
+pub static BYPASS6: LpmTrie<[u8; 16], u32> =
+    LpmTrie::with_max_entries(capacity::BYPASS, BPF_F_NO_PREALLOC);
+
+/// Resolvers and UDP destinations of entries. Written by the daemon. Full: refused.
+#[map]
+pub static DATAGRAMS: LpmTrie<DatagramKey, u32> =
+    LpmTrie::with_max_entries(capacity::DATAGRAMS, BPF_F_NO_PREALLOC);
+
+/// Who wrote to which UDP socket, and when. Written by the ingress hook. An LRU: an entry that is
+/// pushed out means a refused reply, never a wrong permission.
+#[map]
+pub static PEERS: LruHashMap<DatagramPeer, u64> =
+    LruHashMap::with_max_entries(capacity::PEERS, 0);
+
+/// What connect decided for a workload's socket. Lives and dies with the socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+/// Original destinations between the two ends of a handshake: written when the workload's end is
+/// established, taken when the daemon's end is, removed at the latest when the workload's end
+/// closes. A plain hash, never an LRU (T-14). Full: the proxy finds none and refuses.
+#[map]
+pub static HANDOVERS: HashMap<HandoverKey, Handover> =
+    HashMap::with_max_entries(capacity::HANDOVERS, BPF_F_NO_PREALLOC);
+
+/// The original destination of an accepted socket. Lives and dies with the socket.
+#[btf_map]
+pub static ACCEPTED: SkStorage<Handover> = SkStorage::new();
+
+/// Records of closed direct flows. Full: the record is lost and counted; traffic goes on.
+#[map]
+pub static FLOWS: RingBuf = RingBuf::with_byte_size(capacity::FLOWS_BYTES, 0);
+
+/// Records of refusals. Full: the record is lost and counted; the refusal stands.
+#[map]
+pub static REFUSALS: RingBuf = RingBuf::with_byte_size(capacity::REFUSALS_BYTES, 0);
+
+/// How often each finding was made, per CPU.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(Finding::ALL.len() as u32, 0);

@@ -1,0 +1,133 @@
+//! cgroup_skb: every packet of a workload's sockets. Judges datagrams that no sendmsg hook saw
+//! (connected sockets) and stands behind connect: a SYN that nobody approved is dropped.
+
+use aya_ebpf::programs::SkBuffContext;
+use interceptor_common::{Endpoint, Finding, Tier};
+
+use crate::count::count;
+use crate::ctx::{self, PacketSocket, Verdict};
+use crate::{datagram, select};
+
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const STREAM: u32 = 1;
+const DGRAM: u32 = 2;
+const SYN_SENT: u32 = 2;
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Egress.
+#[inline(always)]
+pub fn egress(ctx: &SkBuffContext) -> Verdict {
+    // The kernel's own packets (resets, neighbour discovery) belong to no cgroup and do not come
+    // here; timewait and request sockets send no payload.
+    let Some(socket) = ctx::packet_socket(ctx) else { return Verdict::Allow };
+    if socket.protocol == TCP && socket.kind == STREAM {
+        return tcp(ctx, &socket);
+    }
+    if ctx::packet_ifindex(ctx) == LOOPBACK_IFINDEX {
+        return Verdict::Allow;
+    }
+    let Some(settings) = select::settings() else {
+        count(Finding::NoSettings);
+        return Verdict::Refuse;
+    };
+    let cgroup = ctx::packet_cgroup(ctx);
+    if select::is_daemon(settings, cgroup) {
+        return Verdict::Allow;
+    }
+    let is_udp = socket.protocol == UDP && socket.kind == DGRAM;
+    let Some(dst) = remote(ctx, Side::Destination, is_udp) else {
+        // Neither IPv4 nor IPv6, or headers that we cannot find our way through.
+        return if settings.refuse_datagrams == 0 {
+            Verdict::Allow
+        } else {
+            datagram::refuse(0, cgroup, Endpoint::default(), socket.protocol)
+        };
+    };
+    let finding = if is_udp {
+        datagram::judge(settings, ctx::socket_cookie(ctx.skb.skb), &dst)
+    } else if settings.refuse_datagrams == 0 {
+        Finding::DatagramUnrestricted
+    } else {
+        Finding::DatagramRefused
+    };
+    if finding == Finding::DatagramRefused {
+        return datagram::refuse(ctx::packet_netns(ctx), cgroup, dst, socket.protocol);
+    }
+    count(finding);
+    Verdict::Allow
+}
+
+#[inline(always)]
+fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
+    if socket.state != SYN_SENT || ctx::packet_ifindex(ctx) == LOOPBACK_IFINDEX {
+        return Verdict::Allow;
+    }
+    if socket.state_slot().is_some_and(|state| state.tier != Tier::None as u8) {
+        return Verdict::Allow;
+    }
+    if let Some(settings) = select::settings()
+        && select::is_daemon(settings, ctx::packet_cgroup(ctx))
+    {
+        return Verdict::Allow;
+    }
+    count(Finding::SynUnapproved);
+    Verdict::Refuse
+}
+
+/// Ingress: a peer that wrote to a UDP socket may be answered for a while.
+#[inline(always)]
+pub fn ingress(ctx: &SkBuffContext) {
+    let Some(settings) = select::settings() else { return };
+    if settings.refuse_datagrams == 0 {
+        return;
+    }
+    let Some(socket) = ctx::packet_socket(ctx) else { return };
+    if socket.protocol != UDP || socket.kind != DGRAM {
+        return;
+    }
+    if let Some(peer) = remote(ctx, Side::Source, true) {
+        datagram::heard(ctx::socket_cookie(ctx.skb.skb), peer);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+/// The remote end in a packet's own headers. `with_port`: the packet is UDP without extension
+/// headers (what has some gives `None`).
+#[inline(always)]
+fn remote(ctx: &SkBuffContext, side: Side, with_port: bool) -> Option<Endpoint> {
+    let first: u8 = ctx.load(0).ok()?;
+    let source = side == Side::Source;
+    let port_offset = if source { 0 } else { 2 };
+    match first >> 4 {
+        4 => {
+            let addr: [u8; 4] = ctx.load(if source { 12 } else { 16 }).ok()?;
+            let header = usize::from(first & 15) * 4;
+            let port = if with_port {
+                u16::from_be_bytes(ctx.load(header + port_offset).ok()?)
+            } else {
+                0
+            };
+            Some(Endpoint::v4(addr, port))
+        }
+        6 => {
+            let addr: [u8; 16] = ctx.load(if source { 8 } else { 24 }).ok()?;
+            let port = if with_port {
+                let next: u8 = ctx.load(6).ok()?;
+                if u32::from(next) != UDP {
+                    return None;
+                }
+                u16::from_be_bytes(ctx.load(40 + port_offset).ok()?)
+            } else {
+                0
+            };
+            Some(Endpoint::new(addr, port))
+        }
+        _ => None,
+    }
+}

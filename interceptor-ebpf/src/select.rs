@@ -1,0 +1,48 @@
+//! Is this caller ours, and is its destination let go? Asked by every hook that judges.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use interceptor_common::{DatagramKey, Endpoint, Permit, Route, RouteKey, Settings};
+
+use crate::maps;
+
+/// The daemon's settings. Missing means refuse.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    maps::SETTINGS.get(0)
+}
+
+/// Whether `cgroup` is the daemon's.
+#[inline(always)]
+pub fn is_daemon(settings: &Settings, cgroup: u64) -> bool {
+    cgroup == settings.daemon_cgroups[0] || cgroup == settings.daemon_cgroups[1]
+}
+
+/// Whether an operator's CIDR covers the destination.
+#[inline(always)]
+pub fn is_bypassed(dst: &Endpoint) -> bool {
+    match dst.as_v4() {
+        Some(v4) => maps::BYPASS4.get(Key::new(32, v4)).is_some(),
+        None => maps::BYPASS6.get(Key::new(128, dst.addr())).is_some(),
+    }
+}
+
+/// Whether datagrams to the destination pass, and as what.
+#[inline(always)]
+pub fn permit(dst: &Endpoint) -> Option<Permit> {
+    let (key, bits) = DatagramKey::exact(dst);
+    match maps::DATAGRAMS.get(Key::new(bits, key)) {
+        Some(&value) if value == Permit::Resolver as u32 => Some(Permit::Resolver),
+        Some(&value) if value == Permit::Entry as u32 => Some(Permit::Entry),
+        _ => None,
+    }
+}
+
+/// The namespace's route to the destination, if it has one.
+#[inline(always)]
+pub fn route(netns: u64, dst: &Endpoint) -> Option<&'static Route> {
+    let (key, bits) = match dst.as_v4() {
+        Some(v4) => (RouteKey::v4(netns, v4), RouteKey::FIXED_BITS + 32),
+        None => (RouteKey::v6(netns, dst.addr()), RouteKey::FIXED_BITS + 128),
+    };
+    maps::ROUTES.get(Key::new(bits, key)).filter(|route| route.kind != Route::UNREACHABLE)
+}

@@ -1,0 +1,113 @@
+//! What the control socket can ask of a running interceptor.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use interceptor_common::Namespace;
+use ipnet::IpNet;
+
+use crate::account::AccessLog;
+use crate::admin::report::{Attachment, Connections, Namespace as NamespaceReport, StatusReport, Table};
+use crate::admin::{ExecInfo, Handler};
+use crate::conn::Counts;
+use crate::kernel::Kernel;
+use crate::netns::NetNs;
+use crate::policy::{Enforcement, Outbound, Store};
+
+/// The parts that status reads and the control socket changes.
+pub(super) struct Running {
+    pub(super) name: String,
+    pub(super) started: Instant,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) policy: Arc<Store>,
+    pub(super) log: AccessLog,
+    pub(super) counts: Arc<Counts>,
+    pub(super) namespaces: Vec<(Arc<NetNs>, Namespace)>,
+    pub(super) resolvers: Vec<SocketAddr>,
+    pub(super) exec: ExecInfo,
+}
+
+impl Handler for Running {
+    fn status(&self) -> StatusReport {
+        let snapshot = self.policy.current();
+        let tables = self.kernel.tables();
+        StatusReport {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            enforcement: match snapshot.enforcement {
+                Enforcement::Strict => "strict",
+                Enforcement::Istio => "istio",
+            }
+            .into(),
+            outbound: match snapshot.outbound {
+                Outbound::AllowAny => "ALLOW_ANY",
+                Outbound::RegistryOnly => "REGISTRY_ONLY",
+            }
+            .into(),
+            generation: snapshot.generation,
+            attachments: self
+                .kernel
+                .attachments()
+                .iter()
+                .map(|attachment| Attachment {
+                    hook: attachment.hook.name.into(),
+                    cgroup: attachment.cgroup.clone(),
+                    program_id: attachment.program_id,
+                    pinned: true,
+                })
+                .collect(),
+            namespaces: self.namespaces.iter().map(|(netns, at)| namespace(netns, *at)).collect(),
+            tables: tables
+                .fill()
+                .into_iter()
+                .map(|fill| Table {
+                    name: fill.name.into(),
+                    entries: fill.entries as u64,
+                    capacity: fill.capacity as u64,
+                })
+                .collect(),
+            counters: tables.counters().into_iter().map(|(name, count)| (name.into(), count)).collect(),
+            connections: Connections { active: self.counts.active(), total: self.counts.total() },
+            access_log_dropped: self.log.dropped(),
+            bypass: tables.bypass_list().iter().map(ToString::to_string).collect(),
+            resolvers: self.resolvers.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn bypass_add(&self, net: IpNet) -> Result<(), String> {
+        self.kernel.tables().bypass_add(net).map_err(|error| error.to_string())
+    }
+
+    fn bypass_del(&self, net: IpNet) -> Result<(), String> {
+        match self.kernel.tables().bypass_del(net) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!("{net} is not bypassed; `interceptor bypass list` shows what is")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn bypass_list(&self) -> Vec<IpNet> {
+        self.kernel.tables().bypass_list()
+    }
+
+    fn exec_info(&self) -> Result<ExecInfo, String> {
+        Ok(self.exec.clone())
+    }
+}
+
+fn namespace(netns: &NetNs, at: Namespace) -> NamespaceReport {
+    NamespaceReport {
+        label: netns.label().into(),
+        cookie: netns.cookie(),
+        listener_v4: (at.port_v4 != 0).then(|| format!("127.0.0.1-{}:{}", at.v4_listeners, at.port_v4)),
+        listener_v6: (at.port_v6 != 0).then(|| format!("[::1]:{}", at.port_v6)),
+    }
+}
+
+/// What commands under this interceptor must find empty.
+pub(super) fn hidden() -> Vec<PathBuf> {
+    vec![PathBuf::from(crate::admin::DIR)]
+}

@@ -1,0 +1,153 @@
+//! The composition root: the command line to running parts, and errors to exit statuses.
+
+mod enrol;
+mod handler;
+mod report;
+mod resolv_conf;
+mod run;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::admin::{self, AdminError, client};
+use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
+use crate::kernel::{KernelError, PinError, Pins};
+use crate::workloads::cgroup::CgroupError;
+use crate::workloads::command::LaunchError;
+use crate::workloads::session::Session;
+
+/// SIGTERM to SIGKILL for what remains in a covered cgroup.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Everything that can end the program early, with its exit status.
+#[derive(Debug, thiserror::Error)]
+enum AppError {
+    #[error("{0}")]
+    Resources(String),
+    #[error("needs root: {0}")]
+    Root(&'static str),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error(transparent)]
+    Exec(#[from] admin::exec::ExecError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error("{what}: {source}")]
+    Busy { what: String, source: std::io::Error },
+    #[error("{what}: {source}")]
+    System { what: String, source: std::io::Error },
+}
+
+impl AppError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Resources(_) => Exit::Resources,
+            Self::Root(_) | Self::Kernel(KernelError::Privilege(_)) => Exit::Privilege,
+            Self::Kernel(KernelError::Missing(_)) => Exit::MissingKernelFeature,
+            Self::Kernel(KernelError::Cgroup(error)) | Self::Cgroup(error) => error.exit(),
+            Self::Launch(error) => error.exit(),
+            Self::Admin(error) => error.exit(),
+            Self::Exec(error) => error.exit(),
+            Self::Busy { .. } => Exit::Busy,
+            Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
+        }
+    }
+}
+
+/// An I/O error with what was being done.
+fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
+    let what = what.into();
+    move |source| AppError::System { what, source }
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(early) => return early.print().into(),
+    };
+    init_log(&cli);
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the runtime"))
+        .and_then(|runtime| {
+            let result = runtime.block_on(dispatch(cli));
+            // Tasks still open (idle relays) end here, each with its record.
+            runtime.shutdown_timeout(Duration::from_millis(200));
+            result
+        });
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("interceptor: {error}");
+            error.exit().into()
+        }
+    }
+}
+
+fn init_log(cli: &Cli) {
+    use tracing_subscriber::EnvFilter;
+    let bpf_log = matches!(&cli.verb, Verb::Run(run) if run.bpf_log);
+    let default = if bpf_log { "warn,interceptor_ebpf=debug" } else { "warn" };
+    let filter = EnvFilter::try_from_env("INTERCEPTOR_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
+    match cli.verb {
+        Verb::Run(run) => run::run(*run).await,
+        Verb::Exec(exec) => Ok(admin::exec::run(&exec).await?),
+        Verb::Status(status) => {
+            let report = client::status(&status.name)?;
+            match status.output {
+                Output::Text => print!("{report}"),
+                Output::Json => {
+                    println!("{}", report.to_json().map_err(|error| system("status")(error.into()))?);
+                }
+            }
+            Ok(Exit::Success)
+        }
+        Verb::Bypass(bypass) => {
+            match bypass.change {
+                BypassChange::Add { cidr } => client::bypass_add(&bypass.name, cidr)?,
+                BypassChange::Del { cidr } => client::bypass_del(&bypass.name, cidr)?,
+                BypassChange::List => {
+                    for network in client::bypass_list(&bypass.name)? {
+                        println!("{network}");
+                    }
+                }
+            }
+            Ok(Exit::Success)
+        }
+        Verb::Detach(detach) => self::detach(&detach.name).await,
+    }
+}
+
+/// Removes what a killed interceptor left. Until the very end of its workload the hooks stay.
+async fn detach(name: &str) -> Result<Exit, AppError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(AppError::Root("detaching removes pinned BPF links; use sudo"));
+    }
+    let cgroups = Session::clean_stale(name, GRACE).await?;
+    let pins = Pins::of(name);
+    let pinned = pins.exist();
+    pins.remove()?;
+    admin::server::remove_stale(name)?;
+    println!(
+        "interceptor: {}",
+        match (pinned, cgroups) {
+            (false, false) => format!("nothing of {name} was left"),
+            (true, false) => format!("detached {name}: links and maps are unpinned"),
+            (false, true) => format!("removed the cgroups of {name}"),
+            (true, true) => format!("detached {name}: links and maps are unpinned, its cgroups removed"),
+        }
+    );
+    Ok(Exit::Success)
+}

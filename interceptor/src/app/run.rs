@@ -1,0 +1,421 @@
+//! `interceptor run`: put everything in place, wait, take everything away again.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use interceptor_common::Settings;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::enrol::{Enrolled, namespaces_of};
+use super::handler::{Running, hidden};
+use super::report::Reporter;
+use super::{AppError, GRACE, resolv_conf, system};
+use crate::account::{AccessLog, LogSettings, LogTarget};
+use crate::act::dial::Dialer;
+use crate::admin::{self, ExecInfo, Server};
+use crate::cli::{self, Exit};
+use crate::conn::{self, Counts, Site};
+use crate::kernel::{EventReader, Kernel, Plan};
+use crate::netns::NetNs;
+use crate::policy::{self, Enforcement, Loaded, Snapshot, Sources, Store};
+use crate::resolve::{Resolver, ResolverConfig};
+use crate::workloads::Workload;
+use crate::workloads::cgroup::{Cgroup, Hierarchy};
+use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
+use crate::workloads::session::Session;
+
+/// The workload namespace of a dev box.
+const NAMESPACE: &str = "default";
+
+/// How long open connections may finish after the hooks are gone.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How long the last records of a command that ended may take.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long the daemon may lean on an old answer while its resolver fails (T-42).
+const STALE_FOR: Duration = Duration::from_secs(300);
+
+/// Runs until COMMAND ends, or until it is told to stop.
+pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(AppError::Root("loading BPF programs and making cgroups; use sudo"));
+    }
+    let mut signals = Signals::listen().map_err(system("cannot listen for signals"))?;
+    let loaded = load_policy(&args)?;
+    let server = Server::bind(Path::new(admin::DIR), &args.name)?;
+    raise_descriptor_limit();
+    let session = Session::enter(&args.name)?;
+    let started = start(&args, loaded, &session, server).await?;
+    let outcome = if args.command.is_empty() {
+        Ok(Exit::Signal(signals.next().await as i32))
+    } else {
+        supervise(&args, &started, session.workload(), &mut signals).await
+    };
+    let stopped = started.stop(&session, args.command.is_empty()).await;
+    session.close()?;
+    stopped?;
+    outcome
+}
+
+fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
+    let sources = Sources {
+        files: args.files.clone(),
+        mesh_config: args.mesh_config.clone(),
+        outbound: args.outbound,
+        enforcement: args.enforcement,
+    };
+    let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
+        AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))
+    })?;
+    for warning in &loaded.warnings {
+        eprintln!("interceptor: warning: {warning}");
+    }
+    for rejected in &loaded.rejected {
+        eprintln!("interceptor: left out: {rejected}");
+    }
+    if args.outbound.is_none() && args.mesh_config.is_none() && loaded.snapshot.outbound == policy::Outbound::AllowAny {
+        eprintln!(
+            "interceptor: outbound policy ALLOW_ANY (the default): destinations that no resource names \
+             pass and are logged; --outbound registry-only refuses them"
+        );
+    }
+    Ok(loaded)
+}
+
+/// Everything that runs between start and stop.
+struct Started {
+    running: Arc<Running>,
+    netns: Arc<NetNs>,
+    etc_netns: Option<String>,
+    admin: JoinHandle<()>,
+    reporter: JoinHandle<()>,
+    stop_reporter: oneshot::Sender<()>,
+}
+
+async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Server) -> Result<Started, AppError> {
+    let snapshot = loaded.snapshot;
+    let cgroups = covered_cgroups(args, session)?;
+    let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
+    let mut enrolled = Vec::new();
+    for netns in namespaces {
+        let label = netns.label().to_owned();
+        let ready = Enrolled::prepare(Arc::new(netns)).await;
+        enrolled.push(ready.map_err(|source| AppError::Busy {
+            what: format!("cannot listen in network namespace {label}"),
+            source,
+        })?);
+    }
+    let resolvers = resolvers(args, etc_netns.as_deref())?;
+    let log = AccessLog::open(&log_settings(args, &snapshot))
+        .map_err(system("cannot open the access log"))?;
+    let (kernel, events) = load_kernel(args, &snapshot, session, &cgroups, &enrolled, &resolvers)?;
+
+    let kernel = Arc::new(kernel);
+    let resolver = Arc::new(Resolver::new(ResolverConfig {
+        servers: resolvers.clone(),
+        stale_for: (snapshot.enforcement == Enforcement::Strict).then_some(STALE_FOR),
+        refresh: snapshot.dns_refresh,
+    }));
+    let strict = snapshot.enforcement == Enforcement::Strict;
+    let connect_timeout = snapshot.connect_timeout;
+    let policy = Arc::new(Store::new(snapshot));
+    let counts = Arc::new(Counts::default());
+    let workload = Arc::new(Workload {
+        namespace: NAMESPACE.into(),
+        name: args.name.as_str().into(),
+        labels: Default::default(),
+    });
+    let (stop_reporter, stopped) = oneshot::channel::<()>();
+    let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
+    let reporter = tokio::spawn(reporter.run(events, async {
+        let _ = stopped.await;
+    }));
+
+    let netns = Arc::clone(&enrolled[0].netns);
+    let namespaces =
+        enrolled.iter().map(|one| (Arc::clone(&one.netns), one.listeners.addresses())).collect();
+    for one in enrolled {
+        let site = Site {
+            kernel: Arc::clone(&kernel),
+            policy: Arc::clone(&policy),
+            dialer: Dialer {
+                netns: Arc::clone(&one.netns),
+                resolver: Arc::clone(&resolver),
+                connect_timeout,
+                dial_special: !strict,
+            },
+            log: log.clone(),
+            workload: Arc::clone(&workload),
+            counts: Arc::clone(&counts),
+        };
+        one.follow(Arc::clone(&kernel)).spawn(Arc::new(move |accepted| {
+            tokio::spawn(conn::serve(accepted, site.clone()));
+        }));
+    }
+    let running = Arc::new(Running {
+        name: args.name.clone(),
+        started: Instant::now(),
+        kernel,
+        policy,
+        log,
+        counts,
+        namespaces,
+        resolvers,
+        exec: ExecInfo {
+            cgroup: exec_cgroup(args, session, &cgroups),
+            netns: Some(netns.path()),
+            etc_netns: etc_netns.clone(),
+            hide: hidden(),
+        },
+    });
+    let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
+    Ok(Started { running, netns, etc_netns, admin, reporter, stop_reporter })
+}
+
+/// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.
+fn exec_cgroup(args: &cli::Run, session: &Session, cgroups: &[Cgroup]) -> std::path::PathBuf {
+    let own = session.workload();
+    let target = if args.command.is_empty() { cgroups.first().unwrap_or(own) } else { own };
+    target.path().to_owned()
+}
+
+/// Our own workload cgroup and the given ones, without those that lie below another: a parent's
+/// hooks run for its children, and twice would be wrong.
+fn covered_cgroups(args: &cli::Run, session: &Session) -> Result<Vec<Cgroup>, AppError> {
+    let hierarchy = Hierarchy::discover()?;
+    let mut all = Vec::new();
+    for path in &args.cgroups {
+        all.push(hierarchy.resolve(path)?);
+    }
+    all.push(session.workload().clone());
+    let paths: BTreeSet<_> = all.iter().map(|cgroup| cgroup.path().to_owned()).collect();
+    let mut seen = BTreeSet::new();
+    all.retain(|cgroup| {
+        let below = cgroup.path().ancestors().skip(1).any(|above| paths.contains(above));
+        !below && seen.insert(cgroup.path().to_owned())
+    });
+    Ok(all)
+}
+
+/// With COMMAND the namespace that it runs in; else those that the cgroups' processes are in now,
+/// or, where there are none yet, ours. Gives the name for /etc/netns too.
+fn covered_namespaces(args: &cli::Run, cgroups: &[Cgroup]) -> Result<(Vec<NetNs>, Option<String>), AppError> {
+    let mut namespaces = Vec::new();
+    let mut etc_netns = None;
+    if let Some(given) = &args.netns {
+        let netns = NetNs::named(given).map_err(|source| AppError::Busy {
+            what: format!("network namespace {given} (a name as `ip netns` knows it, or a path)"),
+            source,
+        })?;
+        namespaces.push(netns);
+        etc_netns = (!given.contains('/')).then(|| given.clone());
+    }
+    if args.command.is_empty() {
+        namespaces.extend(namespaces_of(cgroups));
+    }
+    if namespaces.is_empty() {
+        namespaces.push(NetNs::current().map_err(system("cannot open our own network namespace"))?);
+    }
+    let mut seen = BTreeSet::new();
+    namespaces.retain(|netns| seen.insert(netns.cookie()));
+    Ok((namespaces, etc_netns))
+}
+
+/// The name servers that the workload may ask, and that we ask: `--resolver`, else /etc/resolv.conf
+/// as it is now, and the namespace's own file where a command finds that instead.
+fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>, AppError> {
+    if !args.resolvers.is_empty() {
+        return Ok(args.resolvers.clone());
+    }
+    let own = Path::new("/etc/resolv.conf");
+    let mut servers = match resolv_conf::read(own) {
+        Ok(servers) => servers,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(system("cannot read /etc/resolv.conf")(error)),
+    };
+    if let Some(name) = etc_netns {
+        let theirs = Path::new("/etc/netns").join(name).join("resolv.conf");
+        for server in resolv_conf::read(&theirs).unwrap_or_default() {
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+    }
+    if servers.is_empty() {
+        eprintln!("interceptor: warning: /etc/resolv.conf names no server; names will not resolve (--resolver IP)");
+    }
+    Ok(servers)
+}
+
+/// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
+/// output, else standard output.
+fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> LogSettings {
+    let governed = snapshot.access_log.clone();
+    let encoding = governed.as_ref().map(|settings| settings.encoding).unwrap_or_default();
+    match &args.access_log {
+        Some(cli::LogTarget::Stdout) => LogSettings { target: LogTarget::Stdout, encoding },
+        Some(cli::LogTarget::File(path)) => LogSettings { target: LogTarget::File(path.clone()), encoding },
+        None => governed.unwrap_or(LogSettings {
+            target: if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr },
+            encoding,
+        }),
+    }
+}
+
+fn load_kernel(
+    args: &cli::Run,
+    snapshot: &Snapshot,
+    session: &Session,
+    cgroups: &[Cgroup],
+    enrolled: &[Enrolled],
+    resolvers: &[SocketAddr],
+) -> Result<(Kernel, EventReader), AppError> {
+    let settings = Settings {
+        daemon_cgroups: [session.daemon().id()?, 0],
+        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        pad: 0,
+    };
+    let plan =
+        Plan { name: &args.name, workloads: cgroups, daemon: session.daemon(), log: args.bpf_log };
+    let cookies: Vec<u64> = enrolled.iter().map(|one| one.netns.cookie()).collect();
+    let loaded = Kernel::load(&plan, |tables| {
+        tables.set_datagrams(resolvers, &snapshot.udp_allowed)?;
+        tables.set_bypass(&args.bypass)?;
+        tables.set_settings(settings)?;
+        enrolled.iter().try_for_each(|one| one.cover(tables))?;
+        tables.keep_namespaces(&cookies)
+    })?;
+    Ok(loaded)
+}
+
+/// Runs COMMAND to its end; terminates (or, with `--wait`, waits for) what it leaves behind.
+async fn supervise(
+    args: &cli::Run,
+    started: &Started,
+    workload: &Cgroup,
+    signals: &mut Signals,
+) -> Result<Exit, AppError> {
+    let launch = Launch {
+        argv: args.command.clone(),
+        cgroup: workload,
+        netns: Some(started.netns.try_clone_fd().map_err(system("cannot hold the network namespace"))?),
+        etc_netns: started.etc_netns.clone(),
+        run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
+        keep_caps: args.keep_caps,
+        hide: hidden(),
+    };
+    let mut command = launch.spawn().map_err(AppError::from)?;
+    let exit = wait_for(&mut command, workload, signals).await?;
+    if args.wait {
+        tokio::select! {
+            () = emptied(workload) => {}
+            _ = signals.next() => {}
+        }
+    }
+    workload.terminate(GRACE).await?;
+    Ok(exit)
+}
+
+/// Passes signals on. After SIGTERM, SIGHUP or a SIGINT that the terminal did not send to COMMAND
+/// itself, it has [`GRACE`] to end.
+async fn wait_for(command: &mut Launched, workload: &Cgroup, signals: &mut Signals) -> Result<Exit, AppError> {
+    loop {
+        tokio::select! {
+            exit = command.wait() => return exit.map_err(waiting),
+            signal = signals.next() => {
+                let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT)
+                    && std::io::stdin().is_terminal();
+                if from_terminal {
+                    continue;
+                }
+                command.signal(signal);
+                if let Ok(exit) = tokio::time::timeout(GRACE, command.wait()).await {
+                    return exit.map_err(waiting);
+                }
+                workload.terminate(Duration::ZERO).await?;
+            }
+        }
+    }
+}
+
+fn waiting(source: std::io::Error) -> AppError {
+    AppError::Launch(LaunchError::Prepare { what: "wait for it".into(), source })
+}
+
+async fn emptied(cgroup: &Cgroup) {
+    while cgroup.is_populated().unwrap_or(false) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Started {
+    /// Takes everything away. A command's own connections end with it, so their records are waited
+    /// for before the hooks go; connections of cgroups that live on are drained after.
+    async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
+        self.admin.abort();
+        session.workload().terminate(GRACE).await?;
+        if !drain {
+            self.settled(SETTLE).await;
+        }
+        let detached = self.running.kernel.detach();
+        if drain {
+            self.settled(DRAIN).await;
+        }
+        let _ = self.stop_reporter.send(());
+        let _ = self.reporter.await;
+        self.running.log.flush().await;
+        Ok(detached?)
+    }
+
+    async fn settled(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        while self.running.counts.active() > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// The signals that stop us.
+struct Signals {
+    terminate: SignalStream,
+    interrupt: SignalStream,
+    quit: SignalStream,
+    hangup: SignalStream,
+}
+
+impl Signals {
+    /// From here on they no longer end the process by themselves.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.quit.recv() => Signal::SIGQUIT,
+            _ = self.hangup.recv() => Signal::SIGHUP,
+        }
+    }
+}
+
+/// Two descriptors a connection: the soft limit is raised to the hard one.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

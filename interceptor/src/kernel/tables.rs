@@ -1,0 +1,282 @@
+//! The tables that the kernel programs read, as typed doors.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
+use interceptor_common::{
+    DatagramKey, Endpoint, Finding, HandoverKey, Handover, Namespace, Permit, Route, RouteKey, Settings,
+    capacity, maps,
+};
+use ipnet::IpNet;
+
+use super::{KernelError, take};
+
+/// The kernel's tables.
+pub struct Tables {
+    settings: Array<MapData, Settings>,
+    namespaces: HashMap<MapData, u64, Namespace>,
+    routes: LpmTrie<MapData, RouteKey, Route>,
+    bypass4: LpmTrie<MapData, [u8; 4], u32>,
+    bypass6: LpmTrie<MapData, [u8; 16], u32>,
+    datagrams: LpmTrie<MapData, DatagramKey, u32>,
+    handovers: HashMap<MapData, HandoverKey, Handover>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+/// A table that could not be changed or read.
+#[derive(Debug, thiserror::Error)]
+#[error("kernel table {table}: {source}")]
+pub struct TableError {
+    table: &'static str,
+    source: MapError,
+}
+
+/// How full a table is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableFill {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries in it.
+    pub entries: usize,
+    /// Entries that fit.
+    pub capacity: usize,
+}
+
+fn at(table: &'static str) -> impl Fn(MapError) -> TableError {
+    move |source| TableError { table, source }
+}
+
+/// A route of a namespace, in user space's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RouteEntry {
+    /// Destination.
+    pub prefix: IpNet,
+    /// What the kernel programs do with it.
+    pub route: RouteKind,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteKind {
+    /// Out, with this source address.
+    Via(IpAddr),
+    /// To an address of the namespace itself.
+    Local,
+    /// Nowhere: the namespace says unreachable.
+    Unreachable,
+}
+
+impl Tables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
+            Ok(T::try_from(take(ebpf, name)?).map_err(at(name))?)
+        }
+        Ok(Self {
+            settings: typed(ebpf, maps::SETTINGS)?,
+            namespaces: typed(ebpf, maps::NAMESPACES)?,
+            routes: typed(ebpf, maps::ROUTES)?,
+            bypass4: typed(ebpf, maps::BYPASS4)?,
+            bypass6: typed(ebpf, maps::BYPASS6)?,
+            datagrams: typed(ebpf, maps::DATAGRAMS)?,
+            handovers: typed(ebpf, maps::HANDOVERS)?,
+            counters: typed(ebpf, maps::COUNTERS)?,
+        })
+    }
+
+    /// Replaces the settings.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), TableError> {
+        self.settings.set(0, settings, 0).map_err(at(maps::SETTINGS))
+    }
+
+    /// Covers a namespace, or changes its listeners.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn cover(&mut self, cookie: u64, namespace: Namespace) -> Result<(), TableError> {
+        self.namespaces.insert(cookie, namespace, 0).map_err(at(maps::NAMESPACES))
+    }
+
+    /// Removes every namespace but `kept` (an earlier run's leftovers), with its routes.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn keep_namespaces(&mut self, kept: &[u64]) -> Result<(), TableError> {
+        let covered: Vec<u64> = self.namespaces.keys().collect::<Result<_, _>>().map_err(at(maps::NAMESPACES))?;
+        for cookie in covered.into_iter().filter(|cookie| !kept.contains(cookie)) {
+            self.namespaces.remove(&cookie).map_err(at(maps::NAMESPACES))?;
+            self.set_routes(cookie, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Makes `wanted` the routes of a namespace: new ones go in before old ones go out.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn set_routes(&mut self, cookie: u64, wanted: &[RouteEntry]) -> Result<(), TableError> {
+        let mut keep = HashSet::new();
+        for entry in wanted {
+            let (key, value) = route_row(cookie, entry);
+            self.routes.insert(&key, value, 0).map_err(at(maps::ROUTES))?;
+            keep.insert(route_identity(&key));
+        }
+        let stale: Vec<Key<RouteKey>> = self
+            .routes
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| {
+                let (prefix_len, data) = route_identity(key);
+                data.netns() == cookie && !keep.contains(&(prefix_len, data))
+            })
+            .collect();
+        for key in stale {
+            self.routes.remove(&key).map_err(at(maps::ROUTES))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a prefix go direct from the next connect on.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn bypass_add(&mut self, prefix: IpNet) -> Result<(), TableError> {
+        match prefix {
+            IpNet::V4(net) => {
+                let key = Key::new(net.prefix_len().into(), net.network().octets());
+                self.bypass4.insert(&key, 1, 0).map_err(at(maps::BYPASS4))
+            }
+            IpNet::V6(net) => {
+                let key = Key::new(net.prefix_len().into(), net.network().octets());
+                self.bypass6.insert(&key, 1, 0).map_err(at(maps::BYPASS6))
+            }
+        }
+    }
+
+    /// Ends a prefix's bypass for every later connect. False: it was not there.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn bypass_del(&mut self, prefix: IpNet) -> Result<bool, TableError> {
+        let (table, result) = match prefix {
+            IpNet::V4(net) => {
+                let key = Key::new(net.prefix_len().into(), net.network().octets());
+                (maps::BYPASS4, self.bypass4.remove(&key))
+            }
+            IpNet::V6(net) => {
+                let key = Key::new(net.prefix_len().into(), net.network().octets());
+                (maps::BYPASS6, self.bypass6.remove(&key))
+            }
+        };
+        match result {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(source) => Err(TableError { table, source }),
+        }
+    }
+
+    /// The prefixes that go direct, sorted.
+    pub fn bypass_list(&self) -> Vec<IpNet> {
+        let v4 = self.bypass4.keys().filter_map(Result::ok).map(|key| (IpAddr::from(key.data()), key.prefix_len()));
+        let v6 = self.bypass6.keys().filter_map(Result::ok).map(|key| (IpAddr::from(key.data()), key.prefix_len()));
+        let mut list: Vec<IpNet> =
+            v4.chain(v6).filter_map(|(addr, len)| IpNet::new(addr, len as u8).ok()).collect();
+        list.sort();
+        list
+    }
+
+    /// Makes `prefixes` the whole bypass list.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn set_bypass(&mut self, prefixes: &[IpNet]) -> Result<(), TableError> {
+        for stale in self.bypass_list().into_iter().filter(|old| !prefixes.contains(old)) {
+            self.bypass_del(stale)?;
+        }
+        prefixes.iter().try_for_each(|prefix| self.bypass_add(*prefix))
+    }
+
+    /// Makes `resolvers` and `allowed` the whole list of datagram destinations.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn set_datagrams(&mut self, resolvers: &[SocketAddr], allowed: &[(IpNet, u16)]) -> Result<(), TableError> {
+        let stale: Vec<_> = self.datagrams.keys().filter_map(Result::ok).collect();
+        for key in stale {
+            self.datagrams.remove(&key).map_err(at(maps::DATAGRAMS))?;
+        }
+        for (prefix, port) in allowed {
+            self.datagrams
+                .insert(&datagram_key(*prefix, *port), Permit::Entry as u32, 0)
+                .map_err(at(maps::DATAGRAMS))?;
+        }
+        // Last, so that a resolver stays one where an entry covers it too.
+        for resolver in resolvers {
+            let key = datagram_key(IpNet::from(resolver.ip().to_canonical()), resolver.port());
+            self.datagrams.insert(&key, Permit::Resolver as u32, 0).map_err(at(maps::DATAGRAMS))?;
+        }
+        Ok(())
+    }
+
+    /// Counts by finding since the maps were made.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        Finding::ALL
+            .iter()
+            .map(|&finding| {
+                let cpus = self.counters.get(&(finding as u32), 0);
+                (finding.label(), cpus.map_or(0, |cpus| cpus.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// How full the tables are.
+    pub fn fill(&self) -> Vec<TableFill> {
+        fn fill(name: &'static str, entries: usize, capacity: u32) -> TableFill {
+            TableFill { name, entries, capacity: capacity as usize }
+        }
+        vec![
+            fill(maps::NAMESPACES, self.namespaces.keys().count(), capacity::NAMESPACES),
+            fill(maps::ROUTES, self.routes.keys().count(), capacity::ROUTES),
+            fill(maps::BYPASS4, self.bypass4.keys().count(), capacity::BYPASS),
+            fill(maps::BYPASS6, self.bypass6.keys().count(), capacity::BYPASS),
+            fill(maps::DATAGRAMS, self.datagrams.keys().count(), capacity::DATAGRAMS),
+            fill(maps::HANDOVERS, self.handovers.keys().count(), capacity::HANDOVERS),
+        ]
+    }
+}
+
+fn datagram_key(prefix: IpNet, port: u16) -> Key<DatagramKey> {
+    let bits = DatagramKey::FIXED_BITS + u32::from(prefix.prefix_len());
+    match prefix {
+        IpNet::V4(net) => Key::new(bits, DatagramKey::v4(net.network().octets(), port)),
+        IpNet::V6(net) => Key::new(bits, DatagramKey::v6(net.network().octets(), port)),
+    }
+}
+
+fn route_row(cookie: u64, entry: &RouteEntry) -> (Key<RouteKey>, Route) {
+    let bits = RouteKey::FIXED_BITS + u32::from(entry.prefix.prefix_len());
+    let key = match entry.prefix {
+        IpNet::V4(net) => Key::new(bits, RouteKey::v4(cookie, net.network().octets())),
+        IpNet::V6(net) => Key::new(bits, RouteKey::v6(cookie, net.network().octets())),
+    };
+    let mapped = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => Endpoint::v4(v4.octets(), 0).addr(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let value = match entry.route {
+        RouteKind::Via(src) => Route { src: mapped(src), kind: Route::VIA, pad: [0; 3] },
+        RouteKind::Local => Route { src: mapped(entry.prefix.addr()), kind: Route::LOCAL, pad: [0; 3] },
+        RouteKind::Unreachable => Route { src: [0; 16], kind: Route::UNREACHABLE, pad: [0; 3] },
+    };
+    (key, value)
+}
+
+fn route_identity(key: &Key<RouteKey>) -> (u32, RouteKey) {
+    (key.prefix_len(), key.data())
+}
