@@ -34,6 +34,7 @@ enum Task {
     Build(build::Args),
     Setup(SetupArgs),
     Lint(lint::Args),
+    /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files
     Tidy,
 }
 
