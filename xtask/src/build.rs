@@ -65,8 +65,8 @@ pub(crate) fn kernel_side(toolchain: &Toolchain) -> Result<()> {
     let mut cargo = toolchain.compiler.cargo("build");
     cargo.args(["--release", "--target-dir"]).arg(&target);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&toolchain.linker.path).join("\x1f"));
-    // Link-time optimisation is bpf-linker's; rustc's own would hand it objects without bitcode.
-    cargo.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    // Link-time optimisation is bpf-linker's work; the profile's is for user space.
+    cargo.env("CARGO_PROFILE_RELEASE_LTO", "false");
     check(&mut cargo).context("the kernel side does not compile")?;
 
     let built = target.join(BPF_TARGET).join("release/interceptor-ebpf");

@@ -1,7 +1,7 @@
 //! Getting what the machine lacks: what is planned is shown before it is done.
 //!
 //! Distribution packages come first where they give the whole set, because they leave the user's
-//! rustup as it is; then rustup's nightly. bpf-linker is built into target/tools, never installed
+//! rustup as it is; then a dated nightly from rustup. bpf-linker is built into target/tools, never
 //! into the user's home.
 
 use std::io::{self, Write as _};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::shell::{
     Shown, answer, as_root, cargo, check, command, find, is_root, on_terminal, root, say,
 };
-use crate::toolchain::{self, Compiler, LINKER_VERSION, Toolchain, rustup_toolchain, tools};
+use crate::toolchain::{self, Compiler, LINKER_VERSION, NIGHTLY, Toolchain, tools};
 
 /// May things be installed?
 #[derive(clap::Args)]
@@ -76,7 +76,8 @@ struct Plan {
 /// When something can't be, or (`--no-install`, or the user said no) may not be installed.
 pub(crate) fn complete(allowed: &Install) -> Result<Toolchain> {
     let mut facts = Facts::gather();
-    if facts.apt && !facts.apt_compiler && !facts.toolchain && !allowed.no_install && refresh() {
+    let lists_are_old = facts.apt && (!facts.apt_compiler || no_lists());
+    if lists_are_old && !facts.toolchain && !allowed.no_install && refresh() {
         facts = Facts::gather();
     }
     let mut asked = false;
@@ -124,8 +125,9 @@ impl Facts {
         Self {
             toolchain: toolchain::look().is_some(),
             programs: missing_programs(),
-            apt_compiler: COMPILER_PACKAGES.iter().all(|package| offered(package))
-                && offered(&format!("llvm-{COMPILER_PACKAGES_LLVM}-dev")),
+            apt_compiler: apt && no_lists() && is_debian_12()
+                || COMPILER_PACKAGES.iter().all(|package| offered(package))
+                    && offered(&format!("llvm-{COMPILER_PACKAGES_LLVM}-dev")),
             rustup: find("rustup").is_some()
                 && !compilers.iter().any(|c| matches!(c.kind, toolchain::Kind::Rustup(_))),
             compilers,
@@ -237,7 +239,7 @@ fn apt_arguments(packages: &[String]) -> Vec<&str> {
 
 fn rustup_install() -> Command {
     let mut rustup = command("rustup");
-    rustup.args(["toolchain", "install", &rustup_toolchain(), "--profile", "minimal"]);
+    rustup.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
     rustup.args(["--component", "rust-src", "--no-self-update"]);
     rustup
 }
@@ -272,6 +274,22 @@ fn refresh() -> bool {
 fn is_offered(package: &str) -> bool {
     let policy = answer(command("apt-cache").env("LC_ALL", "C").args(["policy", package]));
     policy.is_some_and(|text| text.contains("Candidate:") && !text.contains("Candidate: (none)"))
+}
+
+/// Has apt no lists at all yet, as in a new container?
+fn no_lists() -> bool {
+    !fs::read_dir("/var/lib/apt/lists").is_ok_and(|mut lists| {
+        lists.any(|list| {
+            list.is_ok_and(|list| list.file_name().to_string_lossy().contains("_Packages"))
+        })
+    })
+}
+
+/// Is this the distribution that is known to have the compiler's packages?
+fn is_debian_12() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let says = |line: &str| release.lines().any(|found| found.replace('"', "") == line);
+    says("ID=debian") && says("VERSION_ID=12")
 }
 
 /// Where Debian puts an LLVM.
@@ -313,7 +331,8 @@ fn no_way(facts: &Facts) -> String {
     let newest = facts.compilers.iter().map(|compiler| compiler.llvm).max();
     if let Some(llvm) = newest {
         text += &format!(
-            "  A compiler is here, with LLVM {llvm}; a bpf-linker with LLVM {llvm} or newer is not.\n"
+            "  A compiler is here, with LLVM {llvm}; a bpf-linker with LLVM {llvm} or newer is not, \
+             nor are\n  LLVM's development files to build it with.\n"
         );
     } else {
         text += &format!("  Get rustup (https://rustup.rs), then: {}\n", Shown(&rustup_install()));

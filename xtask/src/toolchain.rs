@@ -153,21 +153,31 @@ pub(crate) fn look() -> Option<Toolchain> {
 
 /// The compilers of this machine that can compile for BPF, the preferred one first.
 pub(crate) fn compilers() -> Vec<Compiler> {
-    rustup_compiler().into_iter().chain(system_compiler()).collect()
+    rustup_compilers().into_iter().chain(system_compiler()).collect()
 }
 
-/// The rustup toolchain to use, which must be a nightly; a dated one can be named.
-pub(crate) fn rustup_toolchain() -> String {
-    env::var("INTERCEPTOR_BPF_TOOLCHAIN").unwrap_or_else(|_| "nightly".to_owned())
+/// The nightly that is installed where there is none: a dated one, so that its LLVM is known to be
+/// one that bpf-linkers read, and so that the user's own `nightly` stays as it is.
+pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
+
+/// Names the rustup toolchain to use instead of those looked for.
+const TOOLCHAIN_VARIABLE: &str = "INTERCEPTOR_BPF_TOOLCHAIN";
+
+fn rustup_compilers() -> Vec<Compiler> {
+    if find("rustup").is_none() {
+        return Vec::new();
+    }
+    match env::var(TOOLCHAIN_VARIABLE) {
+        Ok(named) => rustup_compiler(&named).into_iter().collect(),
+        Err(_) => ["nightly", NIGHTLY].into_iter().filter_map(rustup_compiler).collect(),
+    }
 }
 
-fn rustup_compiler() -> Option<Compiler> {
-    let name = rustup_toolchain();
-    find("rustup")?;
+fn rustup_compiler(name: &str) -> Option<Compiler> {
     let rustc = |argument: &[&str]| {
         let mut rustup = command("rustup");
         // A question must not start a download.
-        rustup.env("RUSTUP_AUTO_INSTALL", "0").args(["run", &name, "rustc"]).args(argument);
+        rustup.env("RUSTUP_AUTO_INSTALL", "0").args(["run", name, "rustc"]).args(argument);
         answer(&mut rustup)
     };
     let sysroot = rustc(&["--print", "sysroot"])?;
@@ -175,7 +185,7 @@ fn rustup_compiler() -> Option<Compiler> {
     if !source.is_dir() {
         return None;
     }
-    compiler(Kind::Rustup(name.clone()), &rustc(&["-vV"])?)
+    compiler(Kind::Rustup(name.to_owned()), &rustc(&["-vV"])?)
 }
 
 fn system_compiler() -> Option<Compiler> {
