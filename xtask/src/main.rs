@@ -1,1 +1,80 @@
-fn main() {}
+//! `cargo xtask`: everything one does with this repository, each command a file.
+//!
+//! Every command does the set-up it needs ([`toolchain`] finds what the machine has, [`install`]
+//! gets what it lacks), so nothing has to be typed before it.
+
+mod build;
+mod install;
+mod lint;
+mod run;
+mod shell;
+mod test;
+mod tidy;
+mod toolchain;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::install::Install;
+
+/// Everything one does with interceptor's sources. Set-up happens by itself.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Run(run::Args),
+    Test(test::Args),
+    Build(build::Args),
+    Setup(SetupArgs),
+    Lint(lint::Args),
+    /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files
+    Tidy,
+}
+
+/// Find out what this machine can build with, and install what is missing; the others do it too
+#[derive(clap::Args)]
+struct SetupArgs {
+    #[command(flatten)]
+    install: Install,
+}
+
+fn main() -> ExitCode {
+    // What follows `--` belongs to somebody else's command line and is not for clap to read.
+    let mut own: Vec<OsString> = std::env::args_os().collect();
+    let command = own.iter().position(|arg| arg == "--").map(|at| {
+        let rest = own.split_off(at + 1);
+        own.pop();
+        rest
+    });
+
+    let done = match Cli::parse_from(own).command {
+        None => {
+            // A failing write of the help text has nowhere to be told.
+            let _ = Cli::command().print_help();
+            Ok(())
+        }
+        Some(Task::Run(args)) => run::run(args, command),
+        Some(_) if command.is_some() => {
+            Err(anyhow::anyhow!("`--` is for `cargo xtask run [OPTIONS] -- COMMAND…` only"))
+        }
+        Some(Task::Test(args)) => test::run(&args),
+        Some(Task::Build(args)) => build::run(&args),
+        Some(Task::Setup(args)) => toolchain::set_up(&args.install).map(|_| ()),
+        Some(Task::Lint(args)) => lint::run(&args),
+        Some(Task::Tidy) => tidy::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            shell::say(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
