@@ -1,7 +1,10 @@
 //! Who is calling, and how the programs that we cover are started.
 
 pub mod cgroup;
+mod child;
 pub mod command;
+pub mod mounts;
+pub mod session;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
