@@ -5,6 +5,8 @@ mod child;
 pub mod command;
 pub mod mounts;
 pub mod session;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -110,3 +110,61 @@ fn refuse_live(dir: Cgroup) -> Result<Cgroup, CgroupError> {
     }
     Ok(dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::workloads::testing::kernel;
+
+    fn own() -> Cgroup {
+        Hierarchy::discover().unwrap().own().unwrap()
+    }
+
+    /// One test, as each step moves this whole process.
+    #[tokio::test]
+    async fn life_of_a_session() {
+        if !kernel("life_of_a_session") {
+            return;
+        }
+        let name = format!("unit{}", std::process::id());
+        let home = own();
+
+        let session = Session::enter(&name).unwrap();
+        let dir = home.child(&dir_name(&name));
+        assert_eq!(own(), *session.daemon(), "the daemon moved into its own cgroup");
+        assert_eq!(session.daemon().path(), dir.path().join("daemon"));
+        assert_eq!(session.workload().path(), dir.path().join("workload"));
+        assert_ne!(session.daemon().id().unwrap(), session.workload().id().unwrap());
+
+        let busy = Session::enter(&name).unwrap_err();
+        assert_eq!(busy.exit().code(), 73);
+        assert!(busy.to_string().contains(&std::process::id().to_string()), "{busy}");
+        let busy = Session::clean_stale(&name, Duration::ZERO).await.unwrap_err();
+        assert_eq!(busy.exit().code(), 73, "detach does not touch one that runs");
+
+        session.close().unwrap();
+        assert_eq!(own(), home);
+        assert!(!dir.path().exists());
+
+        drop(Session::enter(&name).unwrap());
+        assert_eq!(own(), home, "an early error cleans up as well");
+        assert!(!dir.path().exists());
+
+        // What a killed daemon leaves: its cgroups, and an orphan in the workload's.
+        let workload = home.create(&dir_name(&name)).unwrap().create(WORKLOAD).unwrap();
+        let mut orphan = Command::new("sleep").arg("60").spawn().unwrap();
+        workload.add(orphan.id()).unwrap();
+        let adopted = Session::enter(&name).unwrap();
+        assert_eq!(adopted.workload().id().unwrap(), workload.id().unwrap());
+        assert_eq!(adopted.workload().procs().unwrap(), [orphan.id()]);
+        assert!(adopted.close().is_err(), "never removed under a running workload");
+        assert_eq!(own(), home);
+
+        assert!(Session::clean_stale(&name, Duration::from_secs(5)).await.unwrap());
+        assert!(!orphan.wait().unwrap().success());
+        assert!(!dir.path().exists());
+        assert!(!Session::clean_stale(&name, Duration::ZERO).await.unwrap(), "nothing left");
+    }
+}
