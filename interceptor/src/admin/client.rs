@@ -71,18 +71,31 @@ pub fn request(name: &str, request: &Request) -> Result<Answer, AdminError> {
 
 /// As [`request`], with the sockets in another directory.
 pub(super) fn request_in(dir: &Path, name: &str, request: &Request) -> Result<Answer, AdminError> {
+    request_within(PATIENCE, dir, name, request)
+}
+
+/// As [`request_in`], waiting no longer than `patience` for each step.
+pub(super) fn request_within(
+    patience: Duration,
+    dir: &Path,
+    name: &str,
+    request: &Request,
+) -> Result<Answer, AdminError> {
     let path = socket_path(dir, name);
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             AdminError::NotRunning(name.to_owned())
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            AdminError::NoAnswer(name.to_owned())
         }
         io::ErrorKind::PermissionDenied => AdminError::NotAllowed(path.clone()),
         _ => AdminError::io(&path)(error),
     };
     let protocol = |error: serde_json::Error| AdminError::Protocol(error.to_string());
     let mut socket = UnixStream::connect(&path).map_err(failed)?;
-    socket.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    socket.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+    socket.set_read_timeout(Some(patience)).map_err(failed)?;
+    socket.set_write_timeout(Some(patience)).map_err(failed)?;
     let mut line = serde_json::to_vec(request).map_err(protocol)?;
     line.push(b'\n');
     socket.write_all(&line).map_err(failed)?;

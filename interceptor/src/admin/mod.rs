@@ -124,6 +124,9 @@ pub enum AdminError {
     /// The directory is not as it must be.
     #[error("{} must be a directory that belongs to root", .0.display())]
     Directory(PathBuf),
+    /// It runs but does not answer in time.
+    #[error("the interceptor named {0} does not answer; is it stopped, or at its limit?")]
+    NoAnswer(String),
     /// The daemon said no.
     #[error("{0}")]
     Refused(String),
@@ -147,7 +150,7 @@ impl AdminError {
             Self::NotRunning(_) | Self::Refused(_) => Exit::Failure,
             Self::AlreadyRunning(_) | Self::Directory(_) => Exit::Busy,
             Self::NotAllowed(_) => Exit::Privilege,
-            Self::Protocol(_) => Exit::Internal,
+            Self::Protocol(_) | Self::NoAnswer(_) => Exit::Internal,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Exit::Privilege
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-use super::client::request_in;
+use super::client::{request_in, request_within};
 use super::report::{Attachment, Connections, Namespace, Table};
 use super::*;
 use crate::workloads::testing::kernel;
@@ -252,6 +252,15 @@ async fn what_a_dead_daemon_left_is_replaced() {
     std::fs::write(&path, "").unwrap();
     drop(server);
     assert!(path.exists());
+}
+
+#[test]
+fn a_stopped_daemon_is_told_from_none() {
+    let dir = TempDir::new().unwrap();
+    let _listens = UnixListener::bind(socket_path(dir.path(), "t")).unwrap();
+    let patience = std::time::Duration::from_millis(50);
+    let error = request_within(patience, dir.path(), "t", &Request::Status {}).unwrap_err();
+    assert!(matches!(error, AdminError::NoAnswer(_)), "{error}");
 }
 
 #[tokio::test]

@@ -82,6 +82,23 @@ async fn a_root_command_is_covered_and_confined() {
     assert!(report["sigpipe"].ends_with("0000"), "SIGPIPE has its default: {report:?}");
 }
 
+/// What we hold as inheritable or ambient would outlast the bounding set at exec.
+#[tokio::test]
+async fn inherited_capabilities_are_dropped_too() {
+    if !kernel("inherited_capabilities_are_dropped_too") {
+        return;
+    }
+    let room = Room::new();
+    // Capabilities are a thread's own: this changes no other test.
+    for set in [caps::CapSet::Inheritable, caps::CapSet::Ambient] {
+        caps::raise(None, set, Capability::CAP_NET_RAW).unwrap();
+    }
+    let report = room.report(STATUS, |_| {}).await;
+    for (key, want) in [("CapInh", NO_CAPS), ("CapEff", ROOT_CAPS), ("CapAmb", NO_CAPS)] {
+        assert_eq!(report[key], want, "{key} in {report:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_invoker_gets_no_capability_and_its_own_identity() {
     if !kernel("the_invoker_gets_no_capability_and_its_own_identity") {
@@ -197,6 +214,41 @@ async fn cgroups_are_read_only_and_bpf_and_control_sockets_hidden() {
         mounts.iter().filter(|mount| mount.fs_type.starts_with("cgroup")).cloned().collect()
     };
     assert_eq!(mine(&mounts::mounts().unwrap()), mine(&before));
+}
+
+/// T-8, T-9: in a user namespace of its own, where it holds every capability, a command finds the
+/// same mounts, locked; and of cgroups only what lies below its own.
+#[tokio::test]
+async fn a_user_namespace_opens_nothing() {
+    if !kernel("a_user_namespace_opens_nothing") {
+        return;
+    }
+    let room = Room::new();
+    let bpf = BpfFs::new();
+    let top = crate::workloads::cgroup::Hierarchy::discover().unwrap();
+    let mount_point = room.dir.path().join("mnt");
+    fs::create_dir(&mount_point).unwrap();
+    let script = format!(
+        r#"exec >"$1"
+        try() {{ echo "$1=$(unshare $2 sh -c "$3" 2>&1 | tr '\n' ' ')"; }}
+        try caps -Urm 'grep CapEff /proc/self/status'
+        try unmount -Urm 'umount {bpf}; ls -A {bpf}'
+        try remount -Urm 'mount -o remount,rw,bind {top}; echo 0 > {top}/cgroup.procs'
+        try cgroup2 -Urm 'mount -t cgroup2 none {mnt} && ls {mnt}'
+        try own -UrmC 'mount -t cgroup2 none {mnt} && cd {mnt} && ls -d interceptor-unit-*'
+        try bpffs -Urm 'mount -t bpf none {mnt} && ls -A {mnt}'
+        "#,
+        bpf = bpf.0.path().display(),
+        top = top.mount_point().display(),
+        mnt = mount_point.display(),
+    );
+    let report = room.report(&script, |_| {}).await;
+    assert!(!report["caps"].contains(NO_CAPS), "it does hold capabilities: {report:?}");
+    assert!(!report["unmount"].contains("pinned"), "{report:?}");
+    assert!(report["remount"].contains("Read-only file system"), "{report:?}");
+    assert!(report["cgroup2"].contains("permission denied"), "{report:?}");
+    assert!(report["own"].contains("cannot access"), "no cgroup but those below: {report:?}");
+    assert!(!report["bpffs"].contains("pinned"), "{report:?}");
 }
 
 #[tokio::test]
