@@ -39,6 +39,9 @@ const KEPT_BY_ROOT: [Capability; 12] = [
     Capability::CAP_SETFCAP,
 ];
 
+/// How often a launch is tried while mounts come and go.
+const ATTEMPTS: usize = 4;
+
 /// Who a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunAs {
@@ -170,6 +173,17 @@ impl Launch<'_> {
     /// # Errors
     /// It could not be confined or executed; nothing of it runs then.
     pub fn spawn(self) -> Result<Launched, LaunchError> {
+        // A mount may vanish between our look at the table and the child's; then we look again.
+        for _ in 1..ATTEMPTS {
+            match self.attempt() {
+                Err(LaunchError::Step { source, .. }) if vanished(&source) => {}
+                result => return result,
+            }
+        }
+        self.attempt()
+    }
+
+    fn attempt(&self) -> Result<Launched, LaunchError> {
         let (program, arguments) = self.argv.split_first().ok_or(LaunchError::Empty)?;
         let mut command = Command::new(program);
         command.args(arguments);
@@ -192,12 +206,17 @@ impl Launch<'_> {
 
     /// What the child does, in order: covered before anything else; mounts while it may; then down
     /// with privileges, the bounding set first because that needs one.
-    fn steps(self) -> Result<Vec<Step>, LaunchError> {
+    fn steps(&self) -> Result<Vec<Step>, LaunchError> {
         let procs = self.cgroup.path().join("cgroup.procs");
         let file = OpenOptions::new().write(true).open(&procs);
         let file = file.map_err(LaunchError::prepare(format!("open {}", procs.display())))?;
         let mut steps = vec![Step::JoinCgroup(file.into())];
-        steps.extend(self.netns.map(Step::EnterNetNs));
+        if let Some(netns) = &self.netns {
+            let netns = netns.try_clone();
+            let netns =
+                netns.map_err(LaunchError::prepare("copy the namespace's handle".into()))?;
+            steps.push(Step::EnterNetNs(netns));
+        }
         steps.extend([Step::NewMountNs, Step::PrivateMounts]);
         mount_steps(&mut steps, &self.hide)?;
         if let Some(name) = &self.etc_netns {
@@ -301,6 +320,11 @@ fn identity_env(command: &mut Command, uid: u32, user: Option<&str>) {
             None => command.env_remove(variable),
         };
     }
+}
+
+/// What mount(2) says of a place that is not there, or not a mount any more.
+fn vanished(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
 }
 
 fn c_path(path: &Path) -> Result<CString, LaunchError> {
