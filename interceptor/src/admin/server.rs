@@ -47,19 +47,20 @@ impl Server {
         let handle = File::open(dir).map_err(AdminError::io(dir))?;
         let _turn = Flock::lock(handle, FlockArg::LockExclusive)
             .map_err(|(_, error)| AdminError::io(dir)(error.into()))?;
-        match std::os::unix::net::UnixStream::connect(&path) {
-            Ok(_) => return Err(AdminError::AlreadyRunning(name.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(&path).map_err(AdminError::io(&path))?;
-            }
-            Err(error) => return Err(AdminError::io(&path)(error)),
-        }
+        remove_dead(&path, name)?;
         let listener = UnixListener::bind(&path).map_err(AdminError::io(&path))?;
         let inode = path.symlink_metadata().map_err(AdminError::io(&path))?.ino();
         // Until here the directory's 0700 keeps others out.
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(AdminError::io(&path))?;
         Ok(Self { listener, path, inode })
+    }
+
+    /// Removes the socket file that a killed interceptor `name` left in `dir`, if any.
+    ///
+    /// # Errors
+    /// An interceptor of this name runs.
+    pub fn clean_stale(dir: &Path, name: &str) -> Result<(), AdminError> {
+        remove_dead(&socket_path(dir, name), name)
     }
 
     /// Answers clients until it is dropped.
@@ -95,6 +96,19 @@ impl Drop for Server {
         if self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Removes a socket file that nobody listens on.
+fn remove_dead(path: &Path, name: &str) -> Result<(), AdminError> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(AdminError::AlreadyRunning(name.to_owned())),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(AdminError::io(path)),
+            io::ErrorKind::PermissionDenied => Err(AdminError::NotAllowed(path.to_owned())),
+            _ => Err(AdminError::io(path)(error)),
+        },
     }
 }
 

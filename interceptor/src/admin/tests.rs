@@ -246,7 +246,13 @@ async fn what_a_dead_daemon_left_is_replaced() {
     let error = ask(&dir, Request::Status {}).await.unwrap_err();
     assert!(error.to_string().contains("interceptor run --name t"), "{error}");
     assert_eq!(error.exit(), Exit::Failure);
+    Server::clean_stale(dir.path(), "t").unwrap();
+    assert!(!path.exists());
+    Server::clean_stale(dir.path(), "t").expect("gone already is as good");
+    drop(UnixListener::bind(&path).unwrap());
     let server = Server::bind(dir.path(), "t").unwrap();
+    let error = Server::clean_stale(dir.path(), "t").unwrap_err();
+    assert_eq!(error.exit().code(), 73, "not of one that runs");
     // A predecessor that ends late does not remove its successor's.
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "").unwrap();
