@@ -1,7 +1,12 @@
 //! Who is calling, and how the programs that we cover are started.
 
 pub mod cgroup;
+mod child;
 pub mod command;
+pub mod mounts;
+pub mod session;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

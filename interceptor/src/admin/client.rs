@@ -1,0 +1,126 @@
+//! The command line's end of the control socket.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{AdminError, Answer, DIR, ExecInfo, MAX_ANSWER, Request, StatusReport, socket_path};
+
+/// How long the daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks interceptor `name` for its state.
+///
+/// # Errors
+/// It does not run, or we may not ask.
+pub fn status(name: &str) -> Result<StatusReport, AdminError> {
+    match request(name, &Request::Status {})? {
+        Answer::Status(report) => Ok(*report),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Lets `net` connect directly.
+///
+/// # Errors
+/// As [`status`], or the daemon refuses.
+pub fn bypass_add(name: &str, net: IpNet) -> Result<(), AdminError> {
+    done(request(name, &Request::BypassAdd { cidr: net.to_string() })?)
+}
+
+/// Has `net` intercepted again.
+///
+/// # Errors
+/// As [`status`], or the daemon refuses.
+pub fn bypass_del(name: &str, net: IpNet) -> Result<(), AdminError> {
+    done(request(name, &Request::BypassDel { cidr: net.to_string() })?)
+}
+
+/// The networks that connect directly.
+///
+/// # Errors
+/// As [`status`].
+pub fn bypass_list(name: &str) -> Result<Vec<String>, AdminError> {
+    match request(name, &Request::BypassList {})? {
+        Answer::Bypass(nets) => Ok(nets),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Where a further command is to be put.
+///
+/// # Errors
+/// As [`status`], or this interceptor has no place for commands.
+pub fn exec_info(name: &str) -> Result<ExecInfo, AdminError> {
+    match request(name, &Request::ExecInfo {})? {
+        Answer::Exec(info) => Ok(info),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks interceptor `name`; [`Answer::Error`] comes back as an error.
+///
+/// # Errors
+/// It does not run, we may not ask, or it refuses.
+pub fn request(name: &str, request: &Request) -> Result<Answer, AdminError> {
+    request_in(Path::new(DIR), name, request)
+}
+
+/// As [`request`], with the sockets in another directory.
+pub(super) fn request_in(dir: &Path, name: &str, request: &Request) -> Result<Answer, AdminError> {
+    request_within(PATIENCE, dir, name, request)
+}
+
+/// As [`request_in`], waiting no longer than `patience` for each step.
+pub(super) fn request_within(
+    patience: Duration,
+    dir: &Path,
+    name: &str,
+    request: &Request,
+) -> Result<Answer, AdminError> {
+    let path = socket_path(dir, name);
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            AdminError::NotRunning(name.to_owned())
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            AdminError::NoAnswer(name.to_owned())
+        }
+        io::ErrorKind::PermissionDenied => AdminError::NotAllowed(path.clone()),
+        _ => AdminError::io(&path)(error),
+    };
+    let protocol = |error: serde_json::Error| AdminError::Protocol(error.to_string());
+    let mut socket = UnixStream::connect(&path).map_err(failed)?;
+    socket.set_read_timeout(Some(patience)).map_err(failed)?;
+    socket.set_write_timeout(Some(patience)).map_err(failed)?;
+    let mut line = serde_json::to_vec(request).map_err(protocol)?;
+    line.push(b'\n');
+    socket.write_all(&line).map_err(failed)?;
+    let mut answer = Vec::new();
+    socket.take(MAX_ANSWER).read_to_end(&mut answer).map_err(failed)?;
+    match serde_json::from_slice(&answer).map_err(protocol)? {
+        Answer::Error(why) => Err(AdminError::Refused(why)),
+        answer => Ok(answer),
+    }
+}
+
+fn done(answer: Answer) -> Result<(), AdminError> {
+    match answer {
+        Answer::Done => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(answer: &Answer) -> AdminError {
+    let kind = match answer {
+        Answer::Status(_) => "status",
+        Answer::Bypass(_) => "bypass",
+        Answer::Exec(_) => "exec",
+        Answer::Done => "done",
+        Answer::Error(_) => "error",
+    };
+    AdminError::Protocol(format!("it answered {kind} to another question"))
+}

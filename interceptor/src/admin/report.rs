@@ -1,0 +1,187 @@
+//! What `interceptor status` says.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// The state of a running interceptor. Its `Display` is for people.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Its name.
+    pub name: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// `strict` or `istio`.
+    pub enforcement: String,
+    /// `ALLOW_ANY` or `REGISTRY_ONLY`.
+    pub outbound: String,
+    /// The number of the policy in force: rises with each change.
+    pub generation: u64,
+    /// Kernel programs and where they are.
+    pub attachments: Vec<Attachment>,
+    /// Network namespaces with a listener.
+    pub namespaces: Vec<Namespace>,
+    /// Kernel tables.
+    pub tables: Vec<Table>,
+    /// Counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Intercepted connections.
+    pub connections: Connections,
+    /// Access-log lines lost because the log could not keep up.
+    pub access_log_dropped: u64,
+    /// Networks that connect directly.
+    pub bypass: Vec<String>,
+    /// DNS servers that the workload may ask.
+    pub resolvers: Vec<String>,
+}
+
+/// One kernel program at one hook.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Attachment {
+    /// `connect4`, ...
+    pub hook: String,
+    /// The cgroup's directory.
+    pub cgroup: String,
+    /// As bpftool shows it.
+    pub program_id: u32,
+    /// Whether the link outlives the daemon.
+    pub pinned: bool,
+}
+
+/// One network namespace with a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Namespace {
+    /// How people call it.
+    pub label: String,
+    /// The kernel's number for it.
+    pub cookie: u64,
+    /// Listening address, where IPv4 is covered.
+    pub listener_v4: Option<String>,
+    /// Listening address, where IPv6 is covered; without one it is refused.
+    pub listener_v6: Option<String>,
+}
+
+/// One kernel table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Table {
+    /// The map's name.
+    pub name: String,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
+
+/// Intercepted connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Connections {
+    /// Open now.
+    pub active: u64,
+    /// Since the start.
+    pub total: u64,
+}
+
+impl StatusReport {
+    /// One JSON object, indented, with the field names of this type.
+    ///
+    /// # Errors
+    /// None with these types.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self)
+    }
+}
+
+impl fmt::Display for StatusReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: &[String]| match items {
+            [] => "none".to_owned(),
+            items => items.join(", "),
+        };
+        let connections = self.connections;
+        writeln!(f, "interceptor {}: pid {}, up {}", clean(&self.name), self.pid, self.uptime())?;
+        let facts = [
+            ("enforcement", self.enforcement.clone()),
+            ("outbound", self.outbound.clone()),
+            ("policy generation", self.generation.to_string()),
+            ("connections", format!("{} open, {} in all", connections.active, connections.total)),
+            ("access log", format!("{} lines dropped", self.access_log_dropped)),
+            ("resolvers", list(&self.resolvers)),
+            ("bypass", list(&self.bypass)),
+        ];
+        for (what, value) in facts {
+            writeln!(f, "  {what:<17}  {}", clean(&value))?;
+        }
+        let attachments = self.attachments.iter().map(|at| {
+            let pinned = if at.pinned { "yes" } else { "no" };
+            [at.hook.clone(), at.program_id.to_string(), pinned.into(), at.cgroup.clone()]
+        });
+        table(f, ["HOOK", "PROGRAM", "PINNED", "CGROUP"], attachments.collect())?;
+        let namespaces = self.namespaces.iter().map(|ns| {
+            let address = |at: &Option<String>| at.clone().unwrap_or_else(|| "refused".into());
+            let cookie = ns.cookie.to_string();
+            [ns.label.clone(), cookie, address(&ns.listener_v4), address(&ns.listener_v6)]
+        });
+        table(f, ["NAMESPACE", "COOKIE", "IPV4", "IPV6"], namespaces.collect())?;
+        let tables = self.tables.iter().map(|table| {
+            let percent = table.entries.saturating_mul(100).checked_div(table.capacity);
+            [
+                table.name.clone(),
+                table.entries.to_string(),
+                table.capacity.to_string(),
+                percent.map_or_else(|| "-".into(), |percent| format!("{percent} %")),
+            ]
+        });
+        table(f, ["TABLE", "ENTRIES", "CAPACITY", "FULL"], tables.collect())?;
+        let counters = self.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]);
+        table(f, ["COUNTER", "VALUE"], counters.collect())
+    }
+}
+
+impl StatusReport {
+    /// `2d 3h 04m 05s`, without the leading parts that are 0.
+    fn uptime(&self) -> String {
+        let (days, rest) = (self.uptime_s / 86_400, self.uptime_s % 86_400);
+        let (hours, minutes, seconds) = (rest / 3600, rest / 60 % 60, rest % 60);
+        match (days, hours, minutes) {
+            (0, 0, 0) => format!("{seconds}s"),
+            (0, 0, _) => format!("{minutes}m {seconds:02}s"),
+            (0, _, _) => format!("{hours}h {minutes:02}m {seconds:02}s"),
+            _ => format!("{days}d {hours}h {minutes:02}m {seconds:02}s"),
+        }
+    }
+}
+
+/// A heading and aligned columns, after an empty line; nothing if there are no rows.
+fn table<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    head: [&str; N],
+    rows: Vec<[String; N]>,
+) -> fmt::Result {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let head = head.map(str::to_owned);
+    let rows: Vec<[String; N]> = std::iter::once(head)
+        .chain(rows.into_iter().map(|row| row.map(|cell| clean(&cell))))
+        .collect();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+    });
+    f.write_char('\n')?;
+    for row in rows {
+        let mut line = String::from(" ");
+        for (cell, width) in row.iter().zip(widths) {
+            write!(line, " {cell:<width$} ")?;
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Names of cgroups and namespaces come from others: nothing in them moves the cursor.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
