@@ -1,5 +1,6 @@
 //! Host names in normal form, and the patterns that match them (HTTP-4, HTTP-5, T-20, T-22).
 
+use std::borrow::Borrow;
 use std::fmt;
 
 /// A DNS host name in normal form: lower case, no trailing dot, every label 1 to 63 bytes, 253 in
@@ -15,23 +16,25 @@ impl HostName {
     pub fn parse(text: &str) -> Result<Self, BadHostName> {
         let text = text.strip_suffix('.').unwrap_or(text);
         if text.is_empty() {
-            return Err(BadHostName("is empty"));
+            return Err(BadHostName("host name is empty"));
         }
         if text.len() > 253 {
-            return Err(BadHostName("is longer than 253 bytes"));
+            return Err(BadHostName("host name is longer than 253 bytes"));
         }
         if looks_like_ip(text) {
-            return Err(BadHostName("is an IP address"));
+            return Err(BadHostName("host name is an IP address"));
         }
         for label in text.split('.') {
             if label.is_empty() {
-                return Err(BadHostName("has an empty label"));
+                return Err(BadHostName("host name has an empty label"));
             }
             if label.len() > 63 {
-                return Err(BadHostName("has a label longer than 63 bytes"));
+                return Err(BadHostName("host name has a label longer than 63 bytes"));
             }
             if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-                return Err(BadHostName("has a character outside letters, digits, '-' and '_'"));
+                return Err(BadHostName(
+                    "host name has a character outside letters, digits, '-' and '_'",
+                ));
             }
         }
         Ok(Self(text.to_ascii_lowercase().into()))
@@ -41,6 +44,26 @@ impl HostName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Every proper parent of this name, the longest first: `b.test` and `test` for `a.b.test`.
+    ///
+    /// These are the suffixes whose [`HostPattern::Wildcard`] matches this name, in the order in
+    /// which HTTP-2 prefers them, so a map keyed by suffix answers the most specific wildcard first.
+    pub fn parents(&self) -> impl Iterator<Item = &str> {
+        std::iter::successors(parent(&self.0), |name| parent(name))
+    }
+}
+
+/// What follows the first dot.
+fn parent(name: &str) -> Option<&str> {
+    name.split_once('.').map(|(_, rest)| rest)
+}
+
+/// A map keyed by names is asked with plain text, for instance a [parent](HostName::parents).
+impl Borrow<str> for HostName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Whether `text` is some form of an IP address, the lax ones of inet_aton included: a name whose
@@ -48,11 +71,15 @@ impl HostName {
 fn looks_like_ip(text: &str) -> bool {
     let last = text.rsplit('.').next().unwrap_or(text);
     let digits = |s: &str, hex: bool| {
-        !s.is_empty() && s.bytes().all(|b| if hex { b.is_ascii_hexdigit() } else { b.is_ascii_digit() })
+        !s.is_empty()
+            && s.bytes().all(|b| if hex { b.is_ascii_hexdigit() } else { b.is_ascii_digit() })
     };
     text.contains(':')
         || digits(last, false)
-        || last.strip_prefix("0x").or(last.strip_prefix("0X")).is_some_and(|h| h.is_empty() || digits(h, true))
+        || last
+            .strip_prefix("0x")
+            .or(last.strip_prefix("0X"))
+            .is_some_and(|h| h.is_empty() || digits(h, true))
 }
 
 impl fmt::Display for HostName {
@@ -61,7 +88,95 @@ impl fmt::Display for HostName {
     }
 }
 
-/// Why a text is not a host name.
+/// Why a text is not a host name: a whole, stable phrase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("host name {0}")]
+#[error("{0}")]
 pub struct BadHostName(pub &'static str);
+
+/// The hosts that a resource speaks of: one name, or every name under one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// This name only.
+    Exact(HostName),
+    /// `*.suffix`: one or more whole labels in front of `suffix`, never `suffix` itself (HTTP-4).
+    Wildcard(HostName),
+}
+
+impl HostPattern {
+    /// Reads `example.com` or `*.example.com`; case and one trailing dot as in [`HostName::parse`].
+    ///
+    /// # Errors
+    /// [`BadHostPattern`]; each misuse of `*` is its own reason.
+    pub fn parse(text: &str) -> Result<Self, BadHostPattern> {
+        if text == "*" {
+            return Err(BadHostPattern::MatchAll);
+        }
+        let (pattern, host): (fn(HostName) -> Self, &str) = match text.strip_prefix("*.") {
+            Some(suffix) => (Self::Wildcard, suffix),
+            None if text.starts_with('*') => return Err(BadHostPattern::Partial),
+            None => (Self::Exact, text),
+        };
+        if host.contains('*') {
+            return Err(BadHostPattern::Misplaced);
+        }
+        Ok(pattern(HostName::parse(host)?))
+    }
+
+    /// Whether `name` is one of these hosts (HTTP-4, T-22).
+    pub fn matches(&self, name: &HostName) -> bool {
+        match self {
+            Self::Exact(host) => host == name,
+            // A name has no empty label, so whatever stands before the dot is whole labels.
+            Self::Wildcard(suffix) => name
+                .as_str()
+                .strip_suffix(suffix.as_str())
+                .is_some_and(|labels| labels.ends_with('.')),
+        }
+    }
+
+    /// How narrow the pattern is. Of the patterns that match one name, the greatest wins.
+    pub fn specificity(&self) -> Specificity {
+        match self {
+            Self::Exact(host) => Specificity { exact: true, bytes: host.as_str().len() },
+            Self::Wildcard(suffix) => Specificity { exact: false, bytes: suffix.as_str().len() },
+        }
+    }
+}
+
+/// Prints what [`HostPattern::parse`] reads, in normal form.
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => host.fmt(f),
+            Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+        }
+    }
+}
+
+/// Rank of a pattern (HTTP-2): exact before wildcard, then the longer suffix. Greater is narrower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Specificity {
+    // The order of the fields is the order of comparison.
+    exact: bool,
+    bytes: usize,
+}
+
+/// Why a text is not a host pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadHostPattern {
+    /// A lone `*` (SEV-1, VS-5).
+    #[error("\"*\" matches every host; name the hosts, or the domain as *.example.com")]
+    MatchAll,
+    /// `*foo.com`: cuts through a label (HTTP-6; the strict profile rejects it).
+    #[error("a wildcard stands for whole labels: write \"*.\" before the domain")]
+    Partial,
+    /// `a.*.com`: a `*` behind the start (SEV-3).
+    #[error("a wildcard must be the first label")]
+    Misplaced,
+    /// What remains is not a host name.
+    #[error(transparent)]
+    Name(#[from] BadHostName),
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,11 @@ pub mod http;
 pub mod prefixed;
 pub mod tls;
 
-use std::fmt;
+use std::{fmt, io};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
 /// Answer of a reader that was shown the bytes so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,20 +69,43 @@ pub struct ClientHello {
     pub ech: bool,
 }
 
+/// Least room offered to one read.
+const READ_ROOM: usize = 4 * 1024;
+
 /// Collects a connection's first bytes and reads them incrementally.
+///
+/// Holds at most [`tls::MAX_BYTES`] of what it reads itself, and as much again while it joins a
+/// fragmented ClientHello.
 #[derive(Debug, Default)]
 pub struct Sniffer {
-    bytes: bytes::BytesMut,
+    bytes: BytesMut,
+    tls: tls::Reader,
+    /// What the connection starts with, once that is certain. It never changes.
+    hello: Option<Hello>,
 }
 
 impl Sniffer {
-    /// Takes more bytes and says what the connection starts with as soon as that is certain.
-    pub fn push(&mut self, _more: &[u8]) -> Option<Hello> {
-        todo!()
+    /// Takes more bytes and says what the connection starts with as soon as that is certain. Says
+    /// the same again when pushed further; those bytes are kept but not judged.
+    pub fn push(&mut self, more: &[u8]) -> Option<Hello> {
+        let judged = self.bytes.len();
+        self.bytes.extend_from_slice(more);
+        self.judge(judged);
+        self.hello.clone()
+    }
+
+    /// Whether no byte was taken yet.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// How many bytes were taken.
+    pub fn bytes_len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Every byte taken so far, to be replayed.
-    pub fn into_bytes(self) -> bytes::Bytes {
+    pub fn into_bytes(self) -> Bytes {
         self.bytes.freeze()
     }
 
@@ -90,9 +117,59 @@ impl Sniffer {
     /// The socket's own, for instance a reset.
     pub async fn read_from(
         &mut self,
-        _client: &tokio::net::TcpStream,
-        _deadline: Option<tokio::time::Instant>,
-    ) -> std::io::Result<Hello> {
-        todo!()
+        client: &TcpStream,
+        deadline: Option<Instant>,
+    ) -> io::Result<Hello> {
+        let certain = self.read_until_certain(client);
+        match deadline {
+            None => certain.await,
+            Some(deadline) => timeout_at(deadline, certain).await.unwrap_or(Ok(Hello::Silent)),
+        }
+    }
+
+    async fn read_until_certain(&mut self, client: &TcpStream) -> io::Result<Hello> {
+        loop {
+            if let Some(hello) = &self.hello {
+                return Ok(hello.clone());
+            }
+            client.readable().await?;
+            // From here to the next turn nothing awaits, so what was read cannot be lost.
+            let judged = self.bytes.len();
+            self.bytes.reserve(READ_ROOM);
+            let room = tls::MAX_BYTES.saturating_sub(judged);
+            match client.try_read_buf(&mut (&mut self.bytes).limit(room)) {
+                Ok(0) => return Ok(Hello::Closed),
+                Ok(_) => self.judge(judged),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Shows the bytes from `judged` on to the readers, unless all is said.
+    fn judge(&mut self, judged: usize) {
+        if self.hello.is_some() {
+            return;
+        }
+        self.hello = match self.tls.push(&self.bytes[judged..]) {
+            // One byte 0x16 and more: it cannot become HTTP.
+            Scan::NeedMore => None,
+            Scan::Found(hello) => Some(Hello::Tls(hello)),
+            Scan::Malformed(malformed) => Some(Hello::Malformed(malformed)),
+            Scan::NotMine => match http::scan(&self.bytes) {
+                Scan::NeedMore => None,
+                Scan::Found(http::Start::Http1) => Some(Hello::Http1),
+                Scan::Found(http::Start::Http2) => Some(Hello::Http2),
+                Scan::Malformed(malformed) => Some(Hello::Malformed(malformed)),
+                Scan::NotMine => Some(Hello::Opaque),
+            },
+        };
     }
 }
+
+#[cfg(test)]
+mod tests;
