@@ -13,8 +13,9 @@ pub mod dns;
 pub mod log;
 pub mod netns;
 pub mod pattern;
-//P
+pub mod product;
 pub mod servers;
+pub mod shapes;
 pub mod snapshot;
-//W
+pub mod walkthrough;
 pub mod world;
