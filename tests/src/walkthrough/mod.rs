@@ -86,7 +86,13 @@ impl<W: Write> Stage<'_, W> {
                     let words: Vec<_> = verb.split(' ').collect();
                     let running = running.as_ref().context("a verb without a daemon")?;
                     let said = running.verb(&words)?;
-                    self.page.verb(verb, &format!("{}{}", said.stdout, said.stderr))?;
+                    self.page.verb(verb, &format!("{}{}", said.stdout, said.stderr), said.code)?;
+                    rows.push(Row {
+                        chapter: self.step.chapter,
+                        rule: "SEED-18",
+                        command: verb,
+                        holds: said.code == 0,
+                    });
                 }
                 Action::Try(tried) => {
                     let before = self.arrivals(tried.arrives.0);

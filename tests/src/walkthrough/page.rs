@@ -82,10 +82,12 @@ impl<W: Write> Page<W> {
     ///
     /// # Errors
     /// When the page can't be written.
-    pub(super) fn verb(&mut self, verb: &str, output: &str) -> io::Result<()> {
+    pub(super) fn verb(&mut self, verb: &str, output: &str, code: i32) -> io::Result<()> {
         let prompt = self.ink(Ink::Cyan, &format!("$ interceptor {verb}"));
         writeln!(self.out, "\n  {prompt}")?;
-        self.output(output)
+        self.output(output)?;
+        let code = self.ink(Ink::Dim, &format!("exit {code}"));
+        writeln!(self.out, "    {code}")
     }
 
     /// A command, what it printed, its exit status and its log lines.
