@@ -1,1 +1,22 @@
-//! The test harness.
+//! The test harness: a small internet in network namespaces, and the product run inside it.
+//!
+//! The product is a black box here: its binary, its command line, its access log, and the packets
+//! that do or do not arrive at the far side. Everything that this library makes (namespaces,
+//! links, threads, files) goes away when its guard is dropped, on a panic too; what a killed
+//! run left behind is swept at the next start.
+//!
+//! Start with [`world::World`].
+
+pub mod ca;
+pub mod capture;
+pub mod client;
+pub mod dns;
+pub mod log;
+pub mod netns;
+pub mod pattern;
+pub mod product;
+pub mod servers;
+pub mod shapes;
+pub mod snapshot;
+pub mod walkthrough;
+pub mod world;

@@ -1,0 +1,241 @@
+//! A packet capture at the far side of the workload's link: the judge of what really left.
+
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::netns::Namespace;
+
+/// Bytes kept of each packet: the headers, with room for options.
+const SNAPLEN: usize = 128;
+/// Packets kept before the rest is only counted; a capture never eats the machine.
+const MAX_PACKETS: usize = 500_000;
+/// A packet that is under way has arrived after this long without another one.
+const QUIET: Duration = Duration::from_millis(60);
+
+/// One packet, as far as the judge looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// IP protocol number: 6 TCP, 17 UDP, 1 and 58 ICMP.
+    pub protocol: u8,
+    /// Source port of TCP and UDP, else 0.
+    pub source_port: u16,
+    /// Destination port of TCP and UDP, else 0.
+    pub destination_port: u16,
+    /// TCP flags, else 0.
+    pub flags: u8,
+    /// Bytes above the TCP header, else above the IP header.
+    pub payload: usize,
+}
+
+impl Packet {
+    /// The first packet of a TCP connection: SYN without ACK.
+    #[must_use]
+    pub fn is_syn(&self) -> bool {
+        self.protocol == 6 && self.flags & 0x12 == 0x02
+    }
+
+    /// Reads the headers of an IP packet; `None` for anything else or a later fragment.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let (source, destination, protocol, start, total): (IpAddr, IpAddr, _, _, _) =
+            match bytes.first()? >> 4 {
+                4 => {
+                    let header = usize::from(bytes[0] & 0x0f) * 4;
+                    if u16::from_be_bytes([*bytes.get(6)?, *bytes.get(7)?]) & 0x1fff != 0 {
+                        return None;
+                    }
+                    let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+                    let source: [u8; 4] = bytes.get(12..16)?.try_into().ok()?;
+                    let destination: [u8; 4] = bytes.get(16..20)?.try_into().ok()?;
+                    (
+                        Ipv4Addr::from(source).into(),
+                        Ipv4Addr::from(destination).into(),
+                        bytes[9],
+                        header,
+                        total,
+                    )
+                }
+                6 => {
+                    let source: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+                    let destination: [u8; 16] = bytes.get(24..40)?.try_into().ok()?;
+                    let total = 40 + usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
+                    (
+                        Ipv6Addr::from(source).into(),
+                        Ipv6Addr::from(destination).into(),
+                        bytes[6],
+                        40,
+                        total,
+                    )
+                }
+                _ => return None,
+            };
+        let port = |at: usize| {
+            let bytes = bytes.get(start + at..start + at + 2)?;
+            Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+        };
+        let (mut header, mut flags) = (0, 0);
+        let (mut source_port, mut destination_port) = (0, 0);
+        if matches!(protocol, 6 | 17) {
+            (source_port, destination_port) = (port(0)?, port(2)?);
+        }
+        if protocol == 6 {
+            header = usize::from(bytes.get(start + 12)? >> 4) * 4;
+            flags = *bytes.get(start + 13)?;
+        }
+        let payload = total.saturating_sub(start + header);
+        Some(Self { source, destination, protocol, source_port, destination_port, flags, payload })
+    }
+}
+
+/// A running capture of everything that enters or leaves a namespace's interfaces.
+#[derive(Debug)]
+pub struct Capture {
+    packets: Arc<Mutex<Vec<Packet>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Starts to capture; when it returns, no later packet is missed.
+    ///
+    /// # Errors
+    /// When the packet socket can't be opened (`CAP_NET_RAW`).
+    pub fn start(namespace: &Namespace) -> Result<Self> {
+        let every = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
+        // Cooked: the packet starts at its IP header, whatever the link below is.
+        let mut socket = namespace
+            .inside(|| Socket::new(Domain::PACKET, Type::DGRAM, Some(every)))?
+            .context("a packet socket for the capture")?;
+        socket.set_recv_buffer_size(8 << 20)?;
+        socket.set_read_timeout(Some(QUIET / 3))?;
+
+        let packets = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let (packets, stop) = (Arc::clone(&packets), Arc::clone(&stop));
+            move || {
+                let mut buffer = [0; SNAPLEN];
+                while !stop.load(Ordering::Relaxed) {
+                    match socket.read(&mut buffer) {
+                        Ok(length) => {
+                            let mut packets =
+                                packets.lock().unwrap_or_else(PoisonError::into_inner);
+                            if let Some(packet) = Packet::parse(&buffer[..length])
+                                && packets.len() < MAX_PACKETS
+                            {
+                                packets.push(packet);
+                            }
+                        }
+                        Err(e)
+                            if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                        Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                        Err(_) => return,
+                    }
+                }
+            }
+        });
+        Ok(Self { packets, stop, thread: Some(thread) })
+    }
+
+    /// All packets so far, once the link has been quiet for a moment (or after a second).
+    ///
+    /// # Panics
+    /// When more arrived than the capture keeps: it could no longer prove an absence.
+    #[must_use]
+    pub fn packets(&self) -> Vec<Packet> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut before = usize::MAX;
+        loop {
+            let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            assert!(packets.len() < MAX_PACKETS, "the capture is full and proves nothing");
+            if packets.len() == before || Instant::now() > deadline {
+                return packets;
+            }
+            before = packets.len();
+            thread::sleep(QUIET);
+        }
+    }
+
+    /// Connection attempts to one address and port. A repeated SYN counts once.
+    #[must_use]
+    pub fn syns_to(&self, address: IpAddr, port: u16) -> usize {
+        let mut sources: Vec<(IpAddr, u16)> = self
+            .packets()
+            .into_iter()
+            .filter(|packet| {
+                packet.is_syn() && packet.destination == address && packet.destination_port == port
+            })
+            .map(|packet| (packet.source, packet.source_port))
+            .collect();
+        sources.sort_unstable();
+        sources.dedup();
+        sources.len()
+    }
+
+    /// Packets of any protocol to an address.
+    #[must_use]
+    pub fn packets_to(&self, address: IpAddr) -> usize {
+        self.packets().iter().filter(|packet| packet.destination == address).count()
+    }
+
+    /// UDP datagrams to one address and port.
+    #[must_use]
+    pub fn datagrams_to(&self, address: IpAddr, port: u16) -> usize {
+        let to = |p: &&Packet| {
+            p.protocol == 17 && p.destination == address && p.destination_port == port
+        };
+        self.packets().iter().filter(to).count()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_syn_of_either_family_and_refuses_scraps() {
+        let tcp = [0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02, 0, 0, 0, 0, 0, 0];
+        let mut v4 = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 77, 0, 2, 192, 0, 2, 1];
+        v4.extend_from_slice(&tcp);
+        let packet = Packet::parse(&v4).expect("a packet");
+        assert!(packet.is_syn());
+        assert_eq!(packet.destination, IpAddr::from([192, 0, 2, 1]));
+        assert_eq!((packet.source_port, packet.destination_port), (40_000, 443));
+        assert_eq!(packet.payload, 0);
+
+        let mut v6 = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+        v6.extend_from_slice(&[1; 16]);
+        v6.extend_from_slice(&[2; 16]);
+        v6.extend_from_slice(&tcp);
+        v6[40 + 13] = 0x12;
+        let packet = Packet::parse(&v6).expect("a packet");
+        assert!(!packet.is_syn(), "SYN-ACK opens nothing");
+        assert_eq!(packet.destination, IpAddr::from([2; 16]));
+
+        for length in 0..v4.len() {
+            let _ = Packet::parse(&v4[..length]);
+            let _ = Packet::parse(&v6[..length]);
+        }
+        assert_eq!(Packet::parse(b"\x10ARP"), None);
+    }
+}

@@ -1,0 +1,163 @@
+//! What `interceptor-test-client` can do: one job a run, its result on one line.
+
+mod plain;
+mod tls;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// How long a peer may keep a job waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One way of using a socket.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Job {
+    /// One HTTP request to an address; prints the status, the peer's and the own address
+    Get {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+        /// How the socket is made and connected
+        #[arg(long, value_enum, default_value_t = Style::Blocking)]
+        style: Style,
+    },
+    /// Many HTTP requests, each on a connection of its own; the Host header names the address
+    /// that was dialled (see `name_of`); prints how often each status came
+    Many {
+        /// The first address; the others follow it
+        first: IpAddr,
+        /// How many addresses in turn
+        #[arg(long, default_value_t = 200)]
+        addresses: u16,
+        /// How many connections
+        #[arg(long)]
+        count: usize,
+        /// How many at the same time
+        #[arg(long, default_value_t = 1)]
+        concurrency: usize,
+        /// How each ends
+        #[arg(long, value_enum, default_value_t = End::Read)]
+        end: End,
+    },
+    /// Reads what a server says first; prints it and after how many milliseconds it came
+    Listen {
+        /// Where to
+        to: SocketAddr,
+    },
+    /// A TLS handshake whose hello is cut in pieces, then one HTTP request; prints the status
+    Hello {
+        /// Where to
+        to: SocketAddr,
+        /// The name in the hello
+        name: String,
+        /// Bytes of each send; 0: all at once
+        #[arg(long, default_value_t = 0)]
+        segment: usize,
+        /// Handshake bytes of each TLS record; 0: as the library made them
+        #[arg(long, default_value_t = 0)]
+        record: usize,
+        /// Milliseconds between sends
+        #[arg(long, default_value_t = 0)]
+        pause: u64,
+        /// Makes the hello at least this many bytes long
+        #[arg(long, default_value_t = 0)]
+        grow: usize,
+    },
+    /// Sends a TLS hello and so many bytes of the pattern to an echo service, ends its direction,
+    /// and compares what comes back to the end; prints `BYTES intact`
+    Echo {
+        /// Where to
+        to: SocketAddr,
+        /// The name in the hello; without it, no hello is sent
+        #[arg(long)]
+        name: Option<String>,
+        /// Bytes of the pattern
+        #[arg(long)]
+        bytes: u64,
+    },
+    /// Sends one datagram; prints `reply`, `silence`, or the error's name
+    Datagram {
+        /// Where to
+        to: SocketAddr,
+        /// Connects the socket first
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Only connects; prints `connected` or the error's name
+    Connect {
+        /// Where to
+        to: SocketAddr,
+    },
+}
+
+/// How a socket is made and connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Style {
+    /// In the ordinary way
+    Blocking,
+    /// Non-blocking: connect says "in progress", poll says when it is done
+    NonBlocking,
+    /// An IPv6 socket that dials an IPv4 address
+    Mapped,
+}
+
+/// How a connection of [`Job::Many`] ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum End {
+    /// The answer is read to its end
+    Read,
+    /// Closed directly after the request was sent
+    Close,
+    /// Reset directly after the request was sent; the next one uses the same source port
+    Reset,
+}
+
+/// The host name by which [`Job::Many`] calls an address: `203.0.113.7` is
+/// `h-203-0-113-7.example.net`, so that a log line proves its own destination.
+#[must_use]
+pub fn name_of(address: IpAddr) -> String {
+    format!("h-{}.example.net", address.to_string().replace([':', '.'], "-"))
+}
+
+/// The `index`th address from `first` on.
+#[must_use]
+pub fn nth_address(first: IpAddr, index: u16) -> IpAddr {
+    match first {
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() + u32::from(index)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() + u128::from(index)).into()),
+    }
+}
+
+/// Does one job; the text is its result.
+///
+/// # Errors
+/// When something came otherwise than the job's words say.
+pub fn run(job: Job) -> Result<String> {
+    match job {
+        Job::Get { to, host, style } => plain::get(to, &host, style),
+        Job::Many { first, addresses, count, concurrency, end } => {
+            plain::many(first, addresses, count, concurrency, end)
+        }
+        Job::Listen { to } => plain::listen(to),
+        Job::Hello { to, name, segment, record, pause, grow } => {
+            let cut = tls::Cut { segment, record, pause: Duration::from_millis(pause), grow };
+            tls::hello(to, &name, cut)
+        }
+        Job::Echo { to, name, bytes } => tls::echo(to, name.as_deref(), bytes),
+        Job::Datagram { to, connect } => plain::datagram(to, connect),
+        Job::Connect { to } => plain::connect(to),
+    }
+}
+
+/// The error as its C name, `EPERM`, or as a sentence where it has none.
+fn error_name(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |code| format!("{:?}", nix::errno::Errno::from_raw(code)),
+    )
+}

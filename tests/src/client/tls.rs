@@ -1,0 +1,156 @@
+//! Jobs that start with a TLS hello.
+
+use std::env;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
+
+use super::PATIENCE;
+use crate::pattern;
+
+/// Bytes moved at once.
+const BUFFER: usize = 64 * 1024;
+/// Bytes of a TLS record's header: type, version, length.
+const RECORD_HEADER: usize = 5;
+
+/// How a hello is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    pub(super) segment: usize,
+    pub(super) record: usize,
+    pub(super) pause: Duration,
+    pub(super) grow: usize,
+}
+
+pub(super) fn hello(to: SocketAddr, name: &str, cut: Cut) -> Result<String> {
+    let (mut connection, mut bytes) = first_flight(name, cut.grow)?;
+    if cut.record > 0 {
+        bytes = refragment(&bytes, cut.record);
+    }
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let segment = if cut.segment == 0 { bytes.len() } else { cut.segment };
+    for piece in bytes.chunks(segment) {
+        stream.write_all(piece).context("sending the hello")?;
+        thread::sleep(cut.pause);
+    }
+    let mut tls = Stream::new(&mut connection, &mut stream);
+    write!(tls, "GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n")
+        .context("the handshake")?;
+    let mut answer = [0; 12];
+    tls.read_exact(&mut answer).context("the answer")?;
+    let status = String::from_utf8_lossy(&answer[9..]).into_owned();
+    Ok(format!("{status} after a hello of {} bytes", bytes.len()))
+}
+
+pub(super) fn echo(to: SocketAddr, name: Option<&str>, bytes: u64) -> Result<String> {
+    let first = match name {
+        Some(name) => first_flight(name, 0)?.1,
+        None => Vec::new(),
+    };
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut sending = stream.try_clone()?;
+    let hello = first.clone();
+    let sender = thread::spawn(move || -> std::io::Result<()> {
+        sending.write_all(&hello)?;
+        let (mut sent, mut buffer) = (0, vec![0; BUFFER]);
+        while sent < bytes {
+            let length = usize::try_from(bytes - sent).map_or(BUFFER, |left| left.min(BUFFER));
+            pattern::fill(sent, &mut buffer[..length]);
+            sending.write_all(&buffer[..length])?;
+            sent += length as u64;
+        }
+        sending.shutdown(Shutdown::Write)
+    });
+
+    let mut returned = vec![0; first.len()];
+    stream.read_exact(&mut returned).context("the hello's echo")?;
+    if returned != first {
+        bail!("the hello came back changed");
+    }
+    let (mut total, mut buffer) = (0, vec![0; BUFFER]);
+    loop {
+        let length = stream.read(&mut buffer).with_context(|| format!("after {total} bytes"))?;
+        if length == 0 {
+            break;
+        }
+        if !pattern::matches(total, &buffer[..length]) {
+            bail!("corrupt between byte {total} and {}", total + length as u64);
+        }
+        total += length as u64;
+    }
+    match sender.join() {
+        Ok(sent) => sent.context("sending")?,
+        Err(_) => bail!("the sender panicked"),
+    }
+    if total != bytes {
+        bail!("{total} of {bytes} bytes came back before the end of the stream");
+    }
+    Ok(format!("{total} intact"))
+}
+
+/// A connection for `name` and the bytes of its hello, at least `grow` long. The authority is
+/// the one in `SSL_CERT_FILE`.
+fn first_flight(name: &str, grow: usize) -> Result<(ClientConnection, Vec<u8>)> {
+    let file = env::var_os("SSL_CERT_FILE").context("SSL_CERT_FILE is not set")?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file)? {
+        roots.add(certificate?)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // The name that the server takes, last; before it, ones that only make the hello long.
+    config.alpn_protocols = (0..grow.div_ceil(201)).map(|n| format!("{n:0>200}").into()).collect();
+    config.alpn_protocols.push(b"http/1.1".to_vec());
+    let name = ServerName::try_from(name.to_owned())?;
+    let mut connection = ClientConnection::new(Arc::new(config), name)?;
+    let mut bytes = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut bytes)?;
+    }
+    Ok((connection, bytes))
+}
+
+/// The same handshake bytes in records of at most `size` bytes each.
+fn refragment(records: &[u8], size: usize) -> Vec<u8> {
+    let (mut handshake, mut rest) = (Vec::new(), records);
+    while rest.len() > RECORD_HEADER {
+        let length = usize::from(u16::from_be_bytes([rest[3], rest[4]]));
+        handshake.extend_from_slice(&rest[RECORD_HEADER..RECORD_HEADER + length]);
+        rest = &rest[RECORD_HEADER + length..];
+    }
+    let mut out = Vec::new();
+    for piece in handshake.chunks(size) {
+        let length = u16::try_from(piece.len()).expect("a record holds at most 16 KiB");
+        out.extend_from_slice(&records[..3]);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(piece);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refragmenting_keeps_the_handshake_bytes() {
+        let records = [&[22, 3, 1, 0, 3][..], b"abc", &[22, 3, 1, 0, 2], b"de"].concat();
+        let cut = refragment(&records, 2);
+        let expected =
+            [&[22, 3, 1, 0, 2][..], b"ab", &[22, 3, 1, 0, 2], b"cd", &[22, 3, 1, 0, 1], b"e"];
+        assert_eq!(cut, expected.concat());
+    }
+}

@@ -1,0 +1,289 @@
+//! The product as a user meets it: the binary, its command line and its access log.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use anyhow::{Context, Result, bail};
+
+use crate::netns::next_number;
+use crate::world::{Finished, World, exit_code, stop, text};
+
+/// How long one command under interception may take before the test gives up.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long the product may take to start and attach.
+const START: Duration = Duration::from_secs(15);
+/// Said by the placeholder command of [`Interceptor::start`] when it is running, and so covered.
+const COVERED: &str = "covered";
+
+/// The binary under test: `INTERCEPTOR_BIN`, or `interceptor` beside the running executable's
+/// directory (target/debug).
+///
+/// # Panics
+/// When there is none, with what to type.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let found = env::var_os("INTERCEPTOR_BIN").map(PathBuf::from).or_else(|| {
+        let test = env::current_exe().ok()?;
+        Some(test.parent()?.parent()?.join("interceptor"))
+    });
+    match found {
+        Some(path) if path.is_file() => path,
+        other => panic!("no binary at {other:?}: run `cargo xtask build` (or `cargo xtask test`)"),
+    }
+}
+
+/// One way of running the product in a world: its policy flags, a name and an access log of its
+/// own.
+#[derive(Debug)]
+pub struct Interceptor<'w> {
+    world: &'w World,
+    binary: PathBuf,
+    flags: Vec<String>,
+    name: String,
+    log: PathBuf,
+    directory: Option<PathBuf>,
+}
+
+/// What a command under interception did, and the access-log lines that it caused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Exit status and output.
+    pub finished: Finished,
+    /// The access log's new lines.
+    pub log: Vec<String>,
+}
+
+impl<'w> Interceptor<'w> {
+    /// The product with these flags of `interceptor run` (`--outbound`, `-f`, `--bypass` …).
+    #[must_use]
+    pub fn new(world: &'w World, binary: &Path, flags: &[&str]) -> Self {
+        let name = format!("ix-{}-{}", std::process::id(), next_number());
+        Self {
+            log: world.dir().join(format!("{name}.log")),
+            flags: flags.iter().map(ToString::to_string).collect(),
+            binary: binary.to_owned(),
+            directory: None,
+            name,
+            world,
+        }
+    }
+
+    /// Runs it from this directory, against which `-f FILE` is read.
+    #[must_use]
+    pub fn directory(mut self, directory: &Path) -> Self {
+        self.directory = Some(directory.to_owned());
+        self
+    }
+
+    /// The name of its control socket.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `interceptor run FLAGS -- COMMAND`, not yet started.
+    #[must_use]
+    pub fn run_command(&self, command: &[&str]) -> Command {
+        let mut run = self.verb_command("run");
+        run.args(["--name", &self.name, "--access-log"]).arg(&self.log);
+        run.args(&self.flags).arg("--").args(command);
+        run
+    }
+
+    /// `interceptor run FLAGS -- COMMAND` on the caller's terminal, access log on it too.
+    #[must_use]
+    pub fn run_visibly(&self, command: &[&str]) -> Command {
+        let mut run = self.verb_command("run");
+        run.args(["--name", &self.name]).args(&self.flags).arg("--").args(command);
+        run
+    }
+
+    /// Runs a command under interception to its end.
+    ///
+    /// # Errors
+    /// When the product can't be started or doesn't end in a minute.
+    pub fn run(&self, command: &[&str]) -> Result<Outcome> {
+        let before = self.lines().len();
+        let finished = self.world.output(&mut self.run_command(command), LIMIT)?;
+        Ok(Outcome { finished, log: self.lines().split_off(before) })
+    }
+
+    /// Starts it around a command that does nothing, for [`Running::exec`]; when it returns,
+    /// the workload is covered.
+    ///
+    /// # Errors
+    /// When the product ends instead of covering the command, with what it said.
+    pub fn start(self) -> Result<Running<'w>> {
+        let script = format!("echo {COVERED}; exec sleep 86400");
+        let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let mut run = self.run_command(&["sh", "-c", &script]);
+        run.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        let child = self.world.spawn(&mut run)?;
+        let mut running = Running { interceptor: self, child, stderr: stderr.try_clone()? };
+        let deadline = Instant::now() + START;
+        while !text(&mut stdout)?.contains(COVERED) {
+            if let Some(status) = running.child.try_wait()? {
+                bail!("the product ended ({status}) at its start: {}", text(&mut stderr)?);
+            }
+            if Instant::now() > deadline {
+                bail!("the product covered nothing in {START:?}: {}", text(&mut stderr)?);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(running)
+    }
+
+    /// Every line of the access log so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    fn verb_command(&self, verb: &str) -> Command {
+        let mut command = self.world.command(&self.binary);
+        command.arg(verb);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
+    }
+}
+
+/// The product in the background, with a covered workload. Dropping it stops it, and cleans up
+/// after it when it had to be killed.
+#[derive(Debug)]
+pub struct Running<'w> {
+    interceptor: Interceptor<'w>,
+    child: Child,
+    stderr: File,
+}
+
+impl Running<'_> {
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The name of its control socket.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.interceptor.name
+    }
+
+    /// What the daemon wrote to standard error so far.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn stderr(&mut self) -> Result<String> {
+        text(&mut self.stderr)
+    }
+
+    /// `interceptor exec --name NAME -- COMMAND`: one more command in the covered workload. Waits
+    /// until the log has `lines` new lines, at most 3 seconds, and a moment for unexpected ones.
+    ///
+    /// # Errors
+    /// When it doesn't end in a minute.
+    pub fn exec(&self, command: &[&str], lines: usize) -> Result<Outcome> {
+        let before = self.interceptor.lines().len();
+        let mut exec = self.exec_command(command);
+        let finished = self.interceptor.world.output(&mut exec, LIMIT)?;
+        Ok(Outcome { finished, log: self.wait_for_lines(before, lines) })
+    }
+
+    /// `interceptor exec --name NAME -- COMMAND`, not yet started.
+    #[must_use]
+    pub fn exec_command(&self, command: &[&str]) -> Command {
+        let mut exec = self.interceptor.verb_command("exec");
+        exec.args(["--name", &self.interceptor.name, "--"]).args(command);
+        exec
+    }
+
+    /// Another verb of the command line, with `--name NAME` at its end.
+    ///
+    /// # Errors
+    /// When it doesn't end in a minute.
+    pub fn verb(&self, words: &[&str]) -> Result<Finished> {
+        let (verb, arguments) = words.split_first().context("a verb")?;
+        let mut command = self.interceptor.verb_command(verb);
+        command.args(arguments).args(["--name", &self.interceptor.name]);
+        self.interceptor.world.output(&mut command, LIMIT)
+    }
+
+    /// Every line of the access log so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.interceptor.lines()
+    }
+
+    /// The lines after the first `before`, once there are `count` of them (or 3 seconds passed).
+    #[must_use]
+    pub fn wait_for_lines(&self, before: usize, count: usize) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while self.lines().len() < before + count && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(Duration::from_millis(50));
+        self.lines().split_off(before)
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Errors
+    /// When the process can't be waited for.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        stop(&mut self.child)
+    }
+
+    /// Kills the daemon with SIGKILL; what it pinned stays.
+    ///
+    /// # Errors
+    /// When the process can't be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// `interceptor detach --name NAME`.
+    ///
+    /// # Errors
+    /// When it doesn't end in a minute.
+    pub fn detach(&self) -> Result<Finished> {
+        self.verb(&["detach"])
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let ended_in_order = match stop(&mut self.child) {
+            // 128 + 9: it was killed, by the test or because it didn't stop.
+            Ok(status) => exit_code(status) != 137,
+            Err(_) => false,
+        };
+        if !ended_in_order && let Err(error) = self.detach() {
+            eprintln!("cannot clean up after {}: {error:#}", self.interceptor.name);
+        }
+    }
+}
+
+/// Runs several programs at the same time in the workload's namespace, each to its end.
+///
+/// # Errors
+/// When one can't be started or doesn't end in a minute.
+///
+/// # Panics
+/// Never: the threads don't.
+pub fn run_together(world: &World, commands: Vec<Command>) -> Result<Vec<Finished>> {
+    thread::scope(|scope| {
+        let started: Vec<_> = commands
+            .into_iter()
+            .map(|mut command| scope.spawn(move || world.output(&mut command, LIMIT)))
+            .collect();
+        started.into_iter().map(|thread| thread.join().expect("no panic in it")).collect()
+    })
+}
