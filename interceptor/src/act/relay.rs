@@ -53,6 +53,8 @@ struct Progress {
     read: AtomicU64,
     /// Bytes given to the sink.
     written: AtomicU64,
+    /// Of these, bytes that went through the kernel's pipe.
+    spliced: AtomicU64,
     /// Milliseconds from `start` to the last byte that moved.
     moved_at: AtomicU64,
     /// The source is dead: an end of file from it is no FIN and must not be passed on as one.
@@ -65,6 +67,7 @@ impl Progress {
         Self {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            spliced: AtomicU64::new(0),
             moved_at: AtomicU64::new(0),
             source_dead: AtomicBool::new(false),
             start,
@@ -110,6 +113,7 @@ pub async fn relay(
         block::reset(client);
         block::reset(upstream);
     }
+    tracing::trace!(?end, ?up, ?down, "relay ended");
     Relayed {
         bytes_received: up.read.load(Ordering::Relaxed),
         bytes_sent: down.written.load(Ordering::Relaxed),

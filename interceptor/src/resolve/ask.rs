@@ -53,6 +53,7 @@ enum Family {
 impl Servers {
     pub(super) fn new(servers: &[SocketAddr], refresh: Duration) -> Self {
         let count = servers.len().min(MAX_SERVERS);
+        // A client without TLS is made of plain values: this does not fail.
         let servers = servers.iter().take(count).filter_map(|&server| client(server, count).ok());
         Self { servers: servers.collect(), preferred: AtomicUsize::new(0), refresh }
     }
@@ -96,7 +97,9 @@ impl Servers {
     fn join(&self, v4: Family, v6: Family) -> Asked {
         use Family::{Empty, Failed, Found};
         match (v4, v6) {
-            (Found { mut addresses, ttl }, Found { addresses: more, ttl: other }) => {
+            (Found { mut addresses, ttl }, Found { addresses: mut more, ttl: other }) => {
+                // A v4-mapped AAAA may repeat an A.
+                more.retain(|ip| !addresses.contains(ip));
                 // Neither family may crowd out the other.
                 addresses.truncate(MAX_ADDRESSES - more.len().min(MAX_ADDRESSES / 2));
                 addresses.extend(more);

@@ -149,6 +149,7 @@ fn zoo(name: &str, kind: RecordType) -> Reply {
         ("v6broken.example", false) => return Reply::Code(ResponseCode::ServFail),
         ("v6silent.example", true) => vec![a(name, 60, "192.0.2.1")],
         ("v6silent.example", false) => return Reply::Silence,
+        ("mapped.example", true) => vec![a(name, 60, "192.0.2.7"), a(name, 60, "192.0.2.7")],
         ("mapped.example", false) => vec![aaaa(name, 60, "::ffff:192.0.2.7")],
         ("short.example", true) => vec![a(name, 1, "192.0.2.1")],
         ("alias.example", true) => vec![

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -75,6 +76,7 @@ impl Pipe {
                 let drained = sink.async_io(Interest::WRITABLE, || step(&self.out, sink, held));
                 let n = drained.await.map_err(|_| Broken::Sink)?;
                 progress.gave(n);
+                progress.spliced.fetch_add(n as u64, Ordering::Relaxed);
                 held -= n;
             }
         }

@@ -264,6 +264,71 @@ async fn t49_an_idle_relay_costs_less_than_4_kib() {
 }
 
 #[tokio::test]
+async fn bulk_is_spliced_and_small_talk_is_not() {
+    for (bytes, spliced) in [(100 << 10, false), (4 << 20, true)] {
+        let ((mut client, ours), (upstream, mut server)) = (pair().await, pair().await);
+        let (up, down) = (Progress::new(Instant::now()), Progress::new(Instant::now()));
+        let bulk = vec![5; bytes];
+        let mut got = vec![0; bytes];
+        let talk = async {
+            let (sent, read) = tokio::join!(client.write_all(&bulk), server.read_exact(&mut got));
+            sent.unwrap();
+            read.unwrap();
+            drop((client, server));
+        };
+        let (end, ()) =
+            soon(async { tokio::join!(run(&[], &ours, &upstream, None, &up, &down), talk) }).await;
+        assert_eq!(end, RelayEnd::Closed);
+        assert_eq!(up.spliced.load(Ordering::Relaxed) > 0, spliced, "{up:?}");
+        assert_eq!(up.written.load(Ordering::Relaxed), bytes as u64);
+        assert_eq!(down.spliced.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_slow_side_when_the_other_resets_is_delivered_before_the_reset() {
+    for server_speaks in [false, true] {
+        let ((client, ours), (upstream, mut server)) = (pair().await, pair().await);
+        SockRef::from(&upstream).set_send_buffer_size(16 * 1024).unwrap();
+        SockRef::from(&server).set_recv_buffer_size(16 * 1024).unwrap();
+        let (up, down) = (Progress::new(Instant::now()), Progress::new(Instant::now()));
+        let script = async {
+            // Fill everything up to the server, which does not read yet, then a bit more.
+            let (mut sent, mut read) = (0, u64::MAX);
+            while up.read.load(Ordering::Relaxed) != read {
+                read = up.read.load(Ordering::Relaxed);
+                sent += client.try_write(&[1; 4096]).unwrap();
+                sleep(Duration::from_millis(20)).await;
+            }
+            assert!(sent as u64 > read);
+            block::reset(client);
+            if server_speaks {
+                // The write to the dead client takes its error away: reading it gives an end.
+                server.try_write(b"hello?").unwrap();
+            }
+            let (mut buf, mut got) = (vec![0; 64 * 1024], 0);
+            loop {
+                match soon(server.read(&mut buf)).await {
+                    Ok(0) => panic!("a reset must not become a FIN"),
+                    Ok(n) => got += n,
+                    Err(error) => break assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+                }
+            }
+            assert_eq!(got, sent);
+        };
+        let relay = async {
+            let end = run(&[], &ours, &upstream, None, &up, &down).await;
+            // Let the server take what the kernel still holds for it.
+            sleep(Duration::from_millis(100)).await;
+            block::reset(upstream);
+            end
+        };
+        let (end, ()) = tokio::join!(relay, script);
+        assert_eq!(end, RelayEnd::ClientReset);
+    }
+}
+
+#[tokio::test]
 async fn t51_a_slow_reader_stalls_the_writer() {
     let Bench { client, mut server, relay } = Bench::start(b"", None).await;
     // Fixed socket buffers: else the kernel grows them up to tcp_rmem and tcp_wmem.
