@@ -1,17 +1,32 @@
 //! The only place that opens a connection to the outside, always in the workload's own namespace
 //! and always to a judged address.
 
+mod socket;
+
+use std::future::ready;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
-use crate::decide::Upstream;
+use super::race::{Lost, alternate_families, race};
+use crate::decide::host::HostName;
+use crate::decide::{Endpoint, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
+use crate::resolve::special::is_special;
 use crate::resolve::{ResolveError, Resolver};
+
+/// Head start of one address over the next (RFC 8305 section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Head start of one operator-given endpoint over the next: these are equal servers, chosen by
+/// weight, not ways to one server, so a slow one is not given up lightly.
+const ENDPOINT_DELAY: Duration = Duration::from_secs(1);
 
 /// Opens upstream connections for the workloads of one network namespace.
 #[derive(Debug, Clone)]
@@ -20,7 +35,7 @@ pub struct Dialer {
     pub netns: Arc<NetNs>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
-    /// Bound on one connect (MESH-6).
+    /// Bound on resolving and connecting, all tries together (MESH-6).
     pub connect_timeout: Duration,
     /// Whether resolved addresses in special ranges are dialled (istio) or refused (strict, T-40).
     pub dial_special: bool,
@@ -49,6 +64,12 @@ pub enum DialError {
     /// Every resolved address lies in a special range (T-40).
     #[error("{0} is a special address that no entry names")]
     Special(SocketAddr),
+    /// The dialled address is not among those of the names that may be dialled there (R3).
+    #[error("{dst} is not an address of a registered host")]
+    NotVerified {
+        /// The address that the workload dialled.
+        dst: SocketAddr,
+    },
     /// The connect failed (UF).
     #[error("connect to {tried}: {source}")]
     Connect {
@@ -59,12 +80,229 @@ pub enum DialError {
     },
 }
 
+impl DialError {
+    /// The address that was tried last, if the failure came as late as that (LOG-3 field 18).
+    pub fn tried(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Connect { tried, .. } => Some(*tried),
+            _ => None,
+        }
+    }
+
+    /// The failure as the access log's upstream transport failure reason prints it (LOG-3 field 9,
+    /// LOG-48, DR-11): `delayed_connect_error:_111`, `connection_timeout`; for what failed before a
+    /// connect, the message with `_` for spaces.
+    pub fn details(&self) -> String {
+        if let Self::Connect { source, .. } = self {
+            if let Some(errno) = source.raw_os_error() {
+                return format!("delayed_connect_error:_{errno}");
+            }
+            if source.kind() == io::ErrorKind::TimedOut {
+                return "connection_timeout".to_owned();
+            }
+        }
+        self.to_string().replace(' ', "_")
+    }
+}
+
 impl Dialer {
-    /// Connects to one of `upstream`'s addresses.
+    /// Connects to one of `upstream`'s addresses. Where several are allowed they are tried a moment
+    /// apart, and the first to answer is used.
     ///
     /// # Errors
     /// [`DialError`]; a failure tried every address that the upstream allows, within the timeout.
-    pub async fn dial(&self, _upstream: &Upstream, _dst: OriginalDst) -> Result<Dialled, DialError> {
-        todo!()
+    pub async fn dial(&self, upstream: &Upstream, dst: OriginalDst) -> Result<Dialled, DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let dialled = dst.addr();
+        match upstream {
+            Upstream::OriginalDst { port, name } => {
+                let first = SocketAddr::new(dialled.ip(), *port);
+                let others = async {
+                    match name {
+                        Some(name) => self.siblings(name, first).await,
+                        None => Vec::new(),
+                    }
+                };
+                self.connect_first(vec![first], others, ATTEMPT_DELAY, deadline).await
+            }
+            Upstream::VerifiedOriginalDst { host, port } => {
+                let mut addresses = self.resolve(host, *port, deadline).await?;
+                start_at(&mut addresses, dialled.ip(), false);
+                let addresses = alternate_families(addresses);
+                self.connect_first(addresses, ready(Vec::new()), ATTEMPT_DELAY, deadline).await
+            }
+            Upstream::Static(endpoints) => {
+                let addresses = by_weight(endpoints).copied().collect::<Vec<_>>();
+                if addresses.is_empty() {
+                    return Err(DialError::NoEndpoint);
+                }
+                self.connect_first(addresses, ready(Vec::new()), ENDPOINT_DELAY, deadline).await
+            }
+            Upstream::Dns { endpoints, round_robin } => {
+                self.dial_names(endpoints, *round_robin, dialled.ip(), deadline).await
+            }
+            Upstream::None => Err(DialError::NoEndpoint),
+        }
+    }
+
+    /// Whether the dialled address is an address of one of `hosts` in the daemon's own resolution
+    /// (R3): for TCP that shows no name. Takes at most the connect timeout.
+    ///
+    /// # Errors
+    /// [`DialError::NotVerified`], also when a name that might have said yes did not resolve;
+    /// [`DialError::Special`] for an address that no name may lead to (T-40).
+    pub async fn verify(&self, hosts: &[HostName], dst: OriginalDst) -> Result<(), DialError> {
+        let dst = dst.addr();
+        if !self.dial_special && is_special(dst.ip()) {
+            return Err(DialError::Special(dst));
+        }
+        let deadline = Instant::now() + self.connect_timeout;
+        let mut lookups =
+            hosts.iter().map(|host| self.resolver.lookup(host)).collect::<FuturesUnordered<_>>();
+        while let Ok(Some(found)) = timeout_at(deadline, lookups.next()).await {
+            if found.is_ok_and(|addresses| addresses.contains(&dst.ip())) {
+                return Ok(());
+            }
+        }
+        Err(DialError::NotVerified { dst })
+    }
+
+    /// Dials an endpoint chosen by weight, over all of its addresses; the other endpoints stand in
+    /// when it has none or none answers (RES-3, RES-4).
+    async fn dial_names(
+        &self,
+        endpoints: &[Endpoint<(HostName, u16)>],
+        round_robin: bool,
+        dialled: IpAddr,
+        deadline: Instant,
+    ) -> Result<Dialled, DialError> {
+        let order_of = |mut addresses: Vec<SocketAddr>| {
+            start_at(&mut addresses, dialled, round_robin);
+            alternate_families(addresses)
+        };
+        let mut endpoints = by_weight(endpoints);
+        let mut failure = DialError::NoEndpoint;
+        for (host, port) in endpoints.by_ref() {
+            match self.resolve(host, *port, deadline).await {
+                Ok(addresses) => {
+                    let others = async {
+                        let mut all = Vec::new();
+                        for (host, port) in endpoints {
+                            // One that does not resolve has no address to try.
+                            all.extend(
+                                self.resolve(host, *port, deadline)
+                                    .await
+                                    .map(order_of)
+                                    .unwrap_or_default(),
+                            );
+                        }
+                        all
+                    };
+                    return self
+                        .connect_first(order_of(addresses), others, ATTEMPT_DELAY, deadline)
+                        .await;
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// The other addresses of `name`, if `dialled` is one of its addresses: ways to the same
+    /// service, the other family first. Else none.
+    async fn siblings(&self, name: &HostName, dialled: SocketAddr) -> Vec<SocketAddr> {
+        let Ok(addresses) = self.resolver.lookup(name).await else { return Vec::new() };
+        if !addresses.contains(&dialled.ip()) {
+            return Vec::new();
+        }
+        let mut others = addresses
+            .iter()
+            .filter(|&&ip| ip != dialled.ip() && (self.dial_special || !is_special(ip)))
+            .map(|&ip| SocketAddr::new(ip, dialled.port()))
+            .collect::<Vec<_>>();
+        others.sort_by_key(|other| other.is_ipv4() == dialled.is_ipv4());
+        alternate_families(others)
+    }
+
+    /// The addresses of `host` that may be dialled; at least one.
+    async fn resolve(
+        &self,
+        host: &HostName,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        let found =
+            timeout_at(deadline, self.resolver.lookup(host)).await.unwrap_or_else(|_| {
+                Err(ResolveError::Failed { host: host.clone(), why: "no answer in time".into() })
+            })?;
+        let (special, mut fit) = (found.iter().map(|&ip| SocketAddr::new(ip, port)))
+            .partition::<Vec<_>, _>(|address| is_special(address.ip()));
+        match special.first() {
+            Some(_) if self.dial_special => {
+                // In the order of the answer.
+                fit = found.iter().map(|&ip| SocketAddr::new(ip, port)).collect();
+            }
+            Some(&special) if fit.is_empty() => return Err(DialError::Special(special)),
+            _ => {}
+        }
+        Ok(fit)
+    }
+
+    /// Races `addresses`, then `others`, and readies the winner for use.
+    async fn connect_first(
+        &self,
+        addresses: Vec<SocketAddr>,
+        others: impl Future<Output = Vec<SocketAddr>>,
+        stagger: Duration,
+        deadline: Instant,
+    ) -> Result<Dialled, DialError> {
+        let connect = |address| async move {
+            let stream = socket::connect(&self.netns, address).await?;
+            let local = stream.local_addr()?;
+            Ok((stream, local))
+        };
+        match race(addresses, others, stagger, deadline, connect).await {
+            Ok((upstream, (stream, local))) => Ok(Dialled { stream, upstream, local }),
+            Err(Lost { tried: Some(tried), source }) => Err(DialError::Connect { tried, source }),
+            Err(Lost { tried: None, .. }) => Err(DialError::NoEndpoint),
+        }
     }
 }
+
+/// Rotates `addresses` to begin at `dialled` if it is one of them (the client's resolver balanced
+/// already), else at a random one, or at the first of the answer if `first` says so (RES-4).
+fn start_at(addresses: &mut [SocketAddr], dialled: IpAddr, first: bool) {
+    if first || addresses.is_empty() {
+        return;
+    }
+    let start = addresses.iter().position(|address| address.ip() == dialled);
+    addresses.rotate_left(start.unwrap_or_else(|| random_below(addresses.len() as u64) as usize));
+}
+
+/// The endpoints in a random order in which each next one is drawn by weight among those left.
+fn by_weight<A>(endpoints: &[Endpoint<A>]) -> impl Iterator<Item = &A> {
+    let mut left = endpoints.iter().collect::<Vec<_>>();
+    std::iter::from_fn(move || {
+        let weight = |endpoint: &Endpoint<A>| u64::from(endpoint.weight.max(1));
+        let total = left.iter().map(|endpoint| weight(endpoint)).sum::<u64>();
+        let mut draw = random_below(total);
+        let drawn = left.iter().position(|endpoint| {
+            let hit = draw < weight(endpoint);
+            draw = draw.saturating_sub(weight(endpoint));
+            hit
+        })?;
+        Some(&left.swap_remove(drawn).target)
+    })
+}
+
+/// A random number below `bound`; 0 for 0. Good enough to balance load, no secret.
+fn random_below(bound: u64) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // Every RandomState has new keys; the hash of nothing under them is a random number.
+    let random = RandomState::new().hash_one(());
+    // The high half of the product maps evenly onto 0..bound.
+    ((u128::from(random) * u128::from(bound)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests;

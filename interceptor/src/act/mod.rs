@@ -3,4 +3,5 @@
 pub mod block;
 pub mod dial;
 pub mod http;
+mod race;
 pub mod relay;

@@ -1,10 +1,25 @@
 //! Bytes both ways, untouched: half-close, reset and back-pressure carried through.
+//!
+//! Each direction is a [`pump::pump`] of its own; what concerns both (who died, the idle limit,
+//! the end) is here. Everything of one relay runs in one task, so that nothing happens between a
+//! pump's failure and what follows from it.
 
+mod pump;
+mod splice;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::block;
 use crate::sniff::prefixed::Prefixed;
+use pump::{Broken, pump};
+
+/// How long what a dead side has sent may still take to reach the other side, before that is reset.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How a relay ended and what it moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +46,156 @@ pub enum RelayEnd {
     Idle,
 }
 
-/// Relays until both directions ended. Consumes both sockets.
-pub async fn relay(_client: Prefixed<TcpStream>, _upstream: TcpStream, _idle: Option<Duration>) -> Relayed {
-    todo!()
+/// One direction's account, shared by its pump and the relay.
+#[derive(Debug)]
+struct Progress {
+    /// Bytes taken from the source.
+    read: AtomicU64,
+    /// Bytes given to the sink.
+    written: AtomicU64,
+    /// Of these, bytes that went through the kernel's pipe.
+    spliced: AtomicU64,
+    /// Milliseconds from `start` to the last byte that moved.
+    moved_at: AtomicU64,
+    /// The source is dead: an end of file from it is no FIN and must not be passed on as one.
+    source_dead: AtomicBool,
+    start: Instant,
 }
+
+impl Progress {
+    fn new(start: Instant) -> Self {
+        Self {
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            spliced: AtomicU64::new(0),
+            moved_at: AtomicU64::new(0),
+            source_dead: AtomicBool::new(false),
+            start,
+        }
+    }
+
+    fn took(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.touch();
+    }
+
+    fn gave(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.touch();
+    }
+
+    fn touch(&self) {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_at.store(elapsed, Ordering::Relaxed);
+    }
+
+    fn last_moved(&self) -> Instant {
+        self.start + Duration::from_millis(self.moved_at.load(Ordering::Relaxed))
+    }
+}
+
+/// Relays until both directions ended. Consumes both sockets.
+///
+/// A FIN is passed on once everything before it is; the other direction goes on (T-54). A reset of
+/// either side resets the other one, after what the dead side had sent was passed on if the other
+/// side takes it within half a second. `idle` bounds how long neither direction may move a byte
+/// (`None`: no bound).
+pub async fn relay(
+    client: Prefixed<TcpStream>,
+    upstream: TcpStream,
+    idle: Option<Duration>,
+) -> Relayed {
+    let (prefix, client) = client.into_parts();
+    let start = Instant::now();
+    let (up, down) = (Progress::new(start), Progress::new(start));
+    let end = run(&prefix, &client, &upstream, idle, &up, &down).await;
+    if matches!(end, RelayEnd::ClientReset | RelayEnd::UpstreamReset) {
+        block::reset(client);
+        block::reset(upstream);
+    }
+    tracing::trace!(?end, ?up, ?down, "relay ended");
+    Relayed {
+        bytes_received: up.read.load(Ordering::Relaxed),
+        bytes_sent: down.written.load(Ordering::Relaxed),
+        end,
+    }
+}
+
+async fn run(
+    prefix: &[u8],
+    client: &TcpStream,
+    upstream: &TcpStream,
+    idle: Option<Duration>,
+    up: &Progress,
+    down: &Progress,
+) -> RelayEnd {
+    let mut upward = std::pin::pin!(pump(prefix, client, upstream, up));
+    let mut downward = std::pin::pin!(pump(&[], upstream, client, down));
+    let mut client_died = std::pin::pin!(died(client));
+    let mut upstream_died = std::pin::pin!(died(upstream));
+    let mut idled = std::pin::pin!(idled(idle, up, down));
+    let (mut up_open, mut down_open) = (true, true);
+    let end = loop {
+        // Pumps first: a pump that sees a reset has passed on all that came before it.
+        tokio::select! {
+            biased;
+            ended = &mut upward, if up_open => {
+                up_open = false;
+                match ended {
+                    Ok(()) => {}
+                    Err(Broken::Source) => break RelayEnd::ClientReset,
+                    Err(Broken::Sink) => break RelayEnd::UpstreamReset,
+                }
+            }
+            ended = &mut downward, if down_open => {
+                down_open = false;
+                match ended {
+                    Ok(()) => {}
+                    Err(Broken::Source) => break RelayEnd::UpstreamReset,
+                    Err(Broken::Sink) => break RelayEnd::ClientReset,
+                }
+            }
+            () = &mut client_died => break RelayEnd::ClientReset,
+            () = &mut upstream_died => break RelayEnd::UpstreamReset,
+            () = &mut idled => return RelayEnd::Idle,
+        }
+        if !up_open && !down_open {
+            return RelayEnd::Closed;
+        }
+    };
+    // What the dead side sent before it died is still in its receive queue.
+    match end {
+        RelayEnd::ClientReset if up_open => {
+            up.source_dead.store(true, Ordering::Relaxed);
+            let _ = timeout(LAST_WORDS, upward).await;
+        }
+        RelayEnd::UpstreamReset if down_open => {
+            down.source_dead.store(true, Ordering::Relaxed);
+            let _ = timeout(LAST_WORDS, downward).await;
+        }
+        _ => {}
+    }
+    end
+}
+
+/// Returns when `stream` has an error pending, whoever else is reading or writing it: a reset is
+/// noticed while its direction is blocked by the other side, and after its FIN.
+async fn died(stream: &TcpStream) {
+    // An error here means that the runtime is shutting down.
+    let _ = stream.ready(Interest::ERROR).await;
+}
+
+/// Returns when neither direction has moved a byte for `limit`.
+async fn idled(limit: Option<Duration>, up: &Progress, down: &Progress) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    loop {
+        let due = up.last_moved().max(down.last_moved()) + limit;
+        if due <= Instant::now() {
+            return;
+        }
+        sleep_until(due).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

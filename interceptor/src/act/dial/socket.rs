@@ -1,0 +1,33 @@
+//! One upstream socket: made in the workload's namespace, connected from ours.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::netns::NetNs;
+
+/// Dead upstreams are noticed after 60 s + 6 x 10 s of silence: the workload's own keep-alive only
+/// sees the leg to us.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(6);
+
+/// Connects to `address` from `netns`. A socket stays in the namespace where it was made, so only
+/// its making happens there.
+///
+/// # Errors
+/// As of setns(2), socket(2) and connect(2).
+pub(super) async fn connect(netns: &NetNs, address: SocketAddr) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = netns.run(|| socket(family, SockType::Stream, flags, None))??;
+    let socket = SockRef::from(&fd);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    TcpSocket::from_std_stream(fd.into()).connect(address).await
+}
