@@ -46,6 +46,37 @@ pub enum Action {
     Http,
     /// Forward this HTTP request. Only ever an answer of `by_request`.
     Forward(Upstream),
+    /// Only the daemon's own name resolution can tell: settle it with [`ByResolution::settle`] and
+    /// do what that decision says. Strict profile only (GAP-1); never an answer of `by_request`,
+    /// and never nested.
+    ByResolution(Box<ByResolution>),
+}
+
+/// A verdict that hangs on whether the dialled address belongs to one of some hosts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ByResolution {
+    /// Hosts in the order of precedence, each with the verdict if the daemon's own resolution of it
+    /// contains the dialled address.
+    pub claims: Arc<[Claim]>,
+    /// The verdict if none does, or if a resolution fails.
+    pub otherwise: Decision,
+}
+
+/// One host that may own the dialled address.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// What to resolve.
+    pub host: HostName,
+    /// The verdict if the dialled address is among its addresses.
+    pub decision: Decision,
+}
+
+impl ByResolution {
+    /// Chooses, given whether the dialled address is among a host's resolved addresses.
+    pub fn settle(&self, owns_dialled: impl Fn(&HostName) -> bool) -> &Decision {
+        let owner = self.claims.iter().find(|claim| owns_dialled(&claim.host));
+        owner.map_or(&self.otherwise, |claim| &claim.decision)
+    }
 }
 
 /// How a refusal looks to the client.
@@ -187,6 +218,8 @@ pub enum Reason {
     ConnectMethod,
     /// Host and destination disagree, or Host is not readable as one name (T-30).
     BadHost,
+    /// An HTTP version that is not served (LIS-18: 426).
+    HttpVersion,
     /// Policy could not be loaded: deny all (T-61).
     NoPolicy,
 }
@@ -208,7 +241,52 @@ impl Reason {
             Self::NoOriginalDst => "no_original_dst",
             Self::ConnectMethod => "connect_method",
             Self::BadHost => "bad_host",
+            Self::HttpVersion => "http_version",
             Self::NoPolicy => "no_policy",
+        }
+    }
+
+    /// The reason as a clause for people; it completes "interceptor refused this request: ".
+    pub fn explain(self) -> &'static str {
+        match self {
+            Self::Registered => "a registry entry allows it",
+            Self::AllowAny => "no registry entry claims it and the outbound policy is ALLOW_ANY",
+            Self::NotRegistered => {
+                "it is not in the registry and the outbound policy is REGISTRY_ONLY; \
+                 add a ServiceEntry for this host and port"
+            }
+            Self::PortNotRegistered => {
+                "its host is in the registry, but not with this port, and the outbound policy is \
+                 REGISTRY_ONLY; add the port to its ServiceEntry"
+            }
+            Self::NoServerName => {
+                "the TLS handshake names no server, and the outbound policy REGISTRY_ONLY decides \
+                 by name; make the client send SNI"
+            }
+            Self::WrongProtocol => {
+                "the client speaks another protocol than the registry declares for this port; \
+                 correct the protocol in its ServiceEntry"
+            }
+            Self::Malformed => "the first bytes break the rules of the protocol they start",
+            Self::SniffTimeout => {
+                "the verdict needs the client's first bytes, and they did not come in time"
+            }
+            Self::AddressNotVerified => {
+                "the dialled address does not belong to the host as this machine resolves it; \
+                 list it in the addresses of the ServiceEntry if it is right"
+            }
+            Self::SpecialAddress => {
+                "the destination is a special address (loopback, link-local, metadata, multicast) \
+                 that no ServiceEntry lists in its addresses"
+            }
+            Self::NoOriginalDst => "the kernel recorded no destination for this connection",
+            Self::ConnectMethod => "CONNECT is not proxied",
+            Self::BadHost => {
+                "its Host is missing, unreadable, or disagrees with the request target or the port \
+                 of the connection"
+            }
+            Self::HttpVersion => "this version of HTTP is not served; use HTTP/1.1",
+            Self::NoPolicy => "no policy is in force for it, and then everything is refused",
         }
     }
 }

@@ -1,19 +1,80 @@
 //! The verdict: resources and flow in, a [`Decision`] out. No I/O, no clock, no async.
 //!
 //! Three doors, each asked only when the one before could not answer: [`by_address`], [`by_hello`]
-//! and [`by_request`].
+//! and [`by_request`]. What they answer is the profile's: `istio` and `strict` each compile the
+//! same services into tables of their own and read those.
 
 mod decision;
 pub mod host;
+mod istio;
+pub mod net;
+pub(crate) mod pattern;
+mod request;
+mod service;
+mod strict;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 pub use decision::*;
+pub(crate) use service::{Group, Service, Target};
 
+use self::pattern::HostIndex;
+use self::request::{Host, effective_host};
 use crate::origin::OriginalDst;
+use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
 
-/// Everything that a verdict may depend on, compiled and immutable.
+/// Everything that a verdict may depend on, compiled and immutable. The default knows no rule and
+/// denies everything ([`Reason::NoPolicy`], T-61).
 #[derive(Debug, Clone, Default)]
-pub struct Policy {}
+pub struct Policy {
+    inner: Option<Arc<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    namespace: Box<str>,
+    outbound: Outbound,
+    services: Vec<Service>,
+    /// Every host of the registry, whatever its ports (MESH-30).
+    known: HostIndex,
+    tables: Tables,
+}
+
+#[derive(Debug)]
+enum Tables {
+    Strict(strict::Tables),
+    Istio(istio::Tables),
+}
+
+impl Policy {
+    /// Compiles `services`, given in the order of REG-4 and filtered to what `namespace` sees.
+    pub(crate) fn new(
+        namespace: &str,
+        enforcement: Enforcement,
+        outbound: Outbound,
+        services: Vec<Service>,
+    ) -> Self {
+        let mut known = HostIndex::default();
+        for (id, service) in (0..).zip(&services) {
+            known.insert(&service.host, id);
+        }
+        let tables = match enforcement {
+            Enforcement::Strict => Tables::Strict(strict::Tables::new(&services)),
+            Enforcement::Istio => Tables::Istio(istio::Tables::new(&services)),
+        };
+        let inner = Inner { namespace: namespace.into(), outbound, services, known, tables };
+        Self { inner: Some(Arc::new(inner)) }
+    }
+
+    /// The rules for this flow: only those of the namespace that they were compiled for.
+    fn rules(&self, flow: &Flow<'_>) -> Option<&Inner> {
+        self.inner.as_deref().filter(|inner| *inner.namespace == *flow.namespace)
+    }
+}
 
 /// What is known of a connection before its first byte.
 #[derive(Debug, Clone, Copy)]
@@ -25,17 +86,147 @@ pub struct Flow<'a> {
 }
 
 /// The verdict where address and port suffice, else what to do while waiting for bytes.
-pub fn by_address(_policy: &Policy, _flow: &Flow<'_>) -> ByAddress {
-    todo!()
+pub fn by_address(policy: &Policy, flow: &Flow<'_>) -> ByAddress {
+    let Some(rules) = policy.rules(flow) else { return ByAddress::Decided(no_policy()) };
+    match &rules.tables {
+        Tables::Strict(tables) => tables.by_address(rules, flow.dst.addr()),
+        Tables::Istio(tables) => tables.by_address(rules, flow.dst.addr()),
+    }
 }
 
 /// The verdict once the first bytes are known. Only asked after [`by_address`] said
 /// [`ByAddress::Inspect`].
-pub fn by_hello(_policy: &Policy, _flow: &Flow<'_>, _hello: &Hello) -> Decision {
-    todo!()
+pub fn by_hello(policy: &Policy, flow: &Flow<'_>, hello: &Hello) -> Decision {
+    let Some(rules) = policy.rules(flow) else { return no_policy() };
+    if *hello == Hello::Closed {
+        // Nothing was asked for, so nothing is refused either: no cluster (LIS-25).
+        return Decision { cluster: None, ..refuse(Block::Close, Reason::SniffTimeout) };
+    }
+    match &rules.tables {
+        Tables::Strict(tables) => tables.by_hello(rules, flow.dst.addr(), hello),
+        Tables::Istio(tables) => tables.by_hello(rules, flow.dst.addr(), hello),
+    }
 }
 
 /// The verdict on one HTTP request of a connection for which [`by_hello`] said [`Action::Http`].
-pub fn by_request(_policy: &Policy, _flow: &Flow<'_>, _head: &RequestHead<'_>) -> Decision {
-    todo!()
+pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> Decision {
+    let Some(rules) = policy.rules(flow) else {
+        return refuse_request(503, Enforcement::Strict, true, Reason::NoPolicy);
+    };
+    let profile = rules.profile();
+    let dst = flow.dst.addr();
+    if head.version < 11 {
+        return refuse_request(426, profile, true, Reason::HttpVersion);
+    }
+    if head.method == "CONNECT" {
+        return match profile {
+            Enforcement::Istio => refuse_request(404, profile, false, Reason::ConnectMethod),
+            Enforcement::Strict => refuse_request(403, profile, true, Reason::ConnectMethod),
+        };
+    }
+    let Ok(host) = effective_host(head, dst, profile) else {
+        return refuse_request(400, profile, true, Reason::BadHost);
+    };
+    match &rules.tables {
+        Tables::Strict(tables) => tables.by_request(rules, dst, &host),
+        Tables::Istio(tables) => tables.by_request(rules, dst, &host),
+    }
+}
+
+impl Inner {
+    fn profile(&self) -> Enforcement {
+        match self.tables {
+            Tables::Strict(_) => Enforcement::Strict,
+            Tables::Istio(_) => Enforcement::Istio,
+        }
+    }
+
+    fn service(&self, id: u32) -> &Service {
+        // Ids are positions in `services`, given out when the tables were built from it.
+        &self.services[id as usize]
+    }
+
+    /// Unknown traffic that is passed where it was going (MESH-21, MESH-22).
+    fn pass(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Upstream {
+        let name = name.filter(|_| self.profile() == Enforcement::Strict).cloned();
+        Upstream::OriginalDst { port: dst.port(), name }
+    }
+
+    /// Unknown TCP or TLS in ALLOW_ANY (MESH-21).
+    fn pass_connection(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Decision {
+        Decision {
+            action: Action::Relay(self.pass(dst, name)),
+            cluster: Some(ClusterName::passthrough()),
+            route: None,
+            reason: Reason::AllowAny,
+            rule: None,
+        }
+    }
+
+    /// An unknown request in ALLOW_ANY (MESH-22).
+    fn pass_request(&self, dst: SocketAddr, host: &Host) -> Decision {
+        let name = match host {
+            Host::Name(name) => Some(name),
+            Host::Ip(_) => None,
+        };
+        Decision {
+            action: Action::Forward(self.pass(dst, name)),
+            cluster: Some(ClusterName::passthrough()),
+            route: Some("allow_any".into()),
+            reason: Reason::AllowAny,
+            rule: None,
+        }
+    }
+
+    /// Whether an unknown name is at least known with another port (MESH-30).
+    fn unknown_reason(&self, name: Option<&host::HostName>) -> Reason {
+        match name {
+            Some(name) if self.known.contains(name) => Reason::PortNotRegistered,
+            _ => Reason::NotRegistered,
+        }
+    }
+}
+
+/// A refused connection (MESH-26).
+fn refuse(block: Block, reason: Reason) -> Decision {
+    Decision {
+        action: Action::Block(block),
+        cluster: Some(ClusterName::black_hole()),
+        route: None,
+        reason,
+        rule: None,
+    }
+}
+
+/// A request that is answered here; strict says why.
+fn refuse_request(status: u16, profile: Enforcement, close: bool, reason: Reason) -> Decision {
+    let explain = profile == Enforcement::Strict;
+    Decision {
+        action: Action::Block(Block::Http { status, explain, close }),
+        cluster: None,
+        route: None,
+        reason,
+        rule: None,
+    }
+}
+
+/// A request that REGISTRY_ONLY does not allow (MESH-27; T-31 closes in strict).
+fn block_all(profile: Enforcement, reason: Reason) -> Decision {
+    let close = profile == Enforcement::Strict;
+    Decision { route: Some("block_all".into()), ..refuse_request(502, profile, close, reason) }
+}
+
+/// Serve it as HTTP; every request gets a verdict of its own.
+fn judge_requests() -> Decision {
+    Decision {
+        action: Action::Http,
+        cluster: None,
+        route: None,
+        reason: Reason::Registered,
+        rule: None,
+    }
+}
+
+fn no_policy() -> Decision {
+    refuse(Block::Close, Reason::NoPolicy)
 }

@@ -1,16 +1,41 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
+mod compile;
+mod fields;
+mod load;
+mod mesh;
+mod node;
+mod notice;
+mod resource;
+mod service_entry;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod validate;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+pub use self::load::{Loaded, Sources, Summary, load};
+pub use self::notice::{LoadErrors, Notice, Place};
 use crate::account::LogSettings;
 use crate::decide::Policy;
 
 /// `strict` (default) or `istio`: docs/profiles.md.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    clap::ValueEnum,
+    serde::Deserialize,
+    serde::Serialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
     /// Refuse when in doubt, and say why.

@@ -1,0 +1,154 @@
+//! Addresses: which are special (T-13), and the table that finds the most specific network.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+/// Cloud metadata services: credentials for whoever asks.
+const METADATA: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Whether this is a cloud's metadata service (T-13).
+pub fn is_metadata(ip: IpAddr) -> bool {
+    METADATA.contains(&ip.to_canonical())
+}
+
+/// Whether this is an address that names must not lead to and that only an entry by address opens
+/// (T-13, T-40): loopback, "this network", link-local, metadata, multicast, broadcast. IPv6
+/// forms that carry an IPv4 address (mapped, NAT64, 6to4) are judged as that.
+pub fn is_special(ip: IpAddr) -> bool {
+    if is_metadata(ip) {
+        return true;
+    }
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => is_special_v4(ip),
+        IpAddr::V6(ip) => {
+            let s = ip.segments();
+            let embedded = match s {
+                [0x64, 0xff9b, 0, 0, 0, 0, a, b]
+                | [0x2002, a, b, ..]
+                | [0, 0, 0, 0, 0, 0, a, b] => {
+                    Some(Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)))
+                }
+                _ => None,
+            };
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local()
+                || embedded.is_some_and(is_special_v4)
+        }
+    }
+}
+
+fn is_special_v4(ip: Ipv4Addr) -> bool {
+    ip.octets()[0] == 0
+        || ip.is_loopback()
+        || ip.is_link_local()
+        || ip.is_multicast()
+        || ip.is_broadcast()
+}
+
+/// Networks to values; a lookup costs one hash per prefix length in use.
+#[derive(Debug, Clone)]
+pub(super) struct Prefixes<T> {
+    networks: HashMap<IpNet, T>,
+    /// Prefix lengths in use, longest first, for IPv4 and for IPv6.
+    lengths: [Vec<u8>; 2],
+}
+
+impl<T> Default for Prefixes<T> {
+    fn default() -> Self {
+        Self { networks: HashMap::new(), lengths: [Vec::new(), Vec::new()] }
+    }
+}
+
+impl<T> Prefixes<T> {
+    /// The value of `network` (host bits ignored), made by `default` if it is new.
+    pub(super) fn entry(&mut self, network: IpNet, default: impl FnOnce() -> T) -> &mut T {
+        let network = network.trunc();
+        let lengths = &mut self.lengths[usize::from(network.addr().is_ipv6())];
+        let length = network.prefix_len();
+        if let Err(slot) = lengths.binary_search_by(|have| length.cmp(have)) {
+            lengths.insert(slot, length);
+        }
+        self.networks.entry(network).or_insert_with(default)
+    }
+
+    /// The value of the longest network that holds `ip` (LIS-6, LIS-7).
+    pub(super) fn longest(&self, ip: IpAddr) -> Option<&T> {
+        self.lengths[usize::from(ip.is_ipv6())].iter().find_map(|length| {
+            // A length in the list was taken from a network of this family, so it is in range.
+            let network = IpNet::new(ip, *length).ok()?.trunc();
+            self.networks.get(&network)
+        })
+    }
+
+    /// Whether some network holds `ip`.
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+        self.longest(ip).is_some()
+    }
+}
+
+/// The one address of a full-length network (LIS-3).
+pub(super) fn single(network: &IpNet) -> Option<IpAddr> {
+    (network.prefix_len() == network.max_prefix_len()).then_some(network.addr())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t_13_special_addresses() {
+        for (ip, special) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("0.1.2.3", true),
+            ("169.254.1.1", true),
+            ("169.254.169.254", true),
+            ("224.0.0.1", true),
+            ("255.255.255.255", true),
+            ("::1", true),
+            ("::", true),
+            ("fe80::1", true),
+            ("ff02::1", true),
+            ("fd00:ec2::254", true),
+            ("::ffff:127.0.0.1", true),
+            ("::ffff:169.254.169.254", true),
+            ("64:ff9b::7f00:1", true),
+            ("2002:a9fe:a9fe::", true),
+            ("10.0.0.1", false),
+            ("203.0.113.1", false),
+            ("2001:db8::1", false),
+            ("fd00:ec2::253", false),
+            ("64:ff9b::cb00:7101", false),
+        ] {
+            assert_eq!(is_special(ip.parse().expect("an address")), special, "{ip}");
+        }
+    }
+
+    #[test]
+    fn lis_7_longest_prefix_wins_in_both_families() {
+        let mut table = Prefixes::default();
+        for net in ["10.0.0.0/8", "10.1.2.3/16", "10.1.2.3/32", "2001:db8::/32", "2001:db8:1::/48"]
+        {
+            *table.entry(net.parse().expect("a network"), || "") = net;
+        }
+        for (ip, expected) in [
+            ("10.9.9.9", Some("10.0.0.0/8")),
+            ("10.1.9.9", Some("10.1.2.3/16")),
+            ("10.1.2.3", Some("10.1.2.3/32")),
+            ("11.0.0.1", None),
+            ("2001:db8:1::5", Some("2001:db8:1::/48")),
+            ("2001:db8:2::5", Some("2001:db8::/32")),
+            ("::1", None),
+        ] {
+            let found = table.longest(ip.parse().expect("an address")).copied();
+            assert_eq!(found, expected, "{ip}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The hosts of entries, and the index that finds the entries for a name.
+
+use std::collections::HashMap;
+
+use super::host::{BadHostName, HostName};
+
+/// A host as an entry gives it (HTTP-4, HTTP-6, T-22).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum EntryHost {
+    /// This name only.
+    Exact(HostName),
+    /// `*.suffix`: one or more whole labels in front of the suffix, never the suffix itself.
+    Wildcard(HostName),
+    /// `*suffix`: any non-empty text in front (istio profile, plaintext HTTP only).
+    Partial(HostName),
+}
+
+impl EntryHost {
+    /// Reads a host of a ServiceEntry.
+    ///
+    /// # Errors
+    /// A bare `*`, a `*` anywhere but at the start, or what is not a host name.
+    pub(crate) fn parse(text: &str) -> Result<Self, BadHostName> {
+        match text.strip_prefix('*') {
+            None => HostName::parse(text).map(Self::Exact),
+            Some("") => Err(BadHostName("must not be a bare \"*\"")),
+            Some(rest) => match rest.strip_prefix('.') {
+                Some(suffix) => HostName::parse(suffix).map(Self::Wildcard),
+                None => HostName::parse(rest).map(Self::Partial),
+            },
+        }
+    }
+
+    /// The one name that this is, if it is one.
+    pub(crate) fn exact(&self) -> Option<&HostName> {
+        match self {
+            Self::Exact(name) => Some(name),
+            Self::Wildcard(_) | Self::Partial(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for EntryHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+            Self::Partial(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
+/// Names to service numbers; a lookup costs one hash per label, however many hosts there are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HostIndex {
+    exact: HashMap<Box<str>, Vec<u32>>,
+    wildcard: HashMap<Box<str>, Vec<u32>>,
+    /// Few in practice, and absent in strict.
+    partial: Vec<(Box<str>, u32)>,
+}
+
+impl HostIndex {
+    /// Adds a service; those added first come first among equals (REG-4).
+    pub(super) fn insert(&mut self, host: &EntryHost, service: u32) {
+        match host {
+            EntryHost::Exact(name) => {
+                self.exact.entry(name.as_str().into()).or_default().push(service);
+            }
+            EntryHost::Wildcard(suffix) => {
+                self.wildcard.entry(suffix.as_str().into()).or_default().push(service);
+            }
+            EntryHost::Partial(suffix) => self.partial.push((suffix.as_str().into(), service)),
+        }
+    }
+
+    /// Whether nothing was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.wildcard.is_empty() && self.partial.is_empty()
+    }
+
+    /// The services for `name`, best first: exact, then the longest suffix (HTTP-2).
+    pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
+        let name = name.as_str();
+        let exact = self.exact.get(name).into_iter().flatten().copied();
+        let suffixes = name.match_indices('.').map(move |(dot, _)| &name[dot + 1..]);
+        let wildcard = suffixes.filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
+        let mut partial: Vec<_> = self
+            .partial
+            .iter()
+            .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix))
+            .collect();
+        partial.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        exact.chain(wildcard).chain(partial.into_iter().map(|(_, service)| *service))
+    }
+
+    /// Whether any host matches `name`.
+    pub(super) fn contains(&self, name: &HostName) -> bool {
+        self.matches(name).next().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(hosts: &[&str]) -> HostIndex {
+        let mut index = HostIndex::default();
+        for (number, host) in (0..).zip(hosts) {
+            index.insert(&EntryHost::parse(host).expect("a host"), number);
+        }
+        index
+    }
+
+    #[test]
+    fn http_2_and_http_4_and_t_22_precedence_and_whole_labels() {
+        let index = index(&["*.com", "*.foo.com", "a.foo.com", "*.a.foo.com", "a.foo.com"]);
+        for (name, expected) in [
+            ("a.foo.com", &[2, 4, 1, 0][..]),
+            ("A.FOO.COM.", &[2, 4, 1, 0]),
+            ("b.a.foo.com", &[3, 1, 0]),
+            ("foo.com", &[0]),
+            ("evilfoo.com", &[0]),
+            ("com", &[]),
+            ("foo.com.evil", &[]),
+        ] {
+            let name = HostName::parse(name).expect("a name");
+            assert_eq!(index.matches(&name).collect::<Vec<_>>(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn http_6_partial_wildcards_match_by_text() {
+        let index = index(&["*post.com"]);
+        for (name, expected) in
+            [("washingtonpost.com", true), ("a.post.com", true), ("post.com", false)]
+        {
+            assert_eq!(index.contains(&HostName::parse(name).expect("a name")), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn sev_1_and_sev_3_refused_hosts() {
+        for host in ["*", "", "a.*.com", "*.*.com", "*.", "a..b", "1.2.3.4", "a b.com", "é.com"] {
+            assert!(EntryHost::parse(host).is_err(), "{host:?}");
+        }
+    }
+}

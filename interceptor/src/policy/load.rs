@@ -1,0 +1,251 @@
+//! Files to a snapshot: read everything, report everything, then compile.
+
+use std::fmt;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::compile::{Registry, compile};
+use super::fields::{Context, Findings};
+use super::mesh::MeshConfig;
+use super::node::{At, MAX_FILE_BYTES};
+use super::notice::{LoadErrors, Notice};
+use super::resource::Resources;
+use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
+use crate::account::{LogSettings, LogTarget};
+use crate::decide::Policy;
+
+/// Where rules come from, and what overrides them.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Files, or directories of `*.yaml` and `*.yml` (not searched deeper), in order.
+    pub files: Vec<PathBuf>,
+    /// A mesh configuration: bare, as `meshConfig` of an IstioOperator, or Istio's ConfigMap.
+    pub mesh_config: Option<PathBuf>,
+    /// Overrides the mesh configuration's mode.
+    pub outbound: Option<Outbound>,
+    /// Overrides `InterceptorConfig`'s `enforcement`.
+    pub enforcement: Option<Enforcement>,
+}
+
+/// A set of files that can be used.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What is in force once somebody puts it into the store; generation 1.
+    pub snapshot: Snapshot,
+    /// Accepted, with something to say.
+    pub warnings: Vec<Notice>,
+    /// Resources that are left out, and why (SEV rules). The snapshot allows nothing on their
+    /// behalf.
+    pub rejected: Vec<Notice>,
+    /// What was read.
+    pub summary: Summary,
+}
+
+/// Counts for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Documents read, whatever their kind.
+    pub documents: usize,
+    /// ServiceEntries in force.
+    pub service_entries: usize,
+    /// Hosts times ports that they make.
+    pub services: usize,
+    /// Telemetry resources read.
+    pub telemetries: usize,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} documents, {} service entries, {} services",
+            self.documents, self.service_entries, self.services
+        )
+    }
+}
+
+/// T-28: strict's wait for first bytes where nothing is configured.
+const STRICT_SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads, validates and compiles `sources` for workloads of `namespace`.
+///
+/// # Errors
+/// Everything that is wrong with the set, in the order of the files: unreadable files, YAML that
+/// does not parse, unknown fields and kinds, and what is not supported yet and would restrict.
+/// Resources that only Istio's validation rejects are errors beside others, but alone they come
+/// back in [`Loaded::rejected`].
+pub fn load(sources: &Sources, namespace: &str) -> Result<Loaded, LoadErrors> {
+    let mut out = Findings::default();
+    let mut resources = Resources::default();
+    for path in &sources.files {
+        for file in expand(path, &mut out) {
+            if let Some(text) = read(&file, &mut out) {
+                resources.read(&file.into(), &text, &mut out);
+            }
+        }
+    }
+    if let Some(path) = &sources.mesh_config
+        && let Some(text) = read(path, &mut out)
+    {
+        resources.read_mesh(&path.clone().into(), &text, &mut out);
+    }
+    if let [_, second, ..] = resources.meshes.as_slice()
+        && let Some(context) = &second.context
+    {
+        let message = "a second mesh configuration; give one only";
+        out.errors.push(context.notice(At { line: 1, column: 1 }, "", message));
+    }
+    check_unique(&resources, &mut out);
+
+    let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
+    let entries: Vec<_> = resources
+        .service_entries
+        .iter()
+        .filter_map(|entry| validate::check(entry, profile, &mut out))
+        .collect();
+    if !out.errors.is_empty() {
+        let mut all = out.errors;
+        all.append(&mut out.rejected);
+        all.sort_by(|a, b| a.place.cmp(&b.place));
+        return Err(LoadErrors(all));
+    }
+
+    let mesh = resources.meshes.pop().unwrap_or_default();
+    let exports = |m: &MeshConfig| {
+        let given = m.default_export.as_ref().filter(|items| !items.is_empty())?;
+        Some(given.iter().map(|item| item.value.clone()).collect::<Vec<_>>())
+    };
+    let default_export = exports(&mesh).unwrap_or_else(|| vec!["*".to_owned()]);
+    let summary = Summary {
+        documents: resources.documents,
+        service_entries: entries.len(),
+        services: 0,
+        telemetries: resources.telemetries.len(),
+    };
+    let registry = compile(entries, namespace, &default_export, &mut out);
+    let summary = Summary { services: registry.services.len(), ..summary };
+    let outbound = sources.outbound.or(mesh.outbound).unwrap_or_default();
+    let access_log = access_log(&mesh, &resources, namespace);
+    let sniff_timeout = sniff_timeout(&mesh, profile, &mut out);
+    let snapshot = snapshot(registry, mesh, profile, outbound, namespace);
+    let snapshot = Snapshot { access_log, sniff_timeout, ..snapshot };
+    Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary })
+}
+
+fn snapshot(
+    registry: Registry,
+    mesh: MeshConfig,
+    enforcement: Enforcement,
+    outbound: Outbound,
+    namespace: &str,
+) -> Snapshot {
+    Snapshot {
+        generation: 1,
+        policy: Policy::new(namespace, enforcement, outbound, registry.services),
+        enforcement,
+        outbound,
+        sniff_timeout: None,
+        connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
+        dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
+        access_log: None,
+        udp_allowed: registry.udp,
+        refuse_datagrams: enforcement == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+    }
+}
+
+/// MESH-5: 0 waits for ever in istio; strict never does (T-28).
+fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) -> Option<Duration> {
+    let given = mesh.detection_timeout.as_ref();
+    match (given, profile) {
+        (Some(timeout), _) if !timeout.value.is_zero() => Some(timeout.value),
+        (_, Enforcement::Istio) => None,
+        (None, Enforcement::Strict) => Some(STRICT_SNIFF_TIMEOUT),
+        (Some(timeout), Enforcement::Strict) => {
+            if let Some(context) = &mesh.context {
+                let message = "0 would wait for ever; strict waits 5s (T-28)";
+                out.warnings.push(context.notice(timeout.at, &timeout.path, message));
+            }
+            Some(STRICT_SNIFF_TIMEOUT)
+        }
+    }
+}
+
+/// MESH-2 and TEL-2: Telemetry where it speaks, else the mesh configuration where it speaks.
+fn access_log(mesh: &MeshConfig, resources: &Resources, namespace: &str) -> Option<LogSettings> {
+    let root = mesh.root_namespace.as_deref().unwrap_or("istio-system");
+    let encoding = mesh.log_encoding;
+    let target = match telemetry::combine(&resources.telemetries, root, namespace) {
+        telemetry::Verdict::Silent | telemetry::Verdict::MeshFile => mesh.log_target.clone()?,
+        telemetry::Verdict::Off => LogTarget::Off,
+        telemetry::Verdict::Envoy => LogTarget::Stdout,
+    };
+    Some(LogSettings { target, encoding })
+}
+
+/// Two resources of one name would shadow each other silently.
+fn check_unique(resources: &Resources, out: &mut Findings) {
+    let mut seen = std::collections::HashSet::new();
+    for entry in &resources.service_entries {
+        if !seen.insert((&entry.meta.namespace, &entry.meta.name)) {
+            let at = &entry.spec;
+            let message = "a second resource of this name; rename or remove one";
+            out.errors.push(entry.context.notice(at.at, "metadata.name", message));
+        }
+    }
+}
+
+/// The files that a path stands for.
+fn expand(path: &Path, out: &mut Findings) -> Vec<PathBuf> {
+    if !path.is_dir() {
+        return vec![path.to_owned()];
+    }
+    let listed = fs::read_dir(path).and_then(|entries| {
+        let files: std::io::Result<Vec<_>> = entries.map(|e| e.map(|e| e.path())).collect();
+        files
+    });
+    match listed {
+        Ok(mut files) => {
+            let yaml = |file: &PathBuf| {
+                file.extension().is_some_and(|e| e == "yaml" || e == "yml") && !file.is_dir()
+            };
+            files.retain(yaml);
+            files.sort();
+            files
+        }
+        Err(error) => {
+            whole_file(path, format!("cannot be listed: {error}"), out);
+            Vec::new()
+        }
+    }
+}
+
+/// A file's text, if it is readable, small enough and UTF-8.
+fn read(path: &Path, out: &mut Findings) -> Option<String> {
+    let mut bytes = Vec::new();
+    let limited =
+        fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    if let Err(error) = limited {
+        whole_file(path, format!("cannot be read: {error}"), out);
+        return None;
+    }
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        whole_file(path, format!("is larger than {} MiB", MAX_FILE_BYTES >> 20), out);
+        return None;
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            whole_file(path, format!("is not UTF-8 (byte {at})"), out);
+            None
+        }
+    }
+}
+
+fn whole_file(path: &Path, message: String, out: &mut Findings) {
+    let context = Context::new(&Arc::from(path), 0);
+    out.errors.push(context.notice(At::default(), "", message));
+}

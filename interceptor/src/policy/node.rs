@@ -1,0 +1,203 @@
+//! YAML as a tree that remembers where everything stands, so that every mistake of a file can be
+//! reported at once and in its place. Bounded against hostile input.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+/// Files above this size are refused.
+pub(super) const MAX_FILE_BYTES: u64 = 50 * 1024 * 1024;
+
+/// A value and where it starts.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub(super) at: At,
+    pub(super) value: Value,
+}
+
+/// Line and column, both from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct At {
+    pub(super) line: usize,
+    pub(super) column: usize,
+}
+
+/// What YAML can hold.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+/// A mapping's key and where it stands.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    pub(super) at: At,
+    pub(super) name: String,
+}
+
+impl Node {
+    /// What the value is, in the words of a message.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "true or false",
+            Value::Int(_) | Value::Float(_) => "a number",
+            Value::Text(_) => "text",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a mapping",
+        }
+    }
+
+    /// The value of `key`, if this is a mapping that has it.
+    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|(k, _)| k.name == key).map(|(_, v)| v),
+            _ => None,
+        }
+    }
+
+    /// The text of `key`, if this is a mapping that has it as text.
+    pub(super) fn get_text(&self, key: &str) -> Option<&str> {
+        match &self.get(key)?.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Why a text is not YAML, and where.
+#[derive(Debug)]
+pub(super) struct BadYaml {
+    pub(super) at: At,
+    pub(super) message: String,
+}
+
+/// Reads every document of `text`; empty ones are left out.
+pub(super) fn parse(text: &str) -> Result<Vec<Node>, BadYaml> {
+    serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
+        let error = error.without_snippet();
+        let at = error.location().map_or(At::default(), |l| At::from(&l));
+        let mut message = error.to_string();
+        // The position is said by whoever shows the message; the library repeats it.
+        for marker in [" at line ", " (line ", "\n"] {
+            if let Some(cut) = message.find(marker) {
+                message.truncate(cut);
+            }
+        }
+        BadYaml { at, message }
+    })
+}
+
+/// Enough for tens of thousands of resources in [`MAX_FILE_BYTES`]; alias replay, depth and anchors
+/// keep the library's own narrow limits, which is what stops an alias bomb.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_events: 30_000_000,
+            max_nodes: 20_000_000,
+            max_documents: 1_000_000,
+        },
+    }
+}
+
+impl From<&serde_saphyr::Location> for At {
+    fn from(location: &serde_saphyr::Location) -> Self {
+        // Lossless on every platform this runs on; a saturated line still names the file.
+        let narrow = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Self { line: narrow(location.line()), column: narrow(location.column()) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Self { at: At::from(&spanned.referenced), value: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<String>::deserialize(deserializer)?;
+        Ok(Self { at: At::from(&spanned.referenced), name: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Int(value))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        i64::try_from(value).map(Value::Int).map_err(|_| E::custom("the number is too large"))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Text(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map: Vec<(Key, Node)> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        while let Some((key, value)) = entries.next_entry::<Key, Node>()? {
+            if !seen.insert(key.name.clone()) {
+                return Err(A::Error::custom(format!("{} is given twice", key.name)));
+            }
+            map.push((key, value));
+        }
+        Ok(Value::Map(map))
+    }
+}

@@ -1,0 +1,353 @@
+//! From documents to resources: what kind, whose, and what of it is understood.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Enforcement;
+use super::fields::{Context, Fields, Findings};
+use super::mesh::MeshConfig;
+use super::node::{At, Node, Value, parse};
+use super::service_entry::{ServiceEntry, string_map};
+use super::telemetry::Telemetry;
+
+/// Name, namespace and age.
+#[derive(Debug, Clone)]
+pub(super) struct Meta {
+    pub(super) name: Arc<str>,
+    pub(super) namespace: Arc<str>,
+    /// RFC 3339 text in UTC sorts as time does; absent sorts first, like a file of unknown age.
+    pub(super) created: Arc<str>,
+    /// Sorted by key.
+    pub(super) labels: Vec<(String, String)>,
+}
+
+/// Everything that the files hold, as written.
+#[derive(Debug, Default)]
+pub(super) struct Resources {
+    pub(super) service_entries: Vec<ServiceEntry>,
+    pub(super) telemetries: Vec<Telemetry>,
+    pub(super) meshes: Vec<MeshConfig>,
+    pub(super) enforcement: Option<Enforcement>,
+    /// Documents read, understood or not.
+    pub(super) documents: usize,
+}
+
+/// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
+/// would not open.
+const LATER: [&str; 8] = [
+    "VirtualService",
+    "DestinationRule",
+    "WorkloadEntry",
+    "WorkloadGroup",
+    "Gateway",
+    "EnvoyFilter",
+    "ProxyConfig",
+    "WasmPlugin",
+];
+
+/// Kubernetes kinds that commonly stand in the same files.
+const KUBERNETES: [&str; 12] = [
+    "Service",
+    "Secret",
+    "Namespace",
+    "Pod",
+    "Deployment",
+    "DaemonSet",
+    "StatefulSet",
+    "Job",
+    "Endpoints",
+    "EndpointSlice",
+    "ServiceAccount",
+    "CronJob",
+];
+
+impl Resources {
+    /// Reads one file's text.
+    pub(super) fn read(&mut self, file: &Arc<Path>, text: &str, out: &mut Findings) {
+        for (index, node) in documents(file, text, out).iter().enumerate() {
+            let context = Context::new(file, index + 1);
+            self.document(node, text, context, out);
+        }
+    }
+
+    /// Reads the file given as mesh configuration, which may also be bare.
+    pub(super) fn read_mesh(&mut self, file: &Arc<Path>, text: &str, out: &mut Findings) {
+        let nodes = documents(file, text, out);
+        if nodes.is_empty() {
+            self.meshes.push(MeshConfig::default());
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            let context = Context::new(file, index + 1);
+            if node.get("kind").is_some() {
+                let before = self.meshes.len();
+                let errors = out.errors.len();
+                self.document(node, text, context.clone(), out);
+                if self.meshes.len() == before && out.errors.len() == errors {
+                    let message = "holds no mesh configuration; give resources with -f";
+                    out.errors.push(context.notice(node.at, "", message));
+                }
+            } else if node.get("spec").is_some() {
+                self.documents += 1;
+                let mut top = Fields::of(node, "", &context, out);
+                self.operator(&mut top, &context, out);
+                top.finish(&context, out);
+            } else {
+                self.documents += 1;
+                let config = MeshConfig::read(Fields::of(node, "", &context, out), &context, out);
+                self.meshes.push(config);
+            }
+        }
+    }
+
+    fn document(&mut self, node: &Node, text: &str, mut cx: Context, out: &mut Findings) {
+        if !matches!(node.value, Value::Map(_)) {
+            let message = format!("expected a resource, found {}", node.kind());
+            out.errors.push(cx.notice(node.at, "", message));
+            return;
+        }
+        let mut top = Fields::of(node, "", &cx, out);
+        let version = top.text("apiVersion", &cx, out);
+        let Some(kind) = top.text("kind", &cx, out) else {
+            let message = "no kind; every resource starts with apiVersion and kind";
+            out.errors.push(cx.notice(node.at, "kind", message));
+            return;
+        };
+        let version_text = version.as_ref().map_or("", |v| v.value.as_str());
+        let group = version_text.rsplit_once('/').map_or("", |(group, _)| group);
+        if kind.value == "List" || (kind.value.ends_with("List") && node.get("items").is_some()) {
+            for item in top.list("items", &cx, out) {
+                self.document(item.value, text, cx.clone(), out);
+            }
+            return;
+        }
+        self.documents += 1;
+        let meta = read_meta(node, &mut top, &kind.value, &mut cx, out);
+        let known: &[&str] = match kind.value.as_str() {
+            "ServiceEntry" => &[
+                "networking.istio.io/v1",
+                "networking.istio.io/v1beta1",
+                "networking.istio.io/v1alpha3",
+            ],
+            "Telemetry" => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
+            "IstioOperator" => &["install.istio.io/v1alpha1"],
+            "ConfigMap" => &["v1"],
+            "InterceptorConfig" => &["egress.interceptor.io/v1alpha1"],
+            _ => &[],
+        };
+        if !known.is_empty() && !known.contains(&version_text) {
+            let at = version.as_ref().map_or(node.at, |v| v.at);
+            let message = format!(
+                "\"{version_text}\" is not a version of {}; use {}",
+                kind.value,
+                known.join(", ")
+            );
+            out.errors.push(cx.notice(at, "apiVersion", message));
+            return;
+        }
+        match kind.value.as_str() {
+            "ServiceEntry" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.service_entries.push(ServiceEntry::read(meta, spec, &cx, out));
+            }
+            "Telemetry" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.telemetries.push(Telemetry::read(meta, spec, &cx, out));
+            }
+            "IstioOperator" => {
+                top.take("status");
+                self.operator(&mut top, &cx, out);
+            }
+            "ConfigMap" => {
+                self.config_map(node, text, &cx, out);
+                return;
+            }
+            "InterceptorConfig" => self.interceptor_config(&mut top, node, &cx, out),
+            "Sidecar" => {
+                let message = "not supported yet, and refused because a Sidecar restricts: ignoring \
+                               it would allow what it forbids; remove it";
+                out.errors.push(cx.notice(kind.at, "kind", message));
+                return;
+            }
+            other
+                if group.ends_with("istio.io") && LATER.contains(&other)
+                    || KUBERNETES.contains(&other) =>
+            {
+                out.warnings.push(cx.notice(
+                    kind.at,
+                    "kind",
+                    format!("{other}: not supported yet; ignored"),
+                ));
+                return;
+            }
+            other => {
+                let message = format!("unknown kind \"{other}\"");
+                out.errors.push(cx.notice(kind.at, "kind", message));
+                return;
+            }
+        }
+        top.finish(&cx, out);
+    }
+
+    /// `spec.meshConfig` of an IstioOperator, the kind itself given or not.
+    fn operator(&mut self, top: &mut Fields<'_>, cx: &Context, out: &mut Findings) {
+        let Some(spec) = top.take("spec") else { return };
+        let mut spec = Fields::of(spec.value, "spec", cx, out);
+        if let Some(mesh) = spec.take_present("meshConfig") {
+            let fields = Fields::of(mesh.value, mesh.path, cx, out);
+            self.meshes.push(MeshConfig::read(fields, cx, out));
+        }
+        for (key, _) in spec.rest() {
+            let path = format!("spec.{}", key.name);
+            out.warnings.push(cx.notice(key.at, &path, "not used by interceptor"));
+        }
+    }
+
+    /// The `mesh` key of Istio's own ConfigMap.
+    fn config_map(&mut self, node: &Node, text: &str, cx: &Context, out: &mut Findings) {
+        let mesh = node.get("data").and_then(|data| data.get("mesh"));
+        let Some((mesh, inner)) = mesh.and_then(|m| match &m.value {
+            Value::Text(inner) => Some((m, inner)),
+            _ => None,
+        }) else {
+            out.warnings.push(cx.notice(node.at, "data.mesh", "absent; this ConfigMap is ignored"));
+            return;
+        };
+        let mut inside = cx.clone();
+        inside.shift = block_offset(text, mesh.at);
+        match parse(inner) {
+            Ok(nodes) => {
+                let empty = Node { at: mesh.at, value: Value::Null };
+                let first = nodes.first().unwrap_or(&empty);
+                let fields = Fields::of(first, "", &inside, out);
+                self.meshes.push(MeshConfig::read(fields, &inside, out));
+            }
+            Err(bad) => out.errors.push(inside.notice(bad.at, "data.mesh", bad.message)),
+        }
+    }
+
+    fn interceptor_config<'n>(
+        &mut self,
+        top: &mut Fields<'n>,
+        node: &'n Node,
+        cx: &Context,
+        out: &mut Findings,
+    ) {
+        let mut spec = spec(top, node, cx, out);
+        let names = [("strict", Enforcement::Strict), ("istio", Enforcement::Istio)];
+        let found = spec.text("enforcement", cx, out);
+        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
+            self.enforcement = Some(value);
+        }
+        let later = [
+            "mode",
+            "bypassCIDRs",
+            "excludedPorts",
+            "resolvers",
+            "fastPath",
+            "onDaemonLoss",
+            "onPolicyRemoval",
+            "accessLog",
+            "limits",
+            "egressProxy",
+            "selector",
+        ];
+        for (key, _) in spec.rest() {
+            let path = format!("spec.{}", key.name);
+            let known = later.contains(&key.name.as_str());
+            let message = if known { "not supported yet" } else { "unknown field" };
+            out.errors.push(cx.notice(key.at, &path, message));
+        }
+    }
+}
+
+impl Context {
+    pub(super) fn new(file: &Arc<Path>, document: usize) -> Self {
+        Self { file: Arc::clone(file), document, resource: None, shift: At::default() }
+    }
+}
+
+fn documents(file: &Arc<Path>, text: &str, out: &mut Findings) -> Vec<Node> {
+    parse(text).unwrap_or_else(|bad| {
+        let message = format!("not readable as YAML: {}", bad.message);
+        out.errors.push(Context::new(file, 0).notice(bad.at, "", message));
+        Vec::new()
+    })
+}
+
+fn spec<'n>(top: &mut Fields<'n>, node: &'n Node, cx: &Context, out: &mut Findings) -> Fields<'n> {
+    match top.take("spec") {
+        Some(spec) => Fields::of(spec.value, "spec", cx, out),
+        None => {
+            out.errors.push(cx.notice(node.at, "spec", "missing"));
+            Fields::empty("spec", node.at)
+        }
+    }
+}
+
+fn read_meta(
+    node: &Node,
+    top: &mut Fields<'_>,
+    kind: &str,
+    cx: &mut Context,
+    out: &mut Findings,
+) -> Meta {
+    let given = node.get("metadata");
+    let name = given.and_then(|m| m.get_text("name")).unwrap_or_default();
+    let namespace = given.and_then(|m| m.get_text("namespace")).unwrap_or("default");
+    cx.resource = Some(format!("{kind} {namespace}/{name}").into());
+    let mut meta = Meta {
+        name: name.into(),
+        namespace: namespace.into(),
+        created: given.and_then(|m| m.get_text("creationTimestamp")).unwrap_or_default().into(),
+        labels: Vec::new(),
+    };
+    let Some(metadata) = top.take("metadata") else {
+        if matches!(kind, "ServiceEntry" | "Telemetry") {
+            out.errors.push(cx.notice(node.at, "metadata.name", "missing"));
+        }
+        return meta;
+    };
+    let mut f = Fields::of(metadata.value, "metadata", cx, out);
+    if f.text("name", cx, out).is_none_or(|n| n.value.is_empty())
+        && matches!(kind, "ServiceEntry" | "Telemetry")
+    {
+        out.errors.push(cx.notice(metadata.at, "metadata.name", "missing"));
+    }
+    f.text("namespace", cx, out);
+    f.text("creationTimestamp", cx, out);
+    meta.labels = string_map(f.entries("labels", cx, out), cx, out);
+    meta.labels.sort();
+    string_map(f.entries("annotations", cx, out), cx, out);
+    // What the API server adds and what nothing here depends on.
+    for other in [
+        "uid",
+        "resourceVersion",
+        "generation",
+        "managedFields",
+        "ownerReferences",
+        "finalizers",
+        "selfLink",
+        "generateName",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
+        f.take(other);
+    }
+    f.finish(cx, out);
+    meta
+}
+
+/// How far a block scalar's own lines and columns stand from the file's.
+fn block_offset(text: &str, at: At) -> At {
+    let line = |n: usize| n.checked_sub(1).and_then(|n| text.lines().nth(n)).unwrap_or("");
+    let opener = line(at.line).trim_end();
+    if opener.contains('|') && opener.ends_with(['|', '-', '+']) {
+        let indent = line(at.line + 1).chars().take_while(|c| *c == ' ').count();
+        At { line: at.line, column: indent }
+    } else {
+        // Some other style: its positions are those of the value itself.
+        At { line: at.line.saturating_sub(1), column: 0 }
+    }
+}
