@@ -73,8 +73,8 @@ pub(super) fn json(record: &Record) -> String {
     let line = JsonLine {
         start_time: start_time(record.start),
         route_name: record.route_name.as_deref().map(cut),
-        method: http.map(|h| cut(&h.method)),
-        path: http.map(|h| cut(&h.path)),
+        method: http.map(|h| cut(&h.method)).filter(|m| !m.is_empty()),
+        path: http.map(|h| cut(&h.path)).filter(|p| !p.is_empty()),
         protocol: http.map(|h| h.protocol),
         response_code: record.response_code,
         response_flags: flags(&record.flags),
