@@ -5,4 +5,4 @@ mod format;
 mod sink;
 
 pub use record::{Flag, HttpFields, Record};
-pub use sink::{AccessLog, Encoding, LogSettings, LogTarget};
+pub use sink::{AccessLog, Captured, Encoding, LogSettings, LogTarget};

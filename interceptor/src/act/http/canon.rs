@@ -1,0 +1,211 @@
+//! What of a head is passed on (R4): one Host, the target in origin form, the end-to-end headers in
+//! their order and spelling. What concerns only one hop stays behind.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{Uri, Version};
+
+/// Made by us where the client has none.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A client's order to Envoy (VS-31).
+const ENVOY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Rewrites `parts`, whose authority was judged to be `host`. `websocket`: the request asks for
+/// that upgrade and is to keep asking. `strict`: the client's timeout header goes too.
+pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, strict: bool) {
+    let named = connection_options(&parts.headers);
+    let mut headers = HeaderMap::with_capacity(parts.headers.len() + 1);
+    if !parts.headers.contains_key(HOST) {
+        headers.insert(HOST, host.clone());
+    }
+    for (name, value) in &parts.headers {
+        if *name == HOST {
+            headers.insert(HOST, host.clone());
+        } else if *name == TE {
+            // The only value that promises something about the whole way (RFC 9110 10.1.4).
+            if value.as_bytes().to_ascii_lowercase().windows(8).any(|w| w == b"trailers") {
+                headers.insert(TE, HeaderValue::from_static("trailers"));
+            }
+        } else if *name == EXPECT {
+            // The server side has seen to `100-continue`.
+        } else if *name == TRANSFER_ENCODING || *name == CONTENT_LENGTH {
+            // Known to be `chunked`, or the length: the framing that is used again.
+            headers.append(name, value.clone());
+        } else if is_hop_by_hop(name, &named) || (strict && *name == ENVOY_TIMEOUT) {
+        } else {
+            headers.append(name, value.clone());
+        }
+    }
+    if headers.contains_key(TE) {
+        headers.insert(CONNECTION, HeaderValue::from_static("TE"));
+    }
+    if websocket {
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    parts.headers = headers;
+    parts.uri = origin_form(&parts.uri);
+    parts.version = Version::HTTP_11;
+}
+
+/// What is passed on of a response's headers; `None` if they cannot be framed again.
+pub(super) fn response(received: &HeaderMap, websocket: bool) -> Option<HeaderMap> {
+    let named = connection_options(received);
+    let chunked = received.contains_key(TRANSFER_ENCODING);
+    let mut codings = received.get_all(TRANSFER_ENCODING).iter();
+    if chunked
+        && !(codings.next().is_some_and(|c| c.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            && codings.next().is_none())
+    {
+        return None;
+    }
+    let mut headers = HeaderMap::with_capacity(received.len());
+    for (name, value) in received {
+        let keep = match *name {
+            TRANSFER_ENCODING => true,
+            CONTENT_LENGTH => !chunked,
+            _ => !is_hop_by_hop(name, &named),
+        };
+        if keep {
+            headers.append(name, value.clone());
+        }
+    }
+    if websocket {
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    Some(headers)
+}
+
+/// Whether the head asks for, or grants, an upgrade to websocket and nothing else.
+pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
+    let mut upgrades = headers.get_all(UPGRADE).iter();
+    let websocket = upgrades.next().is_some_and(|u| u.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && upgrades.next().is_none();
+    websocket && connection_options(headers).contains(&UPGRADE)
+}
+
+/// The header names that Connection lists (RFC 9110 7.6.1).
+fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .collect()
+}
+
+fn is_hop_by_hop(name: &HeaderName, named: &[HeaderName]) -> bool {
+    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, TE, UPGRADE].contains(name)
+        || named.contains(name)
+        // Goes with an upgrade to h2c only (T-34).
+        || name.as_str() == "http2-settings"
+}
+
+/// Path and query of `uri`, byte for byte as received.
+fn origin_form(uri: &Uri) -> Uri {
+    match uri.path_and_query() {
+        Some(path) if path.as_str().starts_with('/') || path.as_str() == "*" => {
+            Uri::from(path.clone())
+        }
+        Some(path) => format!("/{path}").parse().unwrap_or_default(),
+        None => Uri::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten(uri: &str, headers: &[(&str, &str)], websocket: bool, strict: bool) -> String {
+        let mut builder = http::Request::builder().uri(uri);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        let (mut parts, ()) = builder.body(()).expect("a request").into_parts();
+        request(&mut parts, HeaderValue::from_static("judged.com"), websocket, strict);
+        let headers: String = parts
+            .headers
+            .iter()
+            .map(|(name, value)| format!(" {name}={}", value.to_str().expect("text")))
+            .collect();
+        format!("{}{headers}", parts.uri)
+    }
+
+    /// R4, T-34 (h2c), VS-31.
+    #[test]
+    fn requests() {
+        let cases: &[(&str, &[(&str, &str)], bool, bool, &str)] = &[
+            ("/a?b=%20c", &[("accept", "*/*"), ("host", "A.com"), ("x", "1")], false, true,
+             "/a?b=%20c accept=*/* host=judged.com x=1"),
+            ("http://A.com/x?y", &[("host", "b.com")], false, true, "/x?y host=judged.com"),
+            ("http://a.com", &[], false, true, "/ host=judged.com"),
+            ("http://a.com?x", &[], false, true, "/?x host=judged.com"),
+            ("//a/../b", &[("host", "a")], false, true, "//a/../b host=judged.com"),
+            ("*", &[("host", "a")], false, true, "* host=judged.com"),
+            ("/", &[("host", "a"), ("connection", "close, X-A , host"), ("x-a", "1"),
+                    ("keep-alive", "5"), ("proxy-connection", "x"), ("proxy-authorization", "s"),
+                    ("te", "gzip"), ("expect", "100-continue"), ("x-b", "2")], false, true,
+             "/ host=judged.com x-b=2"),
+            ("/", &[("host", "a"), ("te", "Trailers")], false, true,
+             "/ host=judged.com te=trailers connection=TE"),
+            ("/", &[("host", "a"), ("upgrade", "h2c"), ("connection", "Upgrade, HTTP2-Settings"),
+                    ("http2-settings", "AA")], false, true, "/ host=judged.com"),
+            ("/", &[("host", "a"), ("upgrade", "WebSocket"), ("connection", "keep-alive, upgrade"),
+                    ("sec-websocket-key", "k")], true, true,
+             "/ host=judged.com sec-websocket-key=k connection=Upgrade upgrade=websocket"),
+            ("/", &[("host", "a"), ("x-envoy-upstream-rq-timeout-ms", "5")], false, true,
+             "/ host=judged.com"),
+            ("/", &[("host", "a"), ("x-envoy-upstream-rq-timeout-ms", "5")], false, false,
+             "/ host=judged.com x-envoy-upstream-rq-timeout-ms=5"),
+        ];
+        for (uri, headers, websocket, strict, expected) in cases {
+            assert_eq!(rewritten(uri, headers, *websocket, *strict), *expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn responses() {
+        let map = |headers: &[(&'static str, &'static str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, HeaderValue::from_static(value));
+            }
+            map
+        };
+        let cases: [(HeaderMap, Option<HeaderMap>); 5] = [
+            (map(&[("server", "x"), ("connection", "close, y"), ("y", "1"), ("keep-alive", "1")]),
+             Some(map(&[("server", "x")]))),
+            (map(&[("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "3")]),
+             Some(map(&[("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "3")]))),
+            (map(&[("content-length", "3"), ("transfer-encoding", "Chunked")]),
+             Some(map(&[("transfer-encoding", "Chunked")]))),
+            (map(&[("transfer-encoding", "gzip, chunked")]), None),
+            (map(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), None),
+        ];
+        for (received, expected) in cases {
+            assert_eq!(response(&received, false), expected, "{received:?}");
+        }
+    }
+
+    #[test]
+    fn websocket_only() {
+        for (upgrade, connection, expected) in [
+            ("websocket", "Upgrade", true),
+            ("WebSocket", "keep-alive, upgrade", true),
+            ("websocket", "close", false),
+            ("h2c", "upgrade", false),
+            ("websocket, h2c", "upgrade", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(UPGRADE, HeaderValue::from_static(upgrade));
+            headers.insert(CONNECTION, HeaderValue::from_static(connection));
+            assert_eq!(is_websocket(&headers), expected, "{upgrade} {connection}");
+        }
+    }
+}

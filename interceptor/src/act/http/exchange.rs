@@ -1,0 +1,357 @@
+//! One request, from its head to its line in the log.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::account::{AccessLog, HttpFields, Record};
+use crate::act::dial::DialError;
+use crate::decide::{Action, Block, Reason, RequestHead};
+use crate::origin::Origin;
+use crate::policy::Enforcement;
+
+use super::entry::{Answer, Content, Entry, Upload};
+use super::pool::{Connection, Pool, Purpose, lock};
+use super::reply::{Failure, Reply, refusal_body};
+use super::wire::{End, Shared};
+use super::{World, blank_record, canon, tunnel};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// One downstream connection.
+pub(super) struct Session<W> {
+    world: W,
+    pub(super) origin: Origin,
+    pub(super) log: AccessLog,
+    shared: Arc<Shared>,
+    pool: Pool,
+    tunnels: Mutex<JoinSet<()>>,
+}
+
+/// A request that may go.
+struct Allowed {
+    purpose: Purpose,
+    /// The name that was judged.
+    host: HeaderValue,
+    /// Whether the strict profile is in force.
+    strict: bool,
+}
+
+/// An upstream's answer and the connection that it came by.
+struct Answered {
+    response: Response<Incoming>,
+    connection: Connection,
+}
+
+impl<W: World> Session<W> {
+    pub(super) fn new(world: W, origin: Origin, log: AccessLog, shared: Arc<Shared>) -> Self {
+        let (pool, tunnels) = (Pool::default(), Mutex::default());
+        Self { world, origin, log, shared, pool, tunnels }
+    }
+
+    /// Waits for the tunnels that this connection became.
+    pub(super) async fn tunnels_end(&self) {
+        let mut tunnels = std::mem::take(&mut *lock(&self.tunnels));
+        while tunnels.join_next().await.is_some() {}
+    }
+
+    /// Judges one request and answers it.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Answer>, Infallible> {
+        let exchange = self.shared.exchange();
+        let client_side = hyper::upgrade::on(&mut request);
+        let (mut parts, body) = request.into_parts();
+        if !parts.headers.contains_key(canon::REQUEST_ID) {
+            parts.headers.insert(canon::REQUEST_ID, new_request_id());
+        }
+        let mut entry = Entry::new(self.log.clone(), self.record(&parts));
+        let outcome = self.exchange(parts, body, client_side, &mut entry).await;
+        Ok(match outcome {
+            Err(reply) => {
+                entry.edit(|record| {
+                    record.response_code = reply.status;
+                    record.flags.clone_from(&reply.flags);
+                    record.response_code_details = Some(reply.details.clone());
+                    record.upstream_transport_failure_reason.clone_from(&reply.transport);
+                });
+                local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
+            }
+            Ok((response, None)) => {
+                response.map(|body| Answer::new(Content::Upstream(body), Some(entry), exchange))
+            }
+            Ok((response, Some((client, upstream)))) => {
+                self.shared.start_tunnel();
+                lock(&self.tunnels).spawn(tunnel::run(client, upstream, entry));
+                response.map(|_| Answer::new(Content::Nothing, None, exchange))
+            }
+        })
+    }
+
+    /// From the judgement to the upstream's answer, and the two ends of a tunnel if it becomes one.
+    async fn exchange(
+        &self,
+        mut parts: Parts,
+        body: Incoming,
+        client_side: OnUpgrade,
+        entry: &mut Entry,
+    ) -> Result<(Response<Incoming>, Option<(OnUpgrade, OnUpgrade)>), Reply> {
+        if parts.version != Version::HTTP_11 {
+            return Err(Reply::low_version());
+        }
+        let Allowed { purpose, host, strict } = self.judge(&parts, entry)?;
+        let websocket = body.is_end_stream() && canon::is_websocket(&parts.headers);
+        canon::request(&mut parts, host, websocket, strict);
+
+        let Answered { mut response, connection } =
+            self.send(parts, body, purpose, entry).await?;
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switched && !(websocket && canon::is_websocket(response.headers())) {
+            return Err(Reply::no_answer(Failure::Protocol));
+        }
+        let Some(headers) = canon::response(response.headers(), switched) else {
+            return Err(Reply::no_answer(Failure::Protocol));
+        };
+        *response.headers_mut() = headers;
+        *response.version_mut() = Version::HTTP_11;
+        entry.edit(|record| {
+            record.response_code = response.status().as_u16();
+            record.response_code_details = Some("via_upstream".into());
+        });
+        if switched {
+            let upstream_side = hyper::upgrade::on(&mut response);
+            return Ok((response, Some((client_side, upstream_side))));
+        }
+        self.pool.put(connection);
+        Ok((response, None))
+    }
+
+    /// The verdict: where the request goes and the Host that it goes with, or the refusal.
+    fn judge(&self, parts: &Parts, entry: &mut Entry) -> Result<Allowed, Reply> {
+        // Bytes beyond ASCII are in no host name: what does not read as text stays unreadable.
+        let hosts: Vec<&str> =
+            parts.headers.get_all(HOST).iter().map(|h| h.to_str().unwrap_or("\u{fffd}")).collect();
+        let authority = parts.uri.authority().map(|a| a.as_str());
+        let head = RequestHead {
+            method: parts.method.as_str(),
+            authority,
+            hosts: &hosts,
+            path: parts.uri.path_and_query().map_or("", |p| p.as_str()),
+            version: 11,
+        };
+        let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
+        entry.edit(|record| {
+            record.upstream_cluster.clone_from(&decision.cluster);
+            record.route_name.clone_from(&decision.route);
+            record.reason = decision.reason;
+        });
+        let named = hosts.len() + usize::from(authority.is_some());
+        // Held here too: a request is forwarded with one name or not at all (T-30).
+        let effective = match (authority, hosts.as_slice()) {
+            (Some(authority), [] | [_]) => Some(authority),
+            (None, [host]) => Some(*host),
+            _ => None,
+        };
+        let port = self.origin.dst.addr().port();
+        let explanation = |explain: bool| match explain {
+            true => refusal_body(effective.unwrap_or(""), port, &decision),
+            false => String::new(),
+        };
+        match &decision.action {
+            Action::Forward(upstream) if parts.method != Method::CONNECT => {
+                let host = effective.and_then(|name| HeaderValue::from_str(name).ok());
+                match host {
+                    Some(host) => Ok(Allowed {
+                        purpose: Purpose {
+                            cluster: decision.cluster.clone(),
+                            upstream: upstream.clone(),
+                        },
+                        host,
+                        strict: enforcement == Enforcement::Strict,
+                    }),
+                    None => {
+                        entry.edit(|record| record.reason = Reason::BadHost);
+                        Err(Reply::refused(400, true, String::new(), named))
+                    }
+                }
+            }
+            Action::Block(Block::Http { status, explain, close }) => {
+                // What follows a CONNECT can not be read as requests.
+                let close = *close || parts.method == Method::CONNECT;
+                Err(Reply::refused(*status, close, explanation(*explain), named))
+            }
+            // No verdict on a request asks for these; without a usable verdict the answer is no.
+            Action::Block(Block::Close | Block::Reset)
+            | Action::Relay(_)
+            | Action::Http
+            | Action::Forward(_) => {
+                let explain = enforcement == Enforcement::Strict;
+                Err(Reply::refused(502, true, explanation(explain), named))
+            }
+        }
+    }
+
+    /// Sends the request upstream and waits for the head of the answer. A kept connection that
+    /// turns out to be dead is replaced once, where the request can be sent again.
+    async fn send(
+        &self,
+        parts: Parts,
+        body: Incoming,
+        purpose: Purpose,
+        entry: &mut Entry,
+    ) -> Result<Answered, Reply> {
+        let bodiless = body.is_end_stream();
+        let body = Upload::new((!bodiless).then_some(body), entry);
+        let (mut request, again) = match self.pool.take(&purpose) {
+            None => (Request::from_parts(parts, body), None),
+            Some(connection) => {
+                let repeatable = bodiless && parts.method.is_idempotent();
+                let copy = repeatable.then(|| parts.clone());
+                (Request::from_parts(parts, body), Some((connection, copy)))
+            }
+        };
+        if let Some((connection, copy)) = again {
+            match self.try_on(connection, request, entry).await {
+                Ok(answered) => return Ok(answered),
+                Err(Lost { unsent: Some(same), .. }) => request = *same,
+                Err(Lost { error, .. }) => match copy {
+                    Some(parts) if !error.is_parse() => {
+                        request = Request::from_parts(parts, Upload::new(None, entry));
+                    }
+                    _ => return Err(self.failed(&error)),
+                },
+            }
+        }
+        let connection = self.connect(purpose, entry).await?;
+        self.try_on(connection, request, entry).await.map_err(|lost| self.failed(&lost.error))
+    }
+
+    async fn connect(&self, purpose: Purpose, entry: &mut Entry) -> Result<Connection, Reply> {
+        let dialled = match self.world.dial(&purpose.upstream, self.origin.dst).await {
+            Ok(dialled) => dialled,
+            Err(error) => {
+                entry.edit(|record| note_dial_error(record, &error));
+                return Err(Reply::not_dialled(&error));
+            }
+        };
+        entry.edit(|record| record.upstream_host = Some(dialled.upstream));
+        self.pool
+            .start(purpose, dialled)
+            .await
+            .map_err(|_| Reply::no_answer(Failure::Closed))
+    }
+
+    async fn try_on(
+        &self,
+        mut connection: Connection,
+        request: Request<Upload>,
+        entry: &mut Entry,
+    ) -> Result<Answered, Lost> {
+        entry.edit(|record| {
+            record.upstream_host = Some(connection.upstream);
+            record.upstream_local_address = Some(connection.local);
+        });
+        if let Err(error) = connection.sender.ready().await {
+            return Err(Lost { error, unsent: Some(Box::new(request)) });
+        }
+        let sent = Instant::now();
+        match connection.sender.try_send_request(request).await {
+            Ok(response) => {
+                let took = sent.elapsed();
+                entry.edit(|record| {
+                    if let Some(http) = &mut record.http {
+                        http.upstream_service_time = Some(took);
+                    }
+                });
+                Ok(Answered { response, connection })
+            }
+            Err(mut error) => {
+                let unsent = error.take_message().map(Box::new);
+                Err(Lost { error: error.into_error(), unsent })
+            }
+        }
+    }
+
+    fn failed(&self, error: &hyper::Error) -> Reply {
+        if self.shared.end() == Some(End::Body) {
+            Reply::bad_body()
+        } else if error.is_parse() {
+            Reply::no_answer(Failure::Protocol)
+        } else {
+            Reply::no_answer(Failure::Closed)
+        }
+    }
+
+    /// What is known when the head has come.
+    fn record(&self, parts: &Parts) -> Record {
+        let authority = parts.uri.authority().map(|a| a.as_str().to_owned());
+        Record {
+            http: Some(HttpFields {
+                method: parts.method.as_str().to_owned(),
+                path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+                protocol: if parts.version == Version::HTTP_11 { "HTTP/1.1" } else { "HTTP/1.0" },
+                upstream_service_time: None,
+                x_forwarded_for: text(&parts.headers, &FORWARDED_FOR),
+                user_agent: text(&parts.headers, &USER_AGENT),
+                request_id: text(&parts.headers, &canon::REQUEST_ID),
+                authority: authority.or_else(|| text(&parts.headers, &HOST)),
+            }),
+            ..blank_record(&self.origin)
+        }
+    }
+}
+
+/// A request that got no answer.
+struct Lost {
+    error: hyper::Error,
+    /// The request, where certainly no byte of it was sent.
+    unsent: Option<Box<Request<Upload>>>,
+}
+
+fn note_dial_error(record: &mut Record, error: &DialError) {
+    match error {
+        DialError::NoEndpoint | DialError::Resolve(_) => {}
+        DialError::Special(tried) => {
+            record.upstream_host = Some(*tried);
+            record.reason = Reason::SpecialAddress;
+        }
+        DialError::Connect { tried, .. } => record.upstream_host = Some(*tried),
+    }
+}
+
+/// Our own answer as a response.
+fn local(reply: Reply) -> Response<Full<Bytes>> {
+    let is_empty = reply.body.is_empty();
+    let mut response = Response::new(Full::new(Bytes::from(reply.body)));
+    *response.status_mut() =
+        StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if !is_empty {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    if reply.close {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A header's value for the log; what is not UTF-8 shows as replacement characters.
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+fn new_request_id() -> HeaderValue {
+    let mut buffer = Uuid::encode_buffer();
+    HeaderValue::from_str(Uuid::new_v4().hyphenated().encode_lower(&mut buffer))
+        .expect("a UUID is ASCII")
+}

@@ -1,0 +1,157 @@
+//! HTTP on a workload's connection: every request is judged on its own (R5), re-serialised from its
+//! parsed form (R4), and leaves one access-log line.
+//!
+//! [`framing`] lets only unambiguous bytes through to the HTTP library, [`wire`] puts it under the
+//! library's feet, [`exchange`] takes one request from head to log line, [`canon`] says what of a
+//! head is passed on, [`pool`] keeps the connection's own upstream connections, [`tunnel`] carries
+//! a websocket, [`entry`] sees to the record, [`reply`] holds the answers that we give ourselves.
+
+mod canon;
+mod entry;
+mod exchange;
+mod framing;
+mod pool;
+mod reply;
+mod tunnel;
+mod wire;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::account::{AccessLog, Flag, HttpFields, Record};
+use crate::act::dial::{DialError, Dialer, Dialled};
+use crate::decide::{self, Decision, Flow, Reason, RequestHead, Upstream};
+use crate::origin::{Origin, OriginalDst};
+use crate::policy::{Enforcement, Store};
+use crate::sniff::prefixed::Prefixed;
+
+use exchange::Session;
+use framing::Violation;
+use wire::{End, Wire};
+
+/// What serving needs besides the connection itself.
+#[derive(Debug, Clone)]
+pub struct HttpContext {
+    /// Opens upstream connections.
+    pub dialer: Dialer,
+    /// The newest policy; read anew for each request.
+    pub policy: Arc<Store>,
+    /// Where lines go.
+    pub log: AccessLog,
+}
+
+/// Serves `client` until it ends. Dropping the future ends everything that it started; requests
+/// under way are then recorded as given up.
+pub async fn serve(client: Prefixed<TcpStream>, origin: Origin, context: HttpContext) {
+    let log = context.log.clone();
+    serve_in(client, origin, log, context).await;
+}
+
+/// What a connection asks of the rest of the program.
+trait World: Send + Sync + 'static {
+    /// The verdict on one request, by the newest policy, and the profile in force.
+    fn judge(&self, flow: &Flow<'_>, head: &RequestHead<'_>) -> (Decision, Enforcement);
+
+    /// Opens an upstream connection.
+    fn dial(
+        &self,
+        upstream: &Upstream,
+        dst: OriginalDst,
+    ) -> impl Future<Output = Result<Dialled, DialError>> + Send;
+}
+
+impl World for HttpContext {
+    fn judge(&self, flow: &Flow<'_>, head: &RequestHead<'_>) -> (Decision, Enforcement) {
+        let snapshot = self.policy.current();
+        (decide::by_request(&snapshot.policy, flow, head), snapshot.enforcement)
+    }
+
+    fn dial(
+        &self,
+        upstream: &Upstream,
+        dst: OriginalDst,
+    ) -> impl Future<Output = Result<Dialled, DialError>> + Send {
+        self.dialer.dial(upstream, dst)
+    }
+}
+
+async fn serve_in<W: World>(
+    client: Prefixed<TcpStream>,
+    origin: Origin,
+    log: AccessLog,
+    world: W,
+) {
+    let (wire, shared) = Wire::new(client);
+    let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
+    let serving = Arc::clone(&session);
+    let result = http1::Builder::new()
+        .auto_date_header(false)
+        .header_read_timeout(None::<Duration>)
+        .max_headers(framing::HEADERS_MAX)
+        .preserve_header_case(true)
+        .serve_connection(
+            TokioIo::new(wire),
+            service_fn(move |request| Arc::clone(&serving).answer(request)),
+        )
+        .with_upgrades()
+        .await;
+    session.tunnels_end().await;
+
+    let library_refused = result.is_err_and(|error| error.is_parse());
+    if let Some((code, flag, details)) = ending(shared.end(), library_refused) {
+        session.log.write(Record {
+            http: Some(HttpFields { protocol: "HTTP/1.1", ..HttpFields::default() }),
+            response_code: code,
+            flags: vec![flag],
+            response_code_details: Some(details.into()),
+            ..blank_record(&session.origin)
+        });
+    }
+}
+
+/// Status, flag and details where a connection ended with bytes that never became a request
+/// (T-55).
+fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'static str)> {
+    match end {
+        Some(End::Head(Violation::Malformed(_))) => Some((400, Flag::DPE, "http1.codec_error")),
+        Some(End::Head(Violation::TooLarge)) => Some((431, Flag::DPE, "request_headers_too_large")),
+        Some(End::Deadline) => Some((0, Flag::DPE, "request_header_timeout")),
+        Some(End::Incomplete) => Some((0, Flag::DC, "downstream_remote_disconnect")),
+        // Its exchange has recorded it.
+        Some(End::Body) => None,
+        None => library_refused.then_some((400, Flag::DPE, "http1.codec_error")),
+    }
+}
+
+/// A record of something that starts now on the connection of `origin`.
+fn blank_record(origin: &Origin) -> Record {
+    Record {
+        start: SystemTime::now(),
+        http: None,
+        response_code: 0,
+        flags: Vec::new(),
+        response_code_details: None,
+        connection_termination_details: None,
+        upstream_transport_failure_reason: None,
+        bytes_received: 0,
+        bytes_sent: 0,
+        duration: Duration::ZERO,
+        upstream_host: None,
+        upstream_cluster: None,
+        upstream_local_address: None,
+        downstream_local_address: origin.dst.addr(),
+        downstream_remote_address: origin.src,
+        requested_server_name: None,
+        route_name: None,
+        reason: Reason::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

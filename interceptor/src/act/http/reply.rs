@@ -1,0 +1,212 @@
+//! The answers that we give ourselves: refusals and upstream failures, with what the log says of
+//! them (LOG-20, LOG-21, LOG-42, LOG-47, LOG-48).
+
+use std::borrow::Cow;
+use std::io;
+
+use crate::account::Flag;
+use crate::act::dial::DialError;
+use crate::decide::{Decision, Reason};
+
+/// An answer without an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) flags: Vec<Flag>,
+    pub(super) details: Cow<'static, str>,
+    /// Field 9.
+    pub(super) transport: Option<String>,
+    pub(super) body: String,
+    /// Whether the connection ends with it.
+    pub(super) close: bool,
+}
+
+/// How an upstream that was connected failed to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It closed before the response's head.
+    Closed,
+    /// It sent what is not HTTP, or what cannot be passed on as one thing.
+    Protocol,
+}
+
+impl Reply {
+    fn new(status: u16, details: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            flags: Vec::new(),
+            details: details.into(),
+            transport: None,
+            body: String::new(),
+            close: false,
+        }
+    }
+
+    /// A refusal by policy. `hosts`: how many names the request gave.
+    pub(super) fn refused(status: u16, close: bool, body: String, hosts: usize) -> Self {
+        let (flags, details) = match status {
+            400 if hosts == 0 => (vec![], "missing_host_header"),
+            400 => (vec![], "bad_host"),
+            404 => (vec![Flag::NR], "route_not_found"),
+            _ => (vec![], "direct_response"),
+        };
+        Self { flags, body, close, ..Self::new(status, details) }
+    }
+
+    /// HTTP/1.0 (LIS-18).
+    pub(super) fn low_version() -> Self {
+        Self { close: true, ..Self::new(426, "low_version") }
+    }
+
+    /// A request body that broke the rules of framing (T-32).
+    pub(super) fn bad_body() -> Self {
+        Self { flags: vec![Flag::DPE], close: true, ..Self::new(400, "http1.codec_error") }
+    }
+
+    /// No upstream connection.
+    pub(super) fn not_dialled(error: &DialError) -> Self {
+        match error {
+            DialError::NoEndpoint | DialError::Resolve(_) => Self {
+                flags: vec![Flag::UH],
+                body: "no healthy upstream".into(),
+                ..Self::new(503, "no_healthy_upstream")
+            },
+            DialError::Special(_) => Self {
+                body: format!("interceptor refused this request: {error}\n"),
+                ..Self::new(502, "direct_response")
+            },
+            DialError::Connect { source, .. } => Self::not_connected(source),
+        }
+    }
+
+    fn not_connected(source: &io::Error) -> Self {
+        let timed_out = source.kind() == io::ErrorKind::TimedOut && source.raw_os_error().is_none();
+        let (reason, transport) = if timed_out {
+            ("connection timeout", None)
+        } else {
+            let why = source.raw_os_error().map_or_else(|| source.to_string(), |n| n.to_string());
+            ("remote connection failure", Some(format!("delayed connect error: {why}")))
+        };
+        let (log, people) = match &transport {
+            Some(text) => (format!("|{text}"), format!(", transport failure reason: {text}")),
+            None => Default::default(),
+        };
+        let details = format!(
+            "upstream_reset_before_response_started{{{}{}}}",
+            reason.replace(' ', "_"),
+            log.replace(' ', "_")
+        );
+        Self {
+            flags: vec![Flag::URX, Flag::UF],
+            transport,
+            body: format!("{BEFORE_HEADERS}retried and the latest reset reason: {reason}{people}"),
+            ..Self::new(503, details)
+        }
+    }
+
+    /// An upstream that gave no answer.
+    pub(super) fn no_answer(failure: Failure) -> Self {
+        let (status, flag, reason, details) = match failure {
+            Failure::Closed => (
+                503,
+                Flag::UC,
+                "connection termination",
+                "upstream_reset_before_response_started{connection_termination}",
+            ),
+            Failure::Protocol => (
+                502,
+                Flag::UPE,
+                "protocol error",
+                "upstream_reset_before_response_started{protocol_error}",
+            ),
+        };
+        Self {
+            flags: vec![flag],
+            body: format!("{BEFORE_HEADERS}reset reason: {reason}"),
+            ..Self::new(status, details)
+        }
+    }
+}
+
+/// LOG-21.
+const BEFORE_HEADERS: &str = "upstream connect error or disconnect/reset before headers. ";
+
+/// What a refused client reads (GAP-3): who refused what, why, by which rule, and the way out.
+/// `host` is the client's own text, so it is cut and shown without controls.
+pub(super) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String {
+    let host: String = host.chars().filter(|c| c.is_ascii_graphic()).take(255).collect();
+    let host = if host.is_empty() { "no host".to_owned() } else { host };
+    let mut text = format!(
+        "interceptor refused this request to {host} port {port}: {}\n",
+        decision.reason.label()
+    );
+    if let Some(rule) = &decision.rule {
+        text.push_str(&format!("decided by {rule}\n"));
+    }
+    if matches!(decision.reason, Reason::NotRegistered | Reason::PortNotRegistered) {
+        text.push_str(&format!(
+            "to allow it, add a ServiceEntry for {host} port {port}, or ask who runs the policy\n"
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// LOG-20, LOG-21, LOG-47, LOG-48: texts and their lengths.
+    #[test]
+    fn upstream_failures() {
+        let tried = "192.0.2.1:80".parse().expect("an address");
+        let connect = |source| DialError::Connect { tried, source };
+        let refused = Reply::not_dialled(&connect(io::Error::from_raw_os_error(111)));
+        assert_eq!(
+            (refused.status, refused.flags.as_slice(), &*refused.details, refused.body.len()),
+            (503, &[Flag::URX, Flag::UF][..],
+             "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}",
+             152)
+        );
+        assert_eq!(refused.transport.as_deref(), Some("delayed connect error: 111"));
+
+        let late = Reply::not_dialled(&connect(io::ErrorKind::TimedOut.into()));
+        assert_eq!(&*late.details, "upstream_reset_before_response_started{connection_timeout}");
+        assert_eq!((late.status, late.transport), (503, None));
+
+        let none = Reply::not_dialled(&DialError::NoEndpoint);
+        assert_eq!(
+            (none.status, none.flags.as_slice(), &*none.details, none.body.len()),
+            (503, &[Flag::UH][..], "no_healthy_upstream", 19)
+        );
+        let special = Reply::not_dialled(&DialError::Special(tried));
+        assert_eq!((special.status, &*special.details), (502, "direct_response"));
+    }
+
+    /// GAP-3; the client's own bytes cannot forge lines of it.
+    #[test]
+    fn refusals_explain() {
+        let mut decision = Decision {
+            action: crate::decide::Action::Http,
+            cluster: None,
+            route: None,
+            reason: Reason::NotRegistered,
+            rule: None,
+        };
+        assert_eq!(
+            refusal_body("a.com\r\n\u{1b}x", 80, &decision),
+            "interceptor refused this request to a.comx port 80: not_registered\n\
+             to allow it, add a ServiceEntry for a.comx port 80, or ask who runs the policy\n"
+        );
+        decision.reason = Reason::BadHost;
+        decision.rule = Some(crate::decide::RuleId {
+            kind: "ServiceEntry",
+            namespace: "n".into(),
+            name: "r".into(),
+        });
+        assert_eq!(
+            refusal_body("", 80, &decision),
+            "interceptor refused this request to no host port 80: bad_host\n\
+             decided by ServiceEntry n/r\n"
+        );
+    }
+}
