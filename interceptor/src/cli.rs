@@ -10,6 +10,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::policy::{Enforcement, Outbound};
+
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -243,24 +245,6 @@ pub struct Detach {
     /// Name of the interceptor whose remains are removed.
     #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
     pub name: String,
-}
-
-/// Outbound traffic policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Outbound {
-    /// ALLOW_ANY: destinations without an entry pass.
-    AllowAny,
-    /// REGISTRY_ONLY: destinations without an entry are refused.
-    RegistryOnly,
-}
-
-/// Profile of enforcement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Enforcement {
-    /// The default.
-    Strict,
-    /// Istio's behaviour to the letter.
-    Istio,
 }
 
 /// Form of `status`.

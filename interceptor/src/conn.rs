@@ -127,9 +127,10 @@ async fn proxy(intercepted: Intercepted, site: Site) {
     let snapshot = site.policy.current();
     let account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
-        ByAddress::Decided(decision) => Sniffed::without_bytes(decision),
+        ByAddress::Decided(decision) => Sniffed::without_bytes(settle(decision, &origin, &site).await),
         ByAddress::Inspect { unless_client_speaks } => {
-            match sniff(&client, &origin, &site, &snapshot, unless_client_speaks).await {
+            let otherwise = settle(unless_client_speaks, &origin, &site).await;
+            match sniff(&client, &origin, &site, &snapshot, otherwise).await {
                 Ok(sniffed) => sniffed,
                 // The client is gone: its reset leaves an account with nothing in it.
                 Err(_) => return account.close(0, 0),
@@ -137,6 +138,20 @@ async fn proxy(intercepted: Intercepted, site: Site) {
         }
     };
     act(client, origin, site, &snapshot, sniffed, account).await;
+}
+
+/// Answers the one question that deciding may leave open: whether the daemon's own resolution of a
+/// host contains the dialled address. A name that does not resolve owns nothing.
+async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
+    let Action::ByResolution(open) = &decision.action else { return decision };
+    let dialled = origin.dst.addr().ip();
+    for claim in open.claims.iter() {
+        let addresses = site.dialer.resolver.lookup(&claim.host).await;
+        if addresses.is_ok_and(|addresses| addresses.contains(&dialled)) {
+            return claim.decision.clone();
+        }
+    }
+    open.otherwise.clone()
 }
 
 /// A decided connection, with what was read and opened on the way.
@@ -160,79 +175,70 @@ async fn sniff(
     origin: &Origin,
     site: &Site,
     snapshot: &Snapshot,
-    unless_client_speaks: Decision,
+    otherwise: Decision,
 ) -> std::io::Result<Sniffed> {
     let mut sniffer = Sniffer::default();
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
-    let Action::Relay(upstream) = &unless_client_speaks.action else {
+    let Action::Relay(upstream) = otherwise.action.clone() else {
         let hello = sniffer.read_from(client, deadline).await?;
-        return Ok(decide_hello(sniffer, &hello, origin, snapshot, unless_client_speaks, None));
+        return Ok(decide_hello(sniffer, &hello, origin, site, snapshot, otherwise).await);
     };
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {
-        return Ok(decide_hello(sniffer, &first, origin, snapshot, unless_client_speaks, None));
+        return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
     }
-    let mut dial = std::pin::pin!(site.dialer.dial(upstream, origin.dst));
+    let mut dial = std::pin::pin!(site.dialer.dial(&upstream, origin.dst));
     let dialled = tokio::select! {
         dialled = &mut dial => dialled,
         hello = sniffer.read_from(client, None) => {
-            let hello = hello?;
-            let mut sniffed = decide_hello(sniffer, &hello, origin, snapshot, unless_client_speaks.clone(), None);
+            let mut sniffed = decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
             // The dial under way is used if the bytes changed nothing about where to.
-            if same_place(&sniffed.decision, upstream) {
+            if same_place(&sniffed.decision, &upstream) {
                 sniffed.dialled = Some(dial.await);
             }
             return Ok(sniffed);
         }
     };
-    let Ok(dialled) = dialled else {
-        return Ok(Sniffed {
-            decision: unless_client_speaks,
-            bytes: sniffer.into_bytes(),
-            sni: None,
-            dialled: Some(dialled),
-        });
+    let without_hello = |sniffer: Sniffer, dialled| Sniffed {
+        decision: otherwise.clone(),
+        bytes: sniffer.into_bytes(),
+        sni: None,
+        dialled: Some(dialled),
     };
+    let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
     tokio::select! {
         biased;
         hello = sniffer.read_from(client, None) => {
-            let hello = hello?;
-            let upstream = upstream.clone();
             let mut sniffed =
-                decide_hello(sniffer, &hello, origin, snapshot, unless_client_speaks, None);
+                decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
             if same_place(&sniffed.decision, &upstream) {
                 sniffed.dialled = Some(Ok(dialled));
             }
             Ok(sniffed)
         }
         // The server speaks first, or hangs up.
-        _ = dialled.stream.readable() => Ok(Sniffed {
-            decision: unless_client_speaks,
-            bytes: sniffer.into_bytes(),
-            sni: None,
-            dialled: Some(Ok(dialled)),
-        }),
+        _ = dialled.stream.readable() => Ok(without_hello(sniffer, Ok(dialled))),
     }
 }
 
-fn decide_hello(
+async fn decide_hello(
     sniffer: Sniffer,
     hello: &Hello,
     origin: &Origin,
+    site: &Site,
     snapshot: &Snapshot,
-    unless_client_speaks: Decision,
-    dialled: Option<Result<Dialled, DialError>>,
+    otherwise: Decision,
 ) -> Sniffed {
     let decision = match hello {
         // In ALLOW_ANY a client that half-closes at once may still be answered.
-        Hello::Silent | Hello::Closed => unless_client_speaks,
-        hello => decide::by_hello(&snapshot.policy, &origin.flow(), hello),
+        Hello::Silent | Hello::Closed => otherwise,
+        hello => settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await,
     };
     let sni = match hello {
         Hello::Tls(client_hello) => client_hello.sni.as_ref().map(ToString::to_string),
         _ => None,
     };
-    Sniffed { decision, bytes: sniffer.into_bytes(), sni, dialled }
+    Sniffed { decision, bytes: sniffer.into_bytes(), sni, dialled: None }
 }
 
 /// Whether the decision relays to where `upstream` already leads. A name that was noticed in
@@ -300,8 +306,8 @@ async fn act(
             let context = HttpContext { dialer: site.dialer, policy: site.policy, log: site.log };
             http::serve(Prefixed::new(bytes, client), origin, context).await;
         }
-        // Only by_request answers this; a connection as a whole is never forwarded.
-        Action::Forward(_) => {
+        // Only by_request answers the one, and settling leaves none of the other: refuse.
+        Action::Forward(_) | Action::ByResolution(_) => {
             account.refused(Reason::NoPolicy, explain);
             block::reset(client);
             account.close(0, 0);
@@ -315,6 +321,7 @@ fn dial_failed(account: &mut ConnectionAccount, error: &DialError, explain: bool
             account.upstream_failed(None, vec![Flag::UH], None);
         }
         DialError::Special(_) => account.refused(Reason::SpecialAddress, explain),
+        DialError::NotVerified { .. } => account.refused(Reason::AddressNotVerified, explain),
         DialError::Connect { .. } => {
             account.upstream_failed(error.tried(), vec![Flag::UF, Flag::URX], Some(error.details()));
         }

@@ -1,1 +1,7 @@
-fn main() {}
+//! Interceptor's command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    interceptor::app::main()
+}

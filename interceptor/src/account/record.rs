@@ -48,6 +48,32 @@ pub struct Record {
     pub reason: Reason,
 }
 
+impl Record {
+    /// The record of something that went to `dst` from `src` and of which nothing else is known yet.
+    pub fn new(start: SystemTime, dst: SocketAddr, src: SocketAddr) -> Self {
+        Self {
+            start,
+            http: None,
+            response_code: 0,
+            flags: Vec::new(),
+            response_code_details: None,
+            connection_termination_details: None,
+            upstream_transport_failure_reason: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            duration: Duration::ZERO,
+            upstream_host: None,
+            upstream_cluster: None,
+            upstream_local_address: None,
+            downstream_local_address: dst,
+            downstream_remote_address: src,
+            requested_server_name: None,
+            route_name: None,
+            reason: Reason::NoPolicy,
+        }
+    }
+}
+
 /// The fields that only an HTTP request has. Strings are raw; the writer escapes them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HttpFields {

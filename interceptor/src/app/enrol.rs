@@ -21,7 +21,7 @@ impl Enrolled {
     /// Makes listeners in `netns` and reads its routes.
     pub(super) async fn prepare(netns: Arc<NetNs>) -> io::Result<Self> {
         let listeners = Listeners::bind(&netns)?;
-        let routes = Routes::open(&netns)?;
+        let mut routes = Routes::open(&netns)?;
         let entries = routes.read(&netns).await?;
         Ok(Self { netns, listeners, routes, entries })
     }

@@ -6,6 +6,7 @@ mod report;
 mod resolv_conf;
 mod run;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -139,7 +140,7 @@ async fn detach(name: &str) -> Result<Exit, AppError> {
     let pins = Pins::of(name);
     let pinned = pins.exist();
     pins.remove()?;
-    admin::server::remove_stale(name)?;
+    admin::Server::clean_stale(Path::new(admin::DIR), name)?;
     println!(
         "interceptor: {}",
         match (pinned, cgroups) {

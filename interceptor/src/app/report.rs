@@ -43,17 +43,19 @@ impl Reporter {
         let mut stop = std::pin::pin!(stop);
         let mut tick = tokio::time::interval(FOLD);
         loop {
+            let mut each = |event| self.event(event);
             tokio::select! {
                 biased;
                 () = &mut stop => break,
-                _ = tick.tick() => self.unfold(false),
-                ended = events.run(&mut |event| self.event(event)) => {
+                _ = tick.tick() => {}
+                ended = events.run(&mut each) => {
                     if let Err(error) = ended {
                         tracing::error!("kernel events cannot be read any more: {error}");
                     }
                     break;
                 }
             }
+            self.unfold(false);
         }
         events.drain_now(&mut |event| self.event(event));
         self.unfold(true);

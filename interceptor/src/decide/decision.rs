@@ -220,6 +220,8 @@ pub enum Reason {
     BadHost,
     /// An HTTP version that is not served (LIS-18: 426).
     HttpVersion,
+    /// An operator's CIDR let it go in the kernel (profiles.md, SEED-18).
+    Bypassed,
     /// Policy could not be loaded: deny all (T-61).
     NoPolicy,
 }
@@ -242,6 +244,7 @@ impl Reason {
             Self::ConnectMethod => "connect_method",
             Self::BadHost => "bad_host",
             Self::HttpVersion => "http_version",
+            Self::Bypassed => "bypassed",
             Self::NoPolicy => "no_policy",
         }
     }
@@ -286,6 +289,7 @@ impl Reason {
                  of the connection"
             }
             Self::HttpVersion => "this version of HTTP is not served; use HTTP/1.1",
+            Self::Bypassed => "an operator's bypass CIDR covers it",
             Self::NoPolicy => "no policy is in force for it, and then everything is refused",
         }
     }

@@ -49,7 +49,7 @@ impl Routes {
     ///
     /// # Errors
     /// Netlink's.
-    pub async fn read(&self, netns: &NetNs) -> io::Result<Vec<RouteEntry>> {
+    pub async fn read(&mut self, netns: &NetNs) -> io::Result<Vec<RouteEntry>> {
         let mut found = Vec::new();
         for request in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),

@@ -195,6 +195,7 @@ impl<W: World> Session<W> {
             Action::Block(Block::Close | Block::Reset)
             | Action::Relay(_)
             | Action::Http
+            | Action::ByResolution(_)
             | Action::Forward(_) => {
                 let explain = enforcement == Enforcement::Strict;
                 Err(Reply::refused(502, true, explanation(explain), named))
@@ -326,6 +327,7 @@ fn note_dial_error(record: &mut Record, error: &DialError) {
             record.upstream_host = Some(*tried);
             record.reason = Reason::SpecialAddress;
         }
+        DialError::NotVerified { .. } => record.reason = Reason::AddressNotVerified,
         DialError::Connect { tried, .. } => record.upstream_host = Some(*tried),
     }
 }

@@ -71,7 +71,7 @@ impl Reply {
                 body: "no healthy upstream".into(),
                 ..Self::new(503, "no_healthy_upstream")
             },
-            DialError::Special(_) => Self {
+            DialError::Special(_) | DialError::NotVerified { .. } => Self {
                 body: format!("interceptor refused this request: {error}\n"),
                 ..Self::new(502, "direct_response")
             },
