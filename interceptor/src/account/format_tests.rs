@@ -210,32 +210,35 @@ fn fields_are_cut() {
 #[test]
 fn json_types() {
     let value: serde_json::Value = serde_json::from_str(&json(&http_record())).expect("JSON");
-    assert_eq!(value, serde_json::json!({
-        "start_time": "2024-07-26T10:00:41.036Z",
-        "route_name": "allow_any",
-        "method": "GET",
-        "path": "/",
-        "protocol": "HTTP/1.1",
-        "response_code": 200,
-        "response_flags": null,
-        "response_code_details": "via_upstream",
-        "connection_termination_details": null,
-        "bytes_received": 0,
-        "bytes_sent": 2381,
-        "duration": 12,
-        "upstream_service_time": "12",
-        "x_forwarded_for": null,
-        "user_agent": "curl/8.8.0",
-        "request_id": "2b5b0a24-0b58-4b9c-8b1c-4f3a3d6f0d7e",
-        "authority": "example.com",
-        "upstream_host": "192.0.2.1:80",
-        "upstream_cluster": "PassthroughCluster",
-        "upstream_local_address": "10.1.0.7:51316",
-        "downstream_local_address": "192.0.2.1:80",
-        "downstream_remote_address": "10.1.0.7:51310",
-        "requested_server_name": null,
-        "upstream_transport_failure_reason": null,
-    }));
+    assert_eq!(
+        value,
+        serde_json::json!({
+            "start_time": "2024-07-26T10:00:41.036Z",
+            "route_name": "allow_any",
+            "method": "GET",
+            "path": "/",
+            "protocol": "HTTP/1.1",
+            "response_code": 200,
+            "response_flags": null,
+            "response_code_details": "via_upstream",
+            "connection_termination_details": null,
+            "bytes_received": 0,
+            "bytes_sent": 2381,
+            "duration": 12,
+            "upstream_service_time": "12",
+            "x_forwarded_for": null,
+            "user_agent": "curl/8.8.0",
+            "request_id": "2b5b0a24-0b58-4b9c-8b1c-4f3a3d6f0d7e",
+            "authority": "example.com",
+            "upstream_host": "192.0.2.1:80",
+            "upstream_cluster": "PassthroughCluster",
+            "upstream_local_address": "10.1.0.7:51316",
+            "downstream_local_address": "192.0.2.1:80",
+            "downstream_remote_address": "10.1.0.7:51310",
+            "requested_server_name": null,
+            "upstream_transport_failure_reason": null,
+        })
+    );
     let tcp: serde_json::Value = serde_json::from_str(&json(&tcp_record())).expect("JSON");
     assert_eq!(tcp["method"], serde_json::Value::Null);
     assert_eq!(tcp["response_code"], 0);

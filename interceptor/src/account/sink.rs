@@ -239,7 +239,9 @@ impl Output {
         let ours = self.file.metadata().map(|m| (m.dev(), m.ino())).ok();
         let named = std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
         // Where the path cannot be opened the old file stays the better place.
-        if ours != named && let Ok(file) = append(path) {
+        if ours != named
+            && let Ok(file) = append(path)
+        {
             self.file = file;
         }
     }
@@ -349,11 +351,9 @@ mod tests {
     /// `Off` takes records and gives nothing.
     #[tokio::test]
     async fn off_and_memory() {
-        let off = AccessLog::open(&LogSettings {
-            target: LogTarget::Off,
-            encoding: Encoding::Json,
-        })
-        .expect("opens");
+        let off =
+            AccessLog::open(&LogSettings { target: LogTarget::Off, encoding: Encoding::Json })
+                .expect("opens");
         off.write(tcp_record());
         off.flush().await;
         assert_eq!(off.dropped(), 0);

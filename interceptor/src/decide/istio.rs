@@ -159,7 +159,7 @@ impl Tables {
             (Some(service), _) => service.forward(service.upstream(dst.port(), name)),
             (None, Outbound::AllowAny) => rules.pass_request(dst, host),
             (None, Outbound::RegistryOnly) => {
-                block_all(Enforcement::Istio, rules.unknown_reason(name))
+                block_all(Enforcement::Istio, rules.unknown_reason(dst, name))
             }
         }
     }
@@ -221,6 +221,6 @@ fn relay(service: &Service, dst: SocketAddr, name: Option<&HostName>) -> Decisio
 fn unknown(rules: &Inner, dst: SocketAddr, name: Option<&HostName>) -> Decision {
     match rules.outbound {
         Outbound::AllowAny => rules.pass_connection(dst, name),
-        Outbound::RegistryOnly => refuse(Block::Close, rules.unknown_reason(name)),
+        Outbound::RegistryOnly => refuse(Block::Close, rules.unknown_reason(dst, name)),
     }
 }

@@ -178,12 +178,22 @@ impl Inner {
         }
     }
 
-    /// Whether an unknown name is at least known with another port (MESH-30).
-    fn unknown_reason(&self, name: Option<&host::HostName>) -> Reason {
-        match name {
-            Some(name) if self.known.contains(name) => Reason::PortNotRegistered,
-            _ => Reason::NotRegistered,
+    /// Why a name is unknown on this flow: nowhere in the registry, or there with another port
+    /// (MESH-30), other addresses, or another protocol.
+    fn unknown_reason(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Reason {
+        let Some(name) = name else { return Reason::NotRegistered };
+        let mut reason = Reason::NotRegistered;
+        for id in self.known.matches(name) {
+            let service = self.service(id);
+            if service.port != dst.port() {
+                reason = Reason::PortNotRegistered;
+            } else if service.holds(dst.ip()) {
+                return Reason::WrongProtocol;
+            } else {
+                return Reason::AddressNotVerified;
+            }
         }
+        reason
     }
 }
 

@@ -132,12 +132,10 @@ impl Tables {
         }
         let reason = if closed_special(rules, dst) {
             Reason::SpecialAddress
-        } else if !candidates.is_empty() {
-            Reason::AddressNotVerified
-        } else if name.zip(port).is_some_and(|(name, port)| port.tls.contains(name)) {
-            Reason::WrongProtocol
+        } else if candidates.is_empty() {
+            rules.unknown_reason(dst, name)
         } else {
-            rules.unknown_reason(name)
+            Reason::AddressNotVerified
         };
         block_all(Enforcement::Strict, reason)
     }
@@ -201,10 +199,8 @@ fn tls(port: Option<&Port>, rules: &Inner, dst: SocketAddr, sni: Option<&HostNam
     }
     let reason = if candidates().next().is_some() {
         Reason::AddressNotVerified
-    } else if port.is_some_and(|port| port.http.contains(name)) {
-        Reason::WrongProtocol
     } else {
-        rules.unknown_reason(Some(name))
+        rules.unknown_reason(dst, Some(name))
     };
     by_resolution(claims, unknown(rules, dst, Some(name), Block::Close, reason))
 }

@@ -66,7 +66,7 @@ impl Resources {
     pub(super) fn read(&mut self, file: &Arc<Path>, text: &str, out: &mut Findings) {
         for (index, node) in documents(file, text, out).iter().enumerate() {
             let context = Context::new(file, index + 1);
-            self.document(node, text, context, out);
+            self.document(node, context, out);
         }
     }
 
@@ -81,7 +81,7 @@ impl Resources {
             if node.get("kind").is_some() {
                 let before = self.meshes.len();
                 let errors = out.errors.len();
-                self.document(node, text, context.clone(), out);
+                self.document(node, context.clone(), out);
                 if self.meshes.len() == before && out.errors.len() == errors {
                     let message = "holds no mesh configuration; give resources with -f";
                     out.errors.push(context.notice(node.at, "", message));
@@ -99,7 +99,7 @@ impl Resources {
         }
     }
 
-    fn document(&mut self, node: &Node, text: &str, mut cx: Context, out: &mut Findings) {
+    fn document(&mut self, node: &Node, mut cx: Context, out: &mut Findings) {
         if !matches!(node.value, Value::Map(_)) {
             let message = format!("expected a resource, found {}", node.kind());
             out.errors.push(cx.notice(node.at, "", message));
@@ -116,7 +116,7 @@ impl Resources {
         let group = version_text.rsplit_once('/').map_or("", |(group, _)| group);
         if kind.value == "List" || (kind.value.ends_with("List") && node.get("items").is_some()) {
             for item in top.list("items", &cx, out) {
-                self.document(item.value, text, cx.clone(), out);
+                self.document(item.value, cx.clone(), out);
             }
             return;
         }
@@ -160,7 +160,7 @@ impl Resources {
                 self.operator(&mut top, &cx, out);
             }
             "ConfigMap" => {
-                self.config_map(node, text, &cx, out);
+                self.config_map(node, &cx, out);
                 return;
             }
             "InterceptorConfig" => self.interceptor_config(&mut top, node, &cx, out),
@@ -205,7 +205,7 @@ impl Resources {
     }
 
     /// The `mesh` key of Istio's own ConfigMap.
-    fn config_map(&mut self, node: &Node, text: &str, cx: &Context, out: &mut Findings) {
+    fn config_map(&mut self, node: &Node, cx: &Context, out: &mut Findings) {
         let mesh = node.get("data").and_then(|data| data.get("mesh"));
         let Some((mesh, inner)) = mesh.and_then(|m| match &m.value {
             Value::Text(inner) => Some((m, inner)),
@@ -215,12 +215,14 @@ impl Resources {
             return;
         };
         let mut inside = cx.clone();
-        inside.shift = block_offset(text, mesh.at);
+        // A block scalar's position is that of its first character, indent included.
+        inside.shift =
+            At { line: mesh.at.line.saturating_sub(1), column: mesh.at.column.saturating_sub(1) };
         match parse(inner) {
             Ok(nodes) => {
                 let empty = Node { at: mesh.at, value: Value::Null };
                 let first = nodes.first().unwrap_or(&empty);
-                let fields = Fields::of(first, "", &inside, out);
+                let fields = Fields::of(first, "data.mesh", &inside, out);
                 self.meshes.push(MeshConfig::read(fields, &inside, out));
             }
             Err(bad) => out.errors.push(inside.notice(bad.at, "data.mesh", bad.message)),
@@ -296,7 +298,9 @@ fn read_meta(
     let given = node.get("metadata");
     let name = given.and_then(|m| m.get_text("name")).unwrap_or_default();
     let namespace = given.and_then(|m| m.get_text("namespace")).unwrap_or("default");
-    cx.resource = Some(format!("{kind} {namespace}/{name}").into());
+    if !name.is_empty() {
+        cx.resource = Some(format!("{kind} {namespace}/{name}").into());
+    }
     let mut meta = Meta {
         name: name.into(),
         namespace: namespace.into(),
@@ -337,17 +341,4 @@ fn read_meta(
     }
     f.finish(cx, out);
     meta
-}
-
-/// How far a block scalar's own lines and columns stand from the file's.
-fn block_offset(text: &str, at: At) -> At {
-    let line = |n: usize| n.checked_sub(1).and_then(|n| text.lines().nth(n)).unwrap_or("");
-    let opener = line(at.line).trim_end();
-    if opener.contains('|') && opener.ends_with(['|', '-', '+']) {
-        let indent = line(at.line + 1).chars().take_while(|c| *c == ' ').count();
-        At { line: at.line, column: indent }
-    } else {
-        // Some other style: its positions are those of the value itself.
-        At { line: at.line.saturating_sub(1), column: 0 }
-    }
 }

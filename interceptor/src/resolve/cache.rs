@@ -25,6 +25,8 @@ const STALE_WAIT: Duration = Duration::from_secs(1);
 pub(super) const MAX_ADDRESSES: usize = 64;
 /// Most names remembered (T-53).
 const MAX_NAMES: usize = 4096;
+/// Names forgotten at once when there are too many.
+const EVICTED_AT_ONCE: usize = MAX_NAMES / 16;
 
 /// What asking gave: addresses (none: the name has none) and how long they hold, or why nobody
 /// answered.
@@ -159,18 +161,18 @@ impl Cache {
         }
     }
 
-    /// Makes room for one more name: names of which nothing useful is known go first, then the one
-    /// that nobody asked for the longest. Names in use thus outlive a flood (T-41).
+    /// Makes room for more names: those of which nothing useful is known go first, then the
+    /// sixteenth that nobody asked for the longest (many at once: a flood must not cost a walk a
+    /// name). Names in use thus outlive a flood (T-41).
     fn make_room(&self, slots: &mut HashMap<HostName, Slot>, now: Instant) {
         if slots.len() < MAX_NAMES {
             return;
         }
         slots.retain(|_, slot| slot.is_useful(now, self.stale_for));
-        while slots.len() >= MAX_NAMES {
-            let oldest =
-                slots.iter().min_by_key(|(_, slot)| slot.used).map(|(host, _)| host.clone());
-            let Some(oldest) = oldest else { return };
-            slots.remove(&oldest);
+        if slots.len() > MAX_NAMES - EVICTED_AT_ONCE {
+            let mut used = slots.values().map(|slot| slot.used).collect::<Vec<_>>();
+            let (_, &mut cutoff, _) = used.select_nth_unstable(EVICTED_AT_ONCE);
+            slots.retain(|_, slot| slot.used > cutoff);
         }
     }
 

@@ -85,8 +85,9 @@ pub(super) fn response(received: &HeaderMap, websocket: bool) -> Option<HeaderMa
 /// Whether the head asks for, or grants, an upgrade to websocket and nothing else.
 pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
     let mut upgrades = headers.get_all(UPGRADE).iter();
-    let websocket = upgrades.next().is_some_and(|u| u.as_bytes().eq_ignore_ascii_case(b"websocket"))
-        && upgrades.next().is_none();
+    let websocket =
+        upgrades.next().is_some_and(|u| u.as_bytes().eq_ignore_ascii_case(b"websocket"))
+            && upgrades.next().is_none();
     websocket && connection_options(headers).contains(&UPGRADE)
 }
 
@@ -107,15 +108,20 @@ fn is_hop_by_hop(name: &HeaderName, named: &[HeaderName]) -> bool {
         || name.as_str() == "http2-settings"
 }
 
-/// Path and query of `uri`, byte for byte as received.
+/// Path and query of `uri`, byte for byte as received; an absolute form may lack the slash.
 fn origin_form(uri: &Uri) -> Uri {
     match uri.path_and_query() {
-        Some(path) if path.as_str().starts_with('/') || path.as_str() == "*" => {
-            Uri::from(path.clone())
+        Some(path) if path.as_str().starts_with('?') => {
+            path.to_string().parse().unwrap_or_default()
         }
-        Some(path) => format!("/{path}").parse().unwrap_or_default(),
+        Some(path) => Uri::from(path.clone()),
         None => Uri::default(),
     }
+}
+
+/// The target as it is judged, logged and sent; empty for CONNECT, which has none.
+pub(super) fn path(uri: &Uri) -> String {
+    uri.path_and_query().map_or_else(String::new, ToString::to_string)
 }
 
 #[cfg(test)]
@@ -141,28 +147,80 @@ mod tests {
     #[test]
     fn requests() {
         let cases: &[(&str, &[(&str, &str)], bool, bool, &str)] = &[
-            ("/a?b=%20c", &[("accept", "*/*"), ("host", "A.com"), ("x", "1")], false, true,
-             "/a?b=%20c accept=*/* host=judged.com x=1"),
+            (
+                "/a?b=%20c",
+                &[("accept", "*/*"), ("host", "A.com"), ("x", "1")],
+                false,
+                true,
+                "/a?b=%20c accept=*/* host=judged.com x=1",
+            ),
             ("http://A.com/x?y", &[("host", "b.com")], false, true, "/x?y host=judged.com"),
             ("http://a.com", &[], false, true, "/ host=judged.com"),
             ("http://a.com?x", &[], false, true, "/?x host=judged.com"),
             ("//a/../b", &[("host", "a")], false, true, "//a/../b host=judged.com"),
             ("*", &[("host", "a")], false, true, "* host=judged.com"),
-            ("/", &[("host", "a"), ("connection", "close, X-A , host"), ("x-a", "1"),
-                    ("keep-alive", "5"), ("proxy-connection", "x"), ("proxy-authorization", "s"),
-                    ("te", "gzip"), ("expect", "100-continue"), ("x-b", "2")], false, true,
-             "/ host=judged.com x-b=2"),
-            ("/", &[("host", "a"), ("te", "Trailers")], false, true,
-             "/ host=judged.com te=trailers connection=TE"),
-            ("/", &[("host", "a"), ("upgrade", "h2c"), ("connection", "Upgrade, HTTP2-Settings"),
-                    ("http2-settings", "AA")], false, true, "/ host=judged.com"),
-            ("/", &[("host", "a"), ("upgrade", "WebSocket"), ("connection", "keep-alive, upgrade"),
-                    ("sec-websocket-key", "k")], true, true,
-             "/ host=judged.com sec-websocket-key=k connection=Upgrade upgrade=websocket"),
-            ("/", &[("host", "a"), ("x-envoy-upstream-rq-timeout-ms", "5")], false, true,
-             "/ host=judged.com"),
-            ("/", &[("host", "a"), ("x-envoy-upstream-rq-timeout-ms", "5")], false, false,
-             "/ host=judged.com x-envoy-upstream-rq-timeout-ms=5"),
+            (
+                "/",
+                &[
+                    ("host", "a"),
+                    ("connection", "close, X-A , host"),
+                    ("x-a", "1"),
+                    ("keep-alive", "5"),
+                    ("proxy-connection", "x"),
+                    ("proxy-authorization", "s"),
+                    ("te", "gzip"),
+                    ("expect", "100-continue"),
+                    ("x-b", "2"),
+                ],
+                false,
+                true,
+                "/ host=judged.com x-b=2",
+            ),
+            (
+                "/",
+                &[("host", "a"), ("te", "Trailers")],
+                false,
+                true,
+                "/ host=judged.com te=trailers connection=TE",
+            ),
+            (
+                "/",
+                &[
+                    ("host", "a"),
+                    ("upgrade", "h2c"),
+                    ("connection", "Upgrade, HTTP2-Settings"),
+                    ("http2-settings", "AA"),
+                ],
+                false,
+                true,
+                "/ host=judged.com",
+            ),
+            (
+                "/",
+                &[
+                    ("host", "a"),
+                    ("upgrade", "WebSocket"),
+                    ("connection", "keep-alive, upgrade"),
+                    ("sec-websocket-key", "k"),
+                ],
+                true,
+                true,
+                "/ host=judged.com sec-websocket-key=k connection=Upgrade upgrade=websocket",
+            ),
+            (
+                "/",
+                &[("host", "a"), ("x-envoy-upstream-rq-timeout-ms", "5")],
+                false,
+                true,
+                "/ host=judged.com",
+            ),
+            (
+                "/",
+                &[("host", "a"), ("x-envoy-upstream-rq-timeout-ms", "5")],
+                false,
+                false,
+                "/ host=judged.com x-envoy-upstream-rq-timeout-ms=5",
+            ),
         ];
         for (uri, headers, websocket, strict, expected) in cases {
             assert_eq!(rewritten(uri, headers, *websocket, *strict), *expected, "{headers:?}");
@@ -179,12 +237,23 @@ mod tests {
             map
         };
         let cases: [(HeaderMap, Option<HeaderMap>); 5] = [
-            (map(&[("server", "x"), ("connection", "close, y"), ("y", "1"), ("keep-alive", "1")]),
-             Some(map(&[("server", "x")]))),
-            (map(&[("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "3")]),
-             Some(map(&[("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "3")]))),
-            (map(&[("content-length", "3"), ("transfer-encoding", "Chunked")]),
-             Some(map(&[("transfer-encoding", "Chunked")]))),
+            (
+                map(&[
+                    ("server", "x"),
+                    ("connection", "close, y"),
+                    ("y", "1"),
+                    ("keep-alive", "1"),
+                ]),
+                Some(map(&[("server", "x")])),
+            ),
+            (
+                map(&[("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "3")]),
+                Some(map(&[("set-cookie", "a"), ("set-cookie", "b"), ("content-length", "3")])),
+            ),
+            (
+                map(&[("content-length", "3"), ("transfer-encoding", "Chunked")]),
+                Some(map(&[("transfer-encoding", "Chunked")])),
+            ),
             (map(&[("transfer-encoding", "gzip, chunked")]), None),
             (map(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), None),
         ];

@@ -160,6 +160,10 @@ impl Body for Answer {
                 if let (Some(data), Some(entry)) = (frame.data_ref(), &self.entry) {
                     entry.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
+                // Nothing follows trailers, and the library does not ask.
+                if frame.is_trailers() {
+                    self.finish();
+                }
             }
             Some(Err(error)) => {
                 let (flag, why) = if error.is_parse() {

@@ -4,7 +4,9 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{
+    CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
@@ -114,11 +116,14 @@ impl<W: World> Session<W> {
         let websocket = body.is_end_stream() && canon::is_websocket(&parts.headers);
         canon::request(&mut parts, host, websocket, strict);
 
-        let Answered { mut response, connection } =
-            self.send(parts, body, purpose, entry).await?;
+        let Answered { mut response, connection } = self.send(parts, body, purpose, entry).await?;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if switched && !(websocket && canon::is_websocket(response.headers())) {
             return Err(Reply::no_answer(Failure::Protocol));
+        }
+        if switched && self.shared.end().is_some() {
+            // Bytes sent ahead of the answer were refused: the tunnel would lack them.
+            return Err(Reply::bad_body());
         }
         let Some(headers) = canon::response(response.headers(), switched) else {
             return Err(Reply::no_answer(Failure::Protocol));
@@ -143,11 +148,12 @@ impl<W: World> Session<W> {
         let hosts: Vec<&str> =
             parts.headers.get_all(HOST).iter().map(|h| h.to_str().unwrap_or("\u{fffd}")).collect();
         let authority = parts.uri.authority().map(|a| a.as_str());
+        let path = canon::path(&parts.uri);
         let head = RequestHead {
             method: parts.method.as_str(),
             authority,
             hosts: &hosts,
-            path: parts.uri.path_and_query().map_or("", |p| p.as_str()),
+            path: &path,
             version: 11,
         };
         let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
@@ -247,10 +253,7 @@ impl<W: World> Session<W> {
             }
         };
         entry.edit(|record| record.upstream_host = Some(dialled.upstream));
-        self.pool
-            .start(purpose, dialled)
-            .await
-            .map_err(|_| Reply::no_answer(Failure::Closed))
+        self.pool.start(purpose, dialled).await.map_err(|_| Reply::no_answer(Failure::Closed))
     }
 
     async fn try_on(
@@ -300,7 +303,7 @@ impl<W: World> Session<W> {
         Record {
             http: Some(HttpFields {
                 method: parts.method.as_str().to_owned(),
-                path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+                path: canon::path(&parts.uri),
                 protocol: if parts.version == Version::HTTP_11 { "HTTP/1.1" } else { "HTTP/1.0" },
                 upstream_service_time: None,
                 x_forwarded_for: text(&parts.headers, &FORWARDED_FOR),

@@ -208,9 +208,7 @@ impl Head {
     /// What follows the head.
     fn body(&self, request: RequestLine) -> Result<State, Violation> {
         match (self.chunked, self.content_length) {
-            (true, Some(_)) => {
-                Err(Violation::Malformed("Content-Length beside Transfer-Encoding"))
-            }
+            (true, Some(_)) => Err(Violation::Malformed("Content-Length beside Transfer-Encoding")),
             (true, None) if request.http10 => {
                 Err(Violation::Malformed("Transfer-Encoding in HTTP/1.0"))
             }

@@ -81,12 +81,7 @@ impl World for HttpContext {
     }
 }
 
-async fn serve_in<W: World>(
-    client: Prefixed<TcpStream>,
-    origin: Origin,
-    log: AccessLog,
-    world: W,
-) {
+async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: AccessLog, world: W) {
     let (wire, shared) = Wire::new(client);
     let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
     let serving = Arc::clone(&session);

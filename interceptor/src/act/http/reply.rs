@@ -99,7 +99,7 @@ impl Reply {
         Self {
             flags: vec![Flag::URX, Flag::UF],
             transport,
-            body: format!("{BEFORE_HEADERS}retried and the latest reset reason: {reason}{people}"),
+            body: format!("{BEFORE_HEADERS}reset reason: {reason}{people}"),
             ..Self::new(503, details)
         }
     }
@@ -163,9 +163,12 @@ mod tests {
         let refused = Reply::not_dialled(&connect(io::Error::from_raw_os_error(111)));
         assert_eq!(
             (refused.status, refused.flags.as_slice(), &*refused.details, refused.body.len()),
-            (503, &[Flag::URX, Flag::UF][..],
-             "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}",
-             152)
+            (
+                503,
+                &[Flag::URX, Flag::UF][..],
+                "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}",
+                152
+            )
         );
         assert_eq!(refused.transport.as_deref(), Some("delayed connect error: 111"));
 

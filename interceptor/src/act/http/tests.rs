@@ -44,10 +44,14 @@ impl Names {
 impl World for Names {
     fn judge(&self, _: &Flow<'_>, head: &RequestHead<'_>) -> (Decision, Enforcement) {
         let name = head.authority.or(head.hosts.first().copied()).unwrap_or_default();
-        let block = |status| Action::Block(Block::Http { status, explain: self.strict, close: self.strict });
+        let block = |status| {
+            Action::Block(Block::Http { status, explain: self.strict, close: self.strict })
+        };
         let (action, reason) = match (head.method, self.allowed.get(name)) {
             ("CONNECT", _) => (block(403), Reason::ConnectMethod),
-            (_, _) if head.hosts.is_empty() && head.authority.is_none() => (block(400), Reason::BadHost),
+            (_, _) if head.hosts.is_empty() && head.authority.is_none() => {
+                (block(400), Reason::BadHost)
+            }
             (_, None) => (block(502), Reason::NotRegistered),
             (_, Some(upstream)) => (Action::Forward(upstream.clone()), Reason::Registered),
         };

@@ -56,9 +56,7 @@ async fn blocked_in_strict() {
     client.send("GET /1 HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
     client.response().await;
     client
-        .send(
-            "GET /2 HTTP/1.1\r\nHost: no.com\r\n\r\nGET /3 HTTP/1.1\r\nHost: a.com\r\n\r\n",
-        )
+        .send("GET /2 HTTP/1.1\r\nHost: no.com\r\n\r\nGET /3 HTTP/1.1\r\nHost: a.com\r\n\r\n")
         .await;
     let response = client.response().await;
     assert!(response.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{response}");
