@@ -1,7 +1,8 @@
 //! An address and a port.
 
-/// An IP address (v4-mapped for IPv4) and a port, both big-endian.
-#[repr(C)]
+/// An IP address (v4-mapped for IPv4) and a port, both big-endian. Aligned so that the BPF compiler
+/// moves words and not single bytes.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Endpoint {
     addr: [u8; 16],

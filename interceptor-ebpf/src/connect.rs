@@ -125,7 +125,8 @@ const LOOPBACK_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 #[inline(always)]
 fn listener_v4(namespace: &Namespace, dst: [u8; 4], port: u16) -> [u8; 4] {
     let hash = dst[3] ^ dst[2] ^ (port as u8) ^ ((port >> 8) as u8);
-    [127, 0, 0, 1 + hash % namespace.v4_listeners]
+    // The entry may change under us: `max` keeps the compiler's check for zero, and its panic, out.
+    [127, 0, 0, 1 + hash % namespace.v4_listeners.max(1)]
 }
 
 #[inline(always)]

@@ -406,6 +406,20 @@ pub fn original_dst_of(sk: *mut bpf_sock) -> Option<Endpoint> {
     if state.tier == Tier::Redirected as u8 { Some(state.dst) } else { None }
 }
 
+/// Marks a getsockopt as answered. Two volatile stores: LLVM otherwise makes one of eight bytes of
+/// them, which no context takes.
+///
+/// # Safety
+/// `opt` is the hook's own context.
+#[inline(always)]
+unsafe fn answered(opt: *mut bpf_sockopt, len: i32) {
+    // SAFETY: both fields are writable.
+    unsafe {
+        ptr::write_volatile(&raw mut (*opt).optlen, len);
+        ptr::write_volatile(&raw mut (*opt).retval, 0);
+    }
+}
+
 /// Answers getsockopt with a `sockaddr_in`.
 #[inline(always)]
 pub fn answer_sockaddr_in(opt: *mut bpf_sockopt, addr: [u8; 4], port: u16) {
@@ -424,8 +438,7 @@ pub fn answer_sockaddr_in(opt: *mut bpf_sockopt, addr: [u8; 4], port: u16) {
         *out.add(2).cast::<u32>() = u32::from_ne_bytes(addr);
         *out.add(4).cast::<u32>() = 0;
         *out.add(6).cast::<u32>() = 0;
-        (*opt).optlen = 16;
-        (*opt).retval = 0;
+        answered(opt, 16);
     }
 }
 
@@ -450,8 +463,7 @@ pub fn answer_sockaddr_in6(opt: *mut bpf_sockopt, addr: [u8; 16], port: u16) {
         *out.add(8).cast::<u32>() = words[2];
         *out.add(10).cast::<u32>() = words[3];
         *out.add(12).cast::<u32>() = 0;
-        (*opt).optlen = 28;
-        (*opt).retval = 0;
+        answered(opt, 28);
     }
 }
 

@@ -115,12 +115,28 @@ impl Kernel {
         let object = object::embedded().ok_or(KernelError::NoObject)?;
         let version = probe::require_floor()?;
         let pins = Pins::of(plan.name);
+        let fresh = pins.link_names().is_empty();
+        let loaded = Self::load_pinned(plan, prepare, object, version, &pins);
+        if loaded.is_err() && fresh {
+            // Nothing of an earlier run depends on what was pinned meanwhile.
+            let _ = pins.remove();
+        }
+        loaded
+    }
+
+    fn load_pinned(
+        plan: &Plan<'_>,
+        prepare: impl FnOnce(&mut Tables) -> Result<(), TableError>,
+        object: &[u8],
+        version: KernelVersion,
+        pins: &Pins,
+    ) -> Result<(Self, EventReader), KernelError> {
         pins.prepare()?;
-        let mut ebpf = load_object(object, &pins, version, plan.log)?;
+        let mut ebpf = load_object(object, pins, version, plan.log)?;
         load_programs(&mut ebpf)?;
         let mut tables = Tables::take(&mut ebpf)?;
         prepare(&mut tables)?;
-        let attachments = attach_all(&ebpf, &pins, plan)?;
+        let attachments = attach_all(&ebpf, pins, plan)?;
         let accepted = SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
         let events = EventReader::new(
             RingBuf::try_from(take(&mut ebpf, maps::FLOWS)?).map_err(load_failed)?,
@@ -130,7 +146,8 @@ impl Kernel {
         if plan.log {
             events::forward_bpf_log(&mut ebpf).map_err(KernelError::Load)?;
         }
-        Ok((Self { tables: Mutex::new(tables), accepted, attachments, pins, _object: ebpf }, events))
+        let tables = Mutex::new(tables);
+        Ok((Self { tables, accepted, attachments, pins: pins.clone(), _object: ebpf }, events))
     }
 
     /// The tables, for reading and changing.
@@ -224,18 +241,8 @@ fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachmen
         };
         for cgroup in targets {
             let pin_name = format!("{}-{}", hook.name, cgroup.id()?);
-            let attachment = attach(ebpf, hook, cgroup, &pins.links().join(&pin_name));
-            let attachment = match attachment {
-                Ok(attachment) => attachment,
-                Err(error) => {
-                    if attachments.is_empty() {
-                        let _ = pins.remove();
-                    }
-                    return Err(error);
-                }
-            };
+            attachments.push(attach(ebpf, hook, cgroup, &pins.links().join(&pin_name))?);
             wanted.insert(pin_name);
-            attachments.push(attachment);
         }
     }
     for stale in pins.link_names().into_iter().filter(|name| !wanted.contains(name)) {

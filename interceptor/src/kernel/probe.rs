@@ -76,8 +76,21 @@ pub(super) fn explain_load(hook: &Hook, error: &ProgramError) -> KernelError {
             }
             _ => {}
         }
+        tracing::debug!("verifier on {}: {verifier_log}", hook.program);
+        let log = verifier_log.to_string();
+        let last = log.lines().rev().find(|line| !is_statistic(line)).unwrap_or("no reason given");
+        return KernelError::Load(format!(
+            "the kernel's verifier refuses {}: {last} ({io_error}); INTERCEPTOR_LOG=debug shows all it said",
+            hook.name
+        ));
     }
     KernelError::Load(format!("{}: {}", hook.name, chain(error)))
+}
+
+/// The lines with which every verifier log ends.
+fn is_statistic(line: &str) -> bool {
+    ["verification time", "stack depth", "processed "].iter().any(|head| line.starts_with(head))
+        || line.trim().is_empty()
 }
 
 /// A failed attach, if it means that the hook does not exist.
