@@ -201,12 +201,11 @@ impl Check<'_> {
         let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
         let mut ports = Vec::with_capacity(entry.ports.len());
         for port in &entry.ports {
-            let number = self.port_number(&port.number);
-            if number.is_some_and(|number| !numbers.insert(number)) {
-                self.reject(
-                    &port.number,
-                    format!("port {} is given twice (SEV-7)", port.number.value),
-                );
+            let number = port.number.as_ref().and_then(|number| self.port_number(number));
+            if let (Some(number), Some(at)) = (number, &port.number)
+                && !numbers.insert(number)
+            {
+                self.reject(at, format!("port {number} is given twice (SEV-7)"));
             }
             if !is_dns_label(&port.name.value) {
                 let message = format!("\"{}\" is not a DNS label (SEV-7)", port.name.value);

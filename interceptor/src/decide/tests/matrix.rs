@@ -91,7 +91,10 @@ fn gap_20_and_gap_1_the_strict_matrix() {
         "if istio.io: relay istio.io:81*1 outbound|81||istio.io; \
          else reset BlackHoleCluster wrong_protocol"
     );
-    assert_eq!(connect(&closed, "1.3.3.7:81", &tls("foo")), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        connect(&closed, "1.3.3.7:81", &tls("foo")),
+        "close BlackHoleCluster not_registered"
+    );
     assert_eq!(
         connect(&closed, "1.3.3.7:82", &Hello::Http1),
         "if istio.io: relay istio.io:82*1 outbound|82||istio.io; else http"
