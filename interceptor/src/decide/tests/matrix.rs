@@ -32,12 +32,15 @@ fn call(policy: &Policy, port: u16, hello: &Hello) -> String {
     .unwrap_or(verdict)
 }
 
+/// Whether the entry has an address, calls, ports, and what REGISTRY_ONLY and ALLOW_ANY make of
+/// them.
+type Row<'a> = (bool, &'a [Hello], &'a [u16], &'a str, &'a str);
+
 #[test]
 fn mesh_21_to_33_the_istio_matrix() {
     let http = [Hello::Http1, Hello::Http2];
     let raw = [tls("foo"), tls_nameless(), Hello::Opaque];
-    // entry has an address, calls, ports, REGISTRY_ONLY, ALLOW_ANY
-    let rows: [(bool, &[Hello], &[u16], &str, &str); 8] = [
+    let rows: [Row<'_>; 8] = [
         (false, &http, &[80, 81, 85, 86], "block_all", "PassthroughCluster"),
         (false, &http, &[83, 84], "BlackHoleCluster", "PassthroughCluster"),
         (false, &raw, &[80, 83, 84, 85, 86], "BlackHoleCluster", "PassthroughCluster"),

@@ -1,6 +1,10 @@
 //! Files, documents, kinds, fields: every mistake in its place, all at once.
 
 use super::*;
+use crate::decide;
+use crate::decide::host::HostName;
+use crate::origin::OriginalDst;
+use crate::sniff::{ClientHello, Hello};
 
 const GOOD: &str = "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -164,8 +168,22 @@ fn what_is_not_supported_yet_is_said() {
         warned(vs),
         ["p.yaml:2:7: VirtualService default/v: kind: VirtualService: not supported yet; ignored"]
     );
-    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n";
-    assert_eq!(warned(service).len(), 1);
+    for version in ["v1", "apps/v1", "networking.k8s.io/v1"] {
+        let said = warned(&format!("apiVersion: {version}\nkind: Some\nmetadata: {{name: s}}\n"));
+        assert_eq!(
+            said,
+            ["p.yaml:2:7: Some default/s: kind: Some: not supported yet; ignored"],
+            "{version}"
+        );
+    }
+    for (version, kind) in [("example.com/v1", "Some"), ("networking.istio.io/v1", "ServiceEntri")]
+    {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: s}}\n");
+        assert_eq!(
+            errors(&text),
+            [format!("p.yaml:2:7: {kind} default/s: kind: unknown kind \"{kind}\"")]
+        );
+    }
     let fields = GOOD.to_owned()
         + "  subjectAltNames: [x]\n  endpoints:\n  - address: b.com\n    locality: r/z\n";
     let said = warned(&fields);
@@ -281,4 +299,15 @@ fn ten_thousand_entries_load_and_decide() {
     }
     let loaded = load_text(&text, Enforcement::Strict).expect("accepted");
     assert_eq!(loaded.summary.services, 10_000);
+    let flow = decide::Flow {
+        dst: OriginalDst::new("192.0.2.1:443".parse().expect("an address")),
+        namespace: "default",
+    };
+    for i in 0..10_000 {
+        let sni = Some(HostName::parse(&format!("h{i}.com")).expect("a name"));
+        let hello = Hello::Tls(ClientHello { sni, ..ClientHello::default() });
+        let decision = decide::by_hello(&loaded.snapshot.policy, &flow, &hello);
+        let cluster = decide::ClusterName::outbound(443, &format!("h{i}.com"));
+        assert_eq!(decision.cluster, Some(cluster));
+    }
 }
