@@ -309,6 +309,8 @@ impl<W: World> Session<W> {
     fn failed(&self, error: &hyper::Error) -> Reply {
         if self.shared.end() == Some(End::Body) {
             Reply::bad_body()
+        } else if error.is_user() {
+            Reply::client_gone()
         } else if error.is_parse() {
             Reply::no_answer(Failure::Protocol)
         } else {
