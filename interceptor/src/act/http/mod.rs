@@ -2,9 +2,10 @@
 //! parsed form (R4), and leaves one access-log line.
 //!
 //! `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
-//! library's feet, `http2` needs neither since that framing has one reading, `exchange` takes one request from head to log line, `canon` says what of a
-//! head is passed on, `pool` keeps the connection's own upstream connections, `tunnel` carries
-//! a websocket, `entry` sees to the record, `reply` holds the answers that we give ourselves.
+//! library's feet, `http2` needs neither since that framing has one reading, `exchange` takes one
+//! request from head to log line, `canon` says what of a head is passed on, `pool` keeps the
+//! connection's own upstream connections, `tunnel` carries a websocket, `entry` sees to the record,
+//! `reply` holds the answers that we give ourselves.
 
 mod canon;
 mod entry;
