@@ -63,6 +63,12 @@ impl Reply {
         Self { flags: vec![Flag::DPE], close: true, ..Self::new(400, "http1.codec_error") }
     }
 
+    /// The client broke off its upload (LOG-53). Nobody reads this answer; the record counts.
+    pub(super) fn client_gone() -> Self {
+        let flags = vec![Flag::DC];
+        Self { flags, close: true, ..Self::new(0, "downstream_remote_disconnect") }
+    }
+
     /// No upstream connection.
     pub(super) fn not_dialled(error: &DialError) -> Self {
         match error {
