@@ -1,14 +1,14 @@
 //! Around the proxy by address: direct, live, independent of the daemon, and still accounted.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use interceptor_tests::log::{Line, expect_lines};
 use interceptor_tests::product::{Interceptor, binary};
 use interceptor_tests::shapes::passed;
 use interceptor_tests::world::{self, World, kernel_tests};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 const CURL: [&str; 3] = ["curl", "-sSI", "https://www.google.com"];
@@ -97,40 +97,32 @@ fn bypassed_flows_need_no_daemon() -> Result<()> {
     let go = world.dir().join("go");
     let script = format!(
         "echo ready; while ! [ -e {} ]; do sleep 0.05; done; \
-         exec {CLIENT} many 203.0.113.1 --count 1000 --concurrency 20",
+         {CLIENT} many 203.0.113.1 --count 1000 --concurrency 20; echo done",
         go.display()
     );
     let product = Interceptor::new(&world, &binary(), &flags);
-    let mut command = product.run_command(&["sh", "-c", &script]);
-    let output = tempfile::NamedTempFile::new()?;
-    command.stdout(output.reopen()?);
-    let mut child = world.spawn(&mut command)?;
-    let said = || std::fs::read_to_string(output.path()).unwrap_or_default();
-    wait_until("the command runs", || said().contains("ready"))?;
+    let command = product.run_command(&["sh", "-c", &script]);
+    let mut running = product.start_as(command, "ready")?;
 
-    let pid = Pid::from_raw(i32::try_from(child.id())?);
-    kill(pid, Signal::SIGSTOP)?;
+    running.signal(Signal::SIGSTOP)?;
     std::fs::write(&go, "")?;
-    let done = wait_until("1,000 connections without a daemon", || said().lines().count() == 2);
-    kill(pid, Signal::SIGCONT)?;
-    let status = world::wait(&mut child, std::time::Duration::from_secs(20))?;
-    if status.is_none() {
-        world::stop(&mut child)?;
-    }
-    done?;
-    assert_eq!(said().lines().nth(1), Some("200=1000"));
-    let lines = product.lines();
-    let bypassed = lines.iter().filter(|line| line.contains(" BypassCluster ")).count();
-    assert_eq!(bypassed, 1000, "the records appear once the daemon goes on");
+    let connections = wait_until("done", || Ok(running.stdout()?.contains("done")));
+    let while_stopped = running.lines().len();
+    running.signal(Signal::SIGCONT)?;
+    connections?;
+    assert_eq!(running.wait(Duration::from_secs(20))?, 0, "{}", running.stderr()?);
+    assert_eq!(running.stdout()?.lines().nth(1), Some("200=1000"));
+    let bypassed = running.lines().iter().filter(|l| l.contains(" BypassCluster ")).count();
+    assert_eq!((while_stopped, bypassed), (0, 1000), "recorded once the daemon goes on");
     Ok(())
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     for _ in 0..600 {
-        if holds() {
+        if holds()? {
             return Ok(());
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     anyhow::bail!("not within 30 s: {what}")
 }
