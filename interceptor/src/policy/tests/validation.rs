@@ -197,8 +197,8 @@ fn a_rejected_resource_is_left_out_and_the_others_stay() {
     assert_eq!(
         texts(&loaded.rejected),
         [
-            "p.yaml:4:16: ServiceEntry default/bad: spec.hosts[0]: \"*\": host name must not be a bare \
-          \"*\" (SEV-1)"
+            "p.yaml:4:16: ServiceEntry default/bad: spec.hosts[0]: \"*\": \
+             \"*\" matches every host; name the hosts, or the domain as *.example.com (SEV-1)"
         ]
     );
 }
