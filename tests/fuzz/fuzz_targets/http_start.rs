@@ -10,7 +10,8 @@ fuzz_target!(|input: (Vec<u8>, Vec<u8>)| {
 
     // Once certain, an answer holds for every longer prefix.
     let whole = http::scan(&bytes);
-    let first = (0..bytes.len()).map(|cut| http::scan(&bytes[..cut])).find(|scan| *scan != Scan::NeedMore);
+    let first =
+        (0..bytes.len()).map(|cut| http::scan(&bytes[..cut])).find(|scan| *scan != Scan::NeedMore);
     assert_eq!(first.unwrap_or(whole.clone()), whole);
     assert!(bytes.len() < 24 || whole != Scan::NeedMore, "undecided after a whole preface");
 

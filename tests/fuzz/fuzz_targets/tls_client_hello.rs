@@ -20,7 +20,10 @@ fn check(bytes: &[u8], pieces: &[u8]) {
         // be refused for them; the bytes that were taken may not.
         Scan::Found(_) => {
             assert_eq!(Reader::default().push(&bytes[..taken]), by_pieces);
-            assert!(whole == by_pieces || matches!(whole, Scan::Malformed(_)), "{whole:?} {by_pieces:?}");
+            assert!(
+                whole == by_pieces || matches!(whole, Scan::Malformed(_)),
+                "{whole:?} {by_pieces:?}"
+            );
         }
         _ => assert_eq!(whole, by_pieces),
     }
