@@ -14,7 +14,7 @@ use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
 use crate::act::dial::{DialError, Dialer, Dialled};
 use crate::act::http::HttpContext;
 use crate::act::relay::RelayEnd;
-use crate::act::{block, http, relay};
+use crate::act::{block, http, pick, relay};
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
@@ -181,10 +181,12 @@ async fn sniff(
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
     // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
     let patient = snapshot.enforcement == Enforcement::Istio;
-    let (Action::Relay(upstream), false) = (otherwise.action.clone(), patient) else {
+    let (Action::Relay(destinations), false) = (otherwise.action.clone(), patient) else {
         let hello = sniffer.read_from(client, deadline).await?;
         return Ok(decide_hello(sniffer, &hello, origin, site, snapshot, otherwise).await);
     };
+    let destination = pick(&destinations);
+    let upstream = destination.upstream.clone();
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {
         return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
@@ -246,13 +248,11 @@ async fn decide_hello(
 /// Whether the decision relays to where `upstream` already leads. A name that was noticed in
 /// passing does not change the place.
 fn same_place(decision: &Decision, upstream: &Upstream) -> bool {
-    match (&decision.action, upstream) {
-        (
-            Action::Relay(Upstream::OriginalDst { port: a, .. }),
-            Upstream::OriginalDst { port: b, .. },
-        ) => a == b,
-        (Action::Relay(a), b) => a == b,
-        _ => false,
+    let Action::Relay(destinations) = &decision.action else { return false };
+    let [only] = destinations.as_slice() else { return false };
+    match (&only.upstream, upstream) {
+        (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
+        (a, b) => a == b,
     }
 }
 
@@ -280,10 +280,12 @@ async fn act(
             block::close(client).await;
             account.close(0, 0);
         }
-        Action::Relay(upstream) => {
+        Action::Relay(destinations) => {
+            let destination = pick(&destinations);
+            account.cluster(destination.cluster.clone());
             let dialled = match dialled {
                 Some(dialled) => dialled,
-                None => site.dialer.dial(&upstream, origin.dst).await,
+                None => site.dialer.dial(&destination.upstream, origin.dst).await,
             };
             match dialled {
                 Ok(dialled) => {
@@ -309,7 +311,7 @@ async fn act(
             http::serve(Prefixed::new(bytes, client), origin, context).await;
         }
         // Only by_request answers the one, and settling leaves none of the other: refuse.
-        Action::Forward(_) | Action::ByResolution(_) => {
+        Action::Forward(_) | Action::Reply(_) | Action::ByResolution(_) => {
             account.refused(Reason::NoPolicy, explain);
             block::reset(client);
             account.close(0, 0);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::account::{AccessLog, Flag, Record};
-use crate::decide::{Decision, Reason};
+use crate::decide::{ClusterName, Decision, Reason};
 use crate::origin::Origin;
 
 /// Writes one record, whatever happens: `close` writes what is known, and a task that is dropped
@@ -49,6 +49,13 @@ impl ConnectionAccount {
     pub fn server_name(&mut self, sni: String) {
         if let Some(record) = &mut self.record {
             record.requested_server_name = Some(sni);
+        }
+    }
+
+    /// The cluster that was chosen.
+    pub fn cluster(&mut self, cluster: Option<ClusterName>) {
+        if let Some(record) = &mut self.record {
+            record.upstream_cluster = cluster;
         }
     }
 

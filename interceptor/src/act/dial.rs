@@ -141,7 +141,7 @@ impl Dialer {
             Upstream::Dns { endpoints, round_robin } => {
                 self.dial_names(endpoints, *round_robin, dialled.ip(), deadline).await
             }
-            Upstream::None => Err(DialError::NoEndpoint),
+            Upstream::None | Upstream::NoCluster => Err(DialError::NoEndpoint),
         }
     }
 
@@ -296,7 +296,7 @@ fn by_weight<A>(endpoints: &[Endpoint<A>]) -> impl Iterator<Item = &A> {
 }
 
 /// A random number below `bound`; 0 for 0. Good enough to balance load, no secret.
-fn random_below(bound: u64) -> u64 {
+pub(super) fn random_below(bound: u64) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // Every RandomState has new keys; the hash of nothing under them is a random number.
     let random = RandomState::new().hash_one(());

@@ -1,10 +1,12 @@
 //! What a verdict consists of. A decision is made once and never edited.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::host::HostName;
+use super::route::{Destination, Forward, LocalReply};
 
 /// What by-address knowledge says of a new connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +26,8 @@ pub enum ByAddress {
 pub struct Decision {
     /// What to do.
     pub action: Action,
-    /// The cluster as the access log names it (LOG-10); `None` prints `-`.
+    /// The cluster as the access log names it (LOG-10); `None` prints `-`. Where several destinations
+    /// may be chosen, the chosen one's name goes before this.
     pub cluster: Option<ClusterName>,
     /// The route as the access log names it (LOG-12); `None` prints `-`.
     pub route: Option<Arc<str>>,
@@ -39,13 +42,16 @@ pub struct Decision {
 pub enum Action {
     /// Refuse; nothing goes upstream.
     Block(Block),
-    /// Relay the client's bytes untouched (TCP and TLS).
-    Relay(Upstream),
+    /// Relay the client's bytes untouched (TCP and TLS) to one of these, chosen by weight (VS-62).
+    /// Never empty.
+    Relay(Vec<Destination>),
     /// Serve the connection as HTTP and judge every request on its own by `by_request`. Only ever
     /// an answer of `by_hello`.
     Http,
     /// Forward this HTTP request. Only ever an answer of `by_request`.
-    Forward(Upstream),
+    Forward(Box<Forward>),
+    /// Answer this HTTP request here, as a rule says. Only ever an answer of `by_request`.
+    Reply(Box<LocalReply>),
     /// Only the daemon's own name resolution can tell: settle it with [`ByResolution::settle`] and
     /// do what that decision says. Strict profile only (GAP-1); never an answer of `by_request`,
     /// and never nested.
@@ -129,6 +135,8 @@ pub enum Upstream {
     },
     /// The entry has no endpoint: UH (RES-2).
     None,
+    /// There is no such cluster: NC (VS-21).
+    NoCluster,
 }
 
 /// One upstream endpoint and its share.
@@ -296,7 +304,7 @@ impl Reason {
 }
 
 /// The head of one HTTP request, as far as decisions read it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
     /// Method as sent.
     pub method: &'a str,
@@ -308,4 +316,29 @@ pub struct RequestHead<'a> {
     pub path: &'a str,
     /// 10, 11 or 20.
     pub version: u8,
+    /// The other headers.
+    pub headers: &'a dyn Headers,
+}
+
+/// Request headers, as VirtualService matches read them (VS-12).
+pub trait Headers {
+    /// The values of `name` (lower case), joined by `,` where the header is repeated; `None` if it
+    /// is absent.
+    fn joined(&self, name: &str) -> Option<Cow<'_, str>>;
+}
+
+/// No headers at all.
+impl Headers for () {
+    fn joined(&self, _name: &str) -> Option<Cow<'_, str>> {
+        None
+    }
+}
+
+/// Pairs of lower-case name and value.
+impl Headers for [(String, String)] {
+    fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values = self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
+        let first = values.next()?;
+        Some(values.fold(Cow::Borrowed(first), |all, value| Cow::Owned(format!("{all},{value}"))))
+    }
 }

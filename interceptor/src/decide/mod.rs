@@ -10,8 +10,10 @@ mod istio;
 pub mod net;
 pub(crate) mod pattern;
 mod request;
+pub mod route;
 mod service;
 mod strict;
+pub mod traffic;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +25,8 @@ pub(crate) use service::{Group, Service, Target};
 
 use self::pattern::HostIndex;
 use self::request::{Host, effective_host};
+use self::route::{Destination, Forward};
+use self::traffic::{TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
@@ -146,16 +150,25 @@ impl Inner {
         &self.services[id as usize]
     }
 
-    /// Unknown traffic that is passed where it was going (MESH-21, MESH-22).
-    fn pass(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Upstream {
+    /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).
+    fn passthrough(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Destination {
         let name = name.filter(|_| self.profile() == Enforcement::Strict).cloned();
-        Upstream::OriginalDst { port: dst.port(), name }
+        Destination {
+            weight: 1,
+            cluster: Some(ClusterName::passthrough()),
+            upstream: Upstream::OriginalDst { port: dst.port(), name },
+            traffic: Arc::new(TrafficPolicy {
+                protocol: UpstreamProtocol::AsClient,
+                ..TrafficPolicy::default()
+            }),
+            headers: Arc::default(),
+        }
     }
 
     /// Unknown TCP or TLS in ALLOW_ANY (MESH-21).
     fn pass_connection(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Decision {
         Decision {
-            action: Action::Relay(self.pass(dst, name)),
+            action: Action::Relay(vec![self.passthrough(dst, name)]),
             cluster: Some(ClusterName::passthrough()),
             route: None,
             reason: Reason::AllowAny,
@@ -170,7 +183,11 @@ impl Inner {
             Host::Ip(_) => None,
         };
         Decision {
-            action: Action::Forward(self.pass(dst, name)),
+            // MESH-22, VS-42: no limit, no retry.
+            action: Action::Forward(Box::new(Forward::to(
+                self.passthrough(dst, name),
+                Arc::default(),
+            ))),
             cluster: Some(ClusterName::passthrough()),
             route: Some("allow_any".into()),
             reason: Reason::AllowAny,

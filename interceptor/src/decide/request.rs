@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     fn host(authority: Option<&str>, hosts: &[&str], profile: Enforcement) -> Option<String> {
-        let head = RequestHead { method: "GET", authority, hosts, path: "/", version: 11 };
+        let head = RequestHead { method: "GET", authority, hosts, path: "/", version: 11, headers: &() };
         let dst = "203.0.113.1:80".parse().expect("an address");
         effective_host(&head, dst, profile).ok().map(|host| match host {
             Host::Name(name) => name.to_string(),
@@ -171,6 +171,7 @@ mod tests {
                 hosts,
                 path: "/",
                 version: 20,
+                headers: &(),
             };
             assert!(effective_host(&head(&[]), dst, profile).is_ok());
             assert!(effective_host(&head(&["a.com"]), dst, profile).is_ok());

@@ -1,11 +1,14 @@
 //! One host on one port of the registry, ready to decide with.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::host::HostName;
 use super::pattern::EntryHost;
+use super::route::{Destination, Forward};
+use super::traffic::TrafficPolicy;
 use super::{Action, ClusterName, Decision, Reason, RuleId, Upstream};
 
 /// Which handling a port's protocol asks for (LIS-2).
@@ -34,6 +37,7 @@ pub(crate) struct Service {
     pub(crate) addresses: Vec<IpNet>,
     pub(crate) target: Target,
     pub(crate) cluster: ClusterName,
+    pub(crate) traffic: Arc<TrafficPolicy>,
     pub(crate) rule: RuleId,
 }
 
@@ -61,12 +65,23 @@ impl Service {
 
     /// The verdict "this service's traffic" for a connection.
     pub(super) fn relay(&self, upstream: Upstream) -> Decision {
-        self.allow(Action::Relay(upstream), None)
+        self.allow(Action::Relay(vec![self.destination(upstream)]), None)
     }
 
     /// The verdict "this service's traffic" for a request.
     pub(super) fn forward(&self, upstream: Upstream) -> Decision {
-        self.allow(Action::Forward(upstream), Some("default"))
+        let forward = Forward::to(self.destination(upstream), Arc::default());
+        self.allow(Action::Forward(Box::new(forward)), Some("default"))
+    }
+
+    fn destination(&self, upstream: Upstream) -> Destination {
+        Destination {
+            weight: 1,
+            cluster: Some(self.cluster.clone()),
+            upstream,
+            traffic: Arc::clone(&self.traffic),
+            headers: Arc::default(),
+        }
     }
 
     fn allow(&self, action: Action, route: Option<&str>) -> Decision {

@@ -111,6 +111,7 @@ impl Registry {
                 addresses: entry.addresses.clone(),
                 target: target(entry, host, port),
                 cluster: ClusterName::outbound(port.number, &host.to_string()),
+                traffic: Arc::default(),
                 rule: entry.id.clone(),
             }),
         }

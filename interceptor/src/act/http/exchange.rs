@@ -1,5 +1,6 @@
 //! One request, from its head to its line in the log.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +19,8 @@ use uuid::Uuid;
 
 use crate::account::{AccessLog, HttpFields, Record};
 use crate::act::dial::DialError;
-use crate::decide::{Action, Block, Reason, RequestHead};
+use crate::act::pick;
+use crate::decide::{Action, Block, Headers, Reason, RequestHead};
 use crate::origin::Origin;
 use crate::policy::Enforcement;
 
@@ -38,6 +40,20 @@ pub(super) struct Session<W> {
     shared: Arc<Shared>,
     pool: Pool,
     tunnels: Mutex<JoinSet<()>>,
+}
+
+/// A request's headers, as decisions read them.
+struct Sent<'a>(&'a HeaderMap);
+
+impl Headers for Sent<'_> {
+    fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
+        let values: Vec<_> = self.0.get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}")).collect();
+        match values.as_slice() {
+            [] => None,
+            [one] => Some(Cow::Borrowed(one)),
+            several => Some(Cow::Owned(several.join(","))),
+        }
+    }
 }
 
 /// A request that may go.
@@ -183,6 +199,7 @@ impl<W: World> Session<W> {
             hosts: &hosts,
             path: &path,
             version: if http2 { 20 } else { 11 },
+            headers: &Sent(&parts.headers),
         };
         let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
         entry.edit(|record| {
@@ -205,13 +222,15 @@ impl<W: World> Session<W> {
             false => String::new(),
         };
         match &decision.action {
-            Action::Forward(upstream) if parts.method != Method::CONNECT => {
+            Action::Forward(forward) if parts.method != Method::CONNECT => {
+                let destination = pick(&forward.destinations);
+                entry.edit(|record| record.upstream_cluster.clone_from(&destination.cluster));
                 let host = effective.and_then(|name| HeaderValue::from_str(name).ok());
                 match host {
                     Some(host) => Ok(Allowed {
                         purpose: Purpose {
-                            cluster: decision.cluster.clone(),
-                            upstream: upstream.clone(),
+                            cluster: destination.cluster.clone(),
+                            upstream: destination.upstream.clone(),
                         },
                         host,
                         strict: enforcement == Enforcement::Strict,
@@ -232,6 +251,7 @@ impl<W: World> Session<W> {
             | Action::Relay(_)
             | Action::Http
             | Action::ByResolution(_)
+            | Action::Reply(_)
             | Action::Forward(_) => {
                 let explain = enforcement == Enforcement::Strict;
                 Err(Reply::refused(502, true, explanation(explain), named))

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::account::Captured;
+use crate::decide::route::{Destination, Forward};
 use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId};
 use crate::workloads::Workload;
 
@@ -54,7 +55,17 @@ impl World for Names {
                 (block(400), Reason::BadHost)
             }
             (_, None) => (block(502), Reason::NotRegistered),
-            (_, Some(upstream)) => (Action::Forward(upstream.clone()), Reason::Registered),
+            (_, Some(upstream)) => {
+                let destination = Destination {
+                    weight: 1,
+                    cluster: Some(ClusterName::outbound(80, name)),
+                    upstream: upstream.clone(),
+                    traffic: Arc::default(),
+                    headers: Arc::default(),
+                };
+                let forward = Forward::to(destination, Arc::default());
+                (Action::Forward(Box::new(forward)), Reason::Registered)
+            }
         };
         let forward = matches!(action, Action::Forward(_));
         let decision = Decision {

@@ -96,7 +96,7 @@ pub(super) fn request(
     hosts: &[&str],
     version: u8,
 ) -> String {
-    let head = RequestHead { method, authority, hosts, path: "/", version };
+    let head = RequestHead { method, authority, hosts, path: "/", version, headers: &() };
     show(&by_request(policy, &flow(dst), &head))
 }
 
@@ -113,8 +113,9 @@ pub(super) fn show(decision: &Decision) -> String {
                 if *close { " closing" } else { "" }
             )
         }
-        Action::Relay(upstream) => format!("relay {}", show_upstream(upstream)),
-        Action::Forward(upstream) => format!("forward {}", show_upstream(upstream)),
+        Action::Relay(to) => format!("relay {}", show_upstream(&to[0].upstream)),
+        Action::Forward(to) => format!("forward {}", show_upstream(&to.destinations[0].upstream)),
+        Action::Reply(reply) => format!("reply {}", reply.status),
         Action::ByResolution(hanging) => {
             let claims: Vec<_> = hanging
                 .claims
@@ -152,6 +153,7 @@ fn show_upstream(upstream: &Upstream) -> String {
                 + if *round_robin { " rr" } else { "" }
         }
         Upstream::None => "nowhere".to_owned(),
+        Upstream::NoCluster => "no cluster".to_owned(),
     }
 }
 

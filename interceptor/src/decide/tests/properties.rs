@@ -72,7 +72,7 @@ fn passes_unknown(decision: &Decision) -> bool {
             passes_unknown(&hanging.otherwise)
                 || hanging.claims.iter().any(|claim| passes_unknown(&claim.decision))
         }
-        Action::Relay(_) | Action::Forward(_) => decision.rule.is_none(),
+        Action::Relay(_) | Action::Forward(_) | Action::Reply(_) => decision.rule.is_none(),
         Action::Block(_) | Action::Http => false,
     }
 }
@@ -107,7 +107,7 @@ proptest! {
         };
         let second = by_hello(&policy, &flow, &hello);
         let hosts = [name];
-        let head = RequestHead { method: "GET", authority, hosts: &hosts, path: "/", version };
+        let head = RequestHead { method: "GET", authority, hosts: &hosts, path: "/", version, headers: &() };
         let third = by_request(&policy, &flow, &head);
         prop_assert_eq!(&third, &by_request(&policy, &flow, &head));
         prop_assert!(!matches!(first.action, Action::Http | Action::Forward(_)));
