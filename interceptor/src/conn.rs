@@ -179,7 +179,9 @@ async fn sniff(
 ) -> std::io::Result<Sniffed> {
     let mut sniffer = Sniffer::default();
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
-    let Action::Relay(upstream) = otherwise.action.clone() else {
+    // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
+    let patient = snapshot.enforcement == Enforcement::Istio;
+    let (Action::Relay(upstream), false) = (otherwise.action.clone(), patient) else {
         let hello = sniffer.read_from(client, deadline).await?;
         return Ok(decide_hello(sniffer, &hello, origin, site, snapshot, otherwise).await);
     };

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::netns::next_number;
-use crate::world::{Finished, World, exit_code, stop, text};
+use crate::world::{Finished, World, exit_code, stop, text, wait};
 
 /// How long one command under interception may take before the test gives up.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -118,18 +120,27 @@ impl<'w> Interceptor<'w> {
     /// When the product ends instead of covering the command, with what it said.
     pub fn start(self) -> Result<Running<'w>> {
         let script = format!("echo {COVERED}; exec sleep 86400");
-        let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
-        let mut run = self.run_command(&["sh", "-c", &script]);
-        run.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
-        let child = self.world.spawn(&mut run)?;
-        let mut running = Running { interceptor: self, child, stderr: stderr.try_clone()? };
+        let command = self.run_command(&["sh", "-c", &script]);
+        self.start_as(command, COVERED)
+    }
+
+    /// Starts a command line of the product in the background and waits until it, or its COMMAND,
+    /// says `ready` on standard output.
+    ///
+    /// # Errors
+    /// When it ends before, with what it said.
+    pub fn start_as(self, mut command: Command, ready: &str) -> Result<Running<'w>> {
+        let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        let child = self.world.spawn(&mut command)?;
+        let mut running = Running { interceptor: self, child, stdout, stderr };
         let deadline = Instant::now() + START;
-        while !text(&mut stdout)?.contains(COVERED) {
+        while !running.stdout()?.contains(ready) {
             if let Some(status) = running.child.try_wait()? {
-                bail!("the product ended ({status}) at its start: {}", text(&mut stderr)?);
+                bail!("the product ended ({status}) at its start: {}", running.stderr()?);
             }
             if Instant::now() > deadline {
-                bail!("the product covered nothing in {START:?}: {}", text(&mut stderr)?);
+                bail!("not ready in {START:?}: {}", running.stderr()?);
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -159,6 +170,7 @@ impl<'w> Interceptor<'w> {
 pub struct Running<'w> {
     interceptor: Interceptor<'w>,
     child: Child,
+    stdout: File,
     stderr: File,
 }
 
@@ -173,6 +185,14 @@ impl Running<'_> {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.interceptor.name
+    }
+
+    /// What the daemon and its COMMAND wrote to standard output so far.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn stdout(&mut self) -> Result<String> {
+        text(&mut self.stdout)
     }
 
     /// What the daemon wrote to standard error so far.
@@ -237,6 +257,24 @@ impl Running<'_> {
     /// When the process can't be waited for.
     pub fn stop(mut self) -> Result<ExitStatus> {
         stop(&mut self.child)
+    }
+
+    /// Sends a signal to the daemon.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).context("a process id")?);
+        Ok(kill(pid, signal)?)
+    }
+
+    /// Waits for the end, at most `limit`; the exit status as a shell tells it.
+    ///
+    /// # Errors
+    /// When it is still running then.
+    pub fn wait(&mut self, limit: Duration) -> Result<i32> {
+        let status = wait(&mut self.child, limit)?;
+        Ok(exit_code(status.with_context(|| format!("still running after {limit:?}"))?))
     }
 
     /// Kills the daemon with SIGKILL; what it pinned stays.

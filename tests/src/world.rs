@@ -98,6 +98,31 @@ impl World {
         Self::build(FlockArg::LockExclusive)
     }
 
+    /// Writes a file into [`World::dir`], for `-f` and the like, and gives its path.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.dir().join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    /// Writes a ServiceEntry into a file and gives its path. `more` are further lines of its
+    /// `spec`, each indented by two blanks.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn entry(&self, host: &str, port: u16, protocol: &str, more: &str) -> Result<String> {
+        let name = format!("{}-{port}", host.replace(['*', '.'], "x"));
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: {name}\n\
+             spec:\n  hosts:\n  - \"{host}\"\n  ports:\n  - number: {port}\n    name: port\n    \
+             protocol: {protocol}\n{more}"
+        );
+        self.file(&format!("{name}.yaml"), &text)
+    }
+
     fn build(lock: FlockArg) -> Result<Self> {
         if !geteuid().is_root() {
             bail!("network namespaces need root");

@@ -97,7 +97,6 @@ pub struct HttpFields {
 
 /// Response flags (LOG-15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(clippy::upper_case_acronyms, reason = "the flags are known by these names")]
 pub enum Flag {
     /// No healthy (or no) upstream host.
     UH,

@@ -16,10 +16,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::race::{Lost, alternate_families, race};
 use crate::decide::host::HostName;
+use crate::decide::net::is_special;
 use crate::decide::{Endpoint, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
-use crate::resolve::special::is_special;
 use crate::resolve::{ResolveError, Resolver};
 
 /// Head start of one address over the next (RFC 8305 section 5).

@@ -126,6 +126,12 @@ mod tests {
             ("2001:db8::1", false),
             ("fd00:ec2::253", false),
             ("64:ff9b::cb00:7101", false),
+            ("::127.0.0.1", true),
+            ("64:ff9b::169.254.169.254", true),
+            ("64:ff9b:1::7f00:1", false),
+            ("febf::1", true),
+            ("169.253.255.255", false),
+            ("128.0.0.1", false),
         ] {
             assert_eq!(is_special(ip.parse().expect("an address")), special, "{ip}");
         }

@@ -21,14 +21,22 @@ impl EntryHost {
     /// # Errors
     /// A bare `*`, a `*` anywhere but at the start, or what is not a host name.
     pub(crate) fn parse(text: &str) -> Result<Self, BadHostName> {
-        match text.strip_prefix('*') {
-            None => HostName::parse(text).map(Self::Exact),
-            Some("") => Err(BadHostName("must not be a bare \"*\"")),
+        let (kind, host): (fn(HostName) -> Self, &str) = match text.strip_prefix('*') {
+            None => (Self::Exact, text),
+            Some("") => {
+                return Err(BadHostName(
+                    "\"*\" matches every host; name the hosts, or the domain as *.example.com",
+                ));
+            }
             Some(rest) => match rest.strip_prefix('.') {
-                Some(suffix) => HostName::parse(suffix).map(Self::Wildcard),
-                None => HostName::parse(rest).map(Self::Partial),
+                Some(suffix) => (Self::Wildcard, suffix),
+                None => (Self::Partial, rest),
             },
+        };
+        if host.contains('*') {
+            return Err(BadHostName("a wildcard must be the first label"));
         }
+        HostName::parse(host).map(kind)
     }
 
     /// The one name that this is, if it is one.
@@ -80,10 +88,9 @@ impl HostIndex {
 
     /// The services for `name`, best first: exact, then the longest suffix (HTTP-2).
     pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
+        let exact = self.exact.get(name.as_str()).into_iter().flatten().copied();
+        let wildcard = name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
         let name = name.as_str();
-        let exact = self.exact.get(name).into_iter().flatten().copied();
-        let suffixes = name.match_indices('.').map(move |(dot, _)| &name[dot + 1..]);
-        let wildcard = suffixes.filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
         let mut partial: Vec<_> = self
             .partial
             .iter()
@@ -91,11 +98,6 @@ impl HostIndex {
             .collect();
         partial.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
         exact.chain(wildcard).chain(partial.into_iter().map(|(_, service)| *service))
-    }
-
-    /// Whether any host matches `name`.
-    pub(super) fn contains(&self, name: &HostName) -> bool {
-        self.matches(name).next().is_some()
     }
 }
 
@@ -134,7 +136,8 @@ mod tests {
         for (name, expected) in
             [("washingtonpost.com", true), ("a.post.com", true), ("post.com", false)]
         {
-            assert_eq!(index.contains(&HostName::parse(name).expect("a name")), expected, "{name}");
+            let host = HostName::parse(name).expect("a name");
+            assert_eq!(index.matches(&host).next().is_some(), expected, "{name}");
         }
     }
 

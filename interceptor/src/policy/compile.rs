@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::entry::{EndpointAddress, Entry, Protocol, ServicePort};
 use super::fields::Findings;
 use super::service_entry::Resolution;
-use super::validate::{EndpointAddress, Entry, Protocol, ServicePort};
 use crate::decide::pattern::EntryHost;
 use crate::decide::{ClusterName, Endpoint, Service, Target, Upstream};
 

@@ -1,6 +1,7 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
 mod compile;
+mod entry;
 mod fields;
 mod load;
 mod mesh;

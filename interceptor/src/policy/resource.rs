@@ -34,7 +34,7 @@ pub(super) struct Resources {
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
 /// would not open.
-const LATER: [&str; 8] = [
+const LATER: [&str; 11] = [
     "VirtualService",
     "DestinationRule",
     "WorkloadEntry",
@@ -43,23 +43,16 @@ const LATER: [&str; 8] = [
     "EnvoyFilter",
     "ProxyConfig",
     "WasmPlugin",
+    "AuthorizationPolicy",
+    "PeerAuthentication",
+    "RequestAuthentication",
 ];
 
-/// Kubernetes kinds that commonly stand in the same files.
-const KUBERNETES: [&str; 12] = [
-    "Service",
-    "Secret",
-    "Namespace",
-    "Pod",
-    "Deployment",
-    "DaemonSet",
-    "StatefulSet",
-    "Job",
-    "Endpoints",
-    "EndpointSlice",
-    "ServiceAccount",
-    "CronJob",
-];
+/// Whether an `apiVersion` is one of Kubernetes' own, whose kinds commonly stand in the same files.
+fn is_kubernetes(version: &str) -> bool {
+    let Some((group, _)) = version.rsplit_once('/') else { return version == "v1" };
+    matches!(group, "apps" | "autoscaling" | "batch" | "policy") || group.ends_with(".k8s.io")
+}
 
 impl Resources {
     /// Reads one file's text.
@@ -172,7 +165,7 @@ impl Resources {
             }
             other
                 if group.ends_with("istio.io") && LATER.contains(&other)
-                    || KUBERNETES.contains(&other) =>
+                    || is_kubernetes(version_text) =>
             {
                 out.warnings.push(cx.notice(
                     kind.at,

@@ -25,7 +25,8 @@ pub(super) struct ServiceEntry {
 /// `spec.ports[]` (SE-3, SE-4).
 #[derive(Debug, Clone)]
 pub(super) struct Port {
-    pub(super) number: Located<i64>,
+    /// Absent only where that is already an error.
+    pub(super) number: Option<Located<i64>>,
     pub(super) name: Located<String>,
     pub(super) protocol: Located<String>,
     pub(super) target_port: Option<Located<i64>>,
@@ -112,11 +113,12 @@ impl Port {
             let (at, path) = absent(field);
             found.unwrap_or(Located { value: String::new(), at, path })
         };
+        if !f.has("number") {
+            let (at, path) = absent("number");
+            out.errors.push(cx.notice(at, &path, "missing"));
+        }
         let port = Self {
-            number: f.int("number", cx, out).unwrap_or_else(|| {
-                let (at, path) = absent("number");
-                Located { value: 0, at, path }
-            }),
+            number: f.int("number", cx, out),
             name: or_empty(f.text("name", cx, out), "name"),
             protocol: or_empty(f.text("protocol", cx, out), "protocol"),
             target_port: f.int("targetPort", cx, out),

@@ -7,64 +7,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Enforcement;
+use super::entry::{
+    EndpointAddress, Entry, Protocol, ServiceEndpoint, ServicePort, is_dns_label, parse_network,
+};
 use super::fields::{Findings, Located};
-use super::resource::Meta;
 use super::service_entry::{Endpoint, Resolution, ServiceEntry};
+use crate::decide::Group;
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;
-use crate::decide::{Group, RuleId};
-
-/// A ServiceEntry that holds, in parsed form.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) meta: Meta,
-    pub(super) id: RuleId,
-    pub(super) hosts: Vec<EntryHost>,
-    pub(super) addresses: Vec<IpNet>,
-    pub(super) ports: Vec<ServicePort>,
-    pub(super) resolution: Resolution,
-    pub(super) endpoints: Vec<ServiceEndpoint>,
-    /// Endpoints come from a selector, which is not followed yet: there are none.
-    pub(super) selector: Option<Vec<(String, String)>>,
-    /// Sorted; empty = the mesh default (SE-9).
-    pub(super) export_to: Vec<String>,
-    /// For messages about the entry as a whole.
-    pub(super) notice_at: Located<()>,
-    pub(super) context: super::fields::Context,
-}
-
-/// One port; `protocol` decides everything in LIS-2.
-#[derive(Debug, Clone)]
-pub(super) struct ServicePort {
-    pub(super) number: u16,
-    pub(super) name: String,
-    pub(super) protocol: Protocol,
-    pub(super) target_port: Option<u16>,
-}
-
-/// One endpoint.
-#[derive(Debug, Clone)]
-pub(super) struct ServiceEndpoint {
-    pub(super) address: EndpointAddress,
-    pub(super) ports: Vec<(String, u16)>,
-    pub(super) weight: u32,
-}
-
-/// What an endpoint's address may be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum EndpointAddress {
-    Ip(IpAddr),
-    Name(HostName),
-}
-
-/// What a port's `protocol` means (SE-3, SE-13 to SE-16).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
-    /// Decided in the data path; the flag is LIS-17's.
-    Stream(Group, bool),
-    /// Nothing is built for it; datagrams are the kernel's matter.
-    Udp,
-}
 
 /// Checks `entry`; `None` where a rule rejects it, all rejections noted.
 pub(super) fn check(
@@ -201,12 +151,11 @@ impl Check<'_> {
         let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
         let mut ports = Vec::with_capacity(entry.ports.len());
         for port in &entry.ports {
-            let number = self.port_number(&port.number);
-            if number.is_some_and(|number| !numbers.insert(number)) {
-                self.reject(
-                    &port.number,
-                    format!("port {} is given twice (SEV-7)", port.number.value),
-                );
+            let number = port.number.as_ref().and_then(|number| self.port_number(number));
+            if let (Some(number), Some(at)) = (number, &port.number)
+                && !numbers.insert(number)
+            {
+                self.reject(at, format!("port {number} is given twice (SEV-7)"));
             }
             if !is_dns_label(&port.name.value) {
                 let message = format!("\"{}\" is not a DNS label (SEV-7)", port.name.value);
@@ -470,50 +419,4 @@ impl Check<'_> {
             self.warn(&entry.spec, message);
         }
     }
-}
-
-impl Protocol {
-    /// Any case (SE-3); absent = sniffed.
-    fn parse(text: &str) -> Option<Self> {
-        Some(match text.to_ascii_uppercase().as_str() {
-            "" => Self::Stream(Group::Sniffed, false),
-            "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" | "HTTP_PROXY" => {
-                Self::Stream(Group::Http, false)
-            }
-            "TLS" | "HTTPS" => Self::Stream(Group::Tls, false),
-            "TCP" | "REDIS" => Self::Stream(Group::Tcp, false),
-            "MONGO" | "MYSQL" => Self::Stream(Group::Tcp, true),
-            "UDP" => Self::Udp,
-            _ => return None,
-        })
-    }
-}
-
-/// An address or a CIDR in canonical form; v4-mapped IPv6 reads as IPv4, as flows do.
-fn parse_network(text: &str) -> Option<IpNet> {
-    if text.len() > 64 {
-        return None;
-    }
-    match text.parse::<IpNet>() {
-        Ok(network) => Some(unmap(network).trunc()),
-        Err(_) => text.parse::<IpAddr>().ok().map(|ip| IpNet::from(ip.to_canonical())),
-    }
-}
-
-fn unmap(network: IpNet) -> IpNet {
-    let mapped = network.prefix_len().checked_sub(96).filter(|_| network.addr().is_ipv6());
-    match (network.addr().to_canonical(), mapped) {
-        (ip @ IpAddr::V4(_), Some(length)) => IpNet::new(ip, length).unwrap_or(network),
-        _ => network,
-    }
-}
-
-fn is_dns_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let bytes = text.to_ascii_lowercase();
-    !text.is_empty()
-        && text.len() <= 63
-        && bytes.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }

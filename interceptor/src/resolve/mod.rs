@@ -2,7 +2,6 @@
 
 mod ask;
 mod cache;
-pub(crate) mod special;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

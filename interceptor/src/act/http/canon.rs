@@ -6,6 +6,7 @@ use http::header::{
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
+use http::uri::{Authority, Scheme};
 use http::{Uri, Version};
 
 /// Made by us where the client has none.
@@ -51,6 +52,25 @@ pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, str
     parts.headers = headers;
     parts.uri = origin_form(&parts.uri);
     parts.version = Version::HTTP_11;
+}
+
+/// The same for HTTP/2, which knows no hop-by-hop headers and whose framing checks them itself
+/// (RFC 9113 8.2.2). The name goes into `:authority` only (T-36).
+pub(super) fn request_h2(parts: &mut Parts, host: &HeaderValue, strict: bool) {
+    let mut headers = HeaderMap::with_capacity(parts.headers.len());
+    for (name, value) in &parts.headers {
+        let drop = [HOST, EXPECT, PROXY_AUTHORIZATION].contains(name)
+            || (strict && *name == ENVOY_TIMEOUT);
+        if !drop {
+            headers.append(name, value.clone());
+        }
+    }
+    parts.headers = headers;
+    let mut target = std::mem::take(&mut parts.uri).into_parts();
+    target.scheme = Some(Scheme::HTTP);
+    target.authority = Authority::try_from(host.as_bytes()).ok();
+    parts.uri = Uri::from_parts(target).unwrap_or_default();
+    parts.version = Version::HTTP_2;
 }
 
 /// What is passed on of a response's headers; `None` if they cannot be framed again.
@@ -146,7 +166,9 @@ mod tests {
     /// R4, T-34 (h2c), VS-31.
     #[test]
     fn requests() {
-        let cases: &[(&str, &[(&str, &str)], bool, bool, &str)] = &[
+        type Case =
+            (&'static str, &'static [(&'static str, &'static str)], bool, bool, &'static str);
+        let cases: &[Case] = &[
             (
                 "/a?b=%20c",
                 &[("accept", "*/*"), ("host", "A.com"), ("x", "1")],

@@ -75,13 +75,16 @@ impl<W: World> Session<W> {
         let exchange = self.shared.exchange();
         let client_side = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
+        let http2 = parts.version == Version::HTTP_2;
         if !parts.headers.contains_key(canon::REQUEST_ID) {
             parts.headers.insert(canon::REQUEST_ID, new_request_id());
         }
         let mut entry = Entry::new(self.log.clone(), self.record(&parts));
         let outcome = self.exchange(parts, body, client_side, &mut entry).await;
         Ok(match outcome {
-            Err(reply) => {
+            Err(mut reply) => {
+                // In HTTP/2 a refusal ends its stream; the others are judged on their own.
+                reply.close &= !http2;
                 entry.edit(|record| {
                     record.response_code = reply.status;
                     record.flags.clone_from(&reply.flags);
@@ -109,12 +112,18 @@ impl<W: World> Session<W> {
         client_side: OnUpgrade,
         entry: &mut Entry,
     ) -> Result<(Response<Incoming>, Option<(OnUpgrade, OnUpgrade)>), Reply> {
-        if parts.version != Version::HTTP_11 {
+        let version = parts.version;
+        if version < Version::HTTP_11 {
             return Err(Reply::low_version());
         }
         let Allowed { purpose, host, strict } = self.judge(&parts, entry)?;
-        let websocket = body.is_end_stream() && canon::is_websocket(&parts.headers);
-        canon::request(&mut parts, host, websocket, strict);
+        let http1 = version == Version::HTTP_11;
+        let websocket = http1 && body.is_end_stream() && canon::is_websocket(&parts.headers);
+        if http1 {
+            canon::request(&mut parts, host, websocket, strict);
+        } else {
+            canon::request_h2(&mut parts, &host, strict);
+        }
 
         let Answered { mut response, connection } = self.send(parts, body, purpose, entry).await?;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -129,7 +138,7 @@ impl<W: World> Session<W> {
             return Err(Reply::no_answer(Failure::Protocol));
         };
         *response.headers_mut() = headers;
-        *response.version_mut() = Version::HTTP_11;
+        *response.version_mut() = version;
         entry.edit(|record| {
             record.response_code = response.status().as_u16();
             record.response_code_details = Some("via_upstream".into());
@@ -149,12 +158,13 @@ impl<W: World> Session<W> {
             parts.headers.get_all(HOST).iter().map(|h| h.to_str().unwrap_or("\u{fffd}")).collect();
         let authority = parts.uri.authority().map(|a| a.as_str());
         let path = canon::path(&parts.uri);
+        let http2 = parts.version == Version::HTTP_2;
         let head = RequestHead {
             method: parts.method.as_str(),
             authority,
             hosts: &hosts,
             path: &path,
-            version: 11,
+            version: if http2 { 20 } else { 11 },
         };
         let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
         entry.edit(|record| {
@@ -165,6 +175,8 @@ impl<W: World> Session<W> {
         let named = hosts.len() + usize::from(authority.is_some());
         // Held here too: a request is forwarded with one name or not at all (T-30).
         let effective = match (authority, hosts.as_slice()) {
+            // T-36: HTTP/2 has no absolute form that would explain a difference.
+            (Some(authority), [host]) if http2 && *host != authority => None,
             (Some(authority), [] | [_]) => Some(authority),
             (None, [host]) => Some(*host),
             _ => None,
@@ -240,11 +252,16 @@ impl<W: World> Session<W> {
                 },
             }
         }
-        let connection = self.connect(purpose, entry).await?;
+        let connection = self.connect(purpose, request.version(), entry).await?;
         self.try_on(connection, request, entry).await.map_err(|lost| self.failed(&lost.error))
     }
 
-    async fn connect(&self, purpose: Purpose, entry: &mut Entry) -> Result<Connection, Reply> {
+    async fn connect(
+        &self,
+        purpose: Purpose,
+        version: Version,
+        entry: &mut Entry,
+    ) -> Result<Connection, Reply> {
         let dialled = match self.world.dial(&purpose.upstream, self.origin.dst).await {
             Ok(dialled) => dialled,
             Err(error) => {
@@ -253,7 +270,10 @@ impl<W: World> Session<W> {
             }
         };
         entry.edit(|record| record.upstream_host = Some(dialled.upstream));
-        self.pool.start(purpose, dialled).await.map_err(|_| Reply::no_answer(Failure::Closed))
+        self.pool
+            .start(purpose, dialled, version)
+            .await
+            .map_err(|_| Reply::no_answer(Failure::Closed))
     }
 
     async fn try_on(
@@ -270,7 +290,7 @@ impl<W: World> Session<W> {
             return Err(Lost { error, unsent: Some(Box::new(request)) });
         }
         let sent = Instant::now();
-        match connection.sender.try_send_request(request).await {
+        match connection.sender.try_send(request).await {
             Ok(response) => {
                 let took = sent.elapsed();
                 entry.edit(|record| {
@@ -290,6 +310,8 @@ impl<W: World> Session<W> {
     fn failed(&self, error: &hyper::Error) -> Reply {
         if self.shared.end() == Some(End::Body) {
             Reply::bad_body()
+        } else if error.is_user() {
+            Reply::client_gone()
         } else if error.is_parse() {
             Reply::no_answer(Failure::Protocol)
         } else {
@@ -304,7 +326,11 @@ impl<W: World> Session<W> {
             http: Some(HttpFields {
                 method: parts.method.as_str().to_owned(),
                 path: canon::path(&parts.uri),
-                protocol: if parts.version == Version::HTTP_11 { "HTTP/1.1" } else { "HTTP/1.0" },
+                protocol: match parts.version {
+                    Version::HTTP_2 => "HTTP/2",
+                    Version::HTTP_11 => "HTTP/1.1",
+                    _ => "HTTP/1.0",
+                },
                 upstream_service_time: None,
                 x_forwarded_for: text(&parts.headers, &FORWARDED_FOR),
                 user_agent: text(&parts.headers, &USER_AGENT),

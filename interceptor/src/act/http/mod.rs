@@ -1,15 +1,17 @@
 //! HTTP on a workload's connection: every request is judged on its own (R5), re-serialised from its
 //! parsed form (R4), and leaves one access-log line.
 //!
-//! [`framing`] lets only unambiguous bytes through to the HTTP library, [`wire`] puts it under the
-//! library's feet, [`exchange`] takes one request from head to log line, [`canon`] says what of a
-//! head is passed on, [`pool`] keeps the connection's own upstream connections, [`tunnel`] carries
-//! a websocket, [`entry`] sees to the record, [`reply`] holds the answers that we give ourselves.
+//! `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
+//! library's feet, `http2` needs neither since that framing has one reading, `exchange` takes one
+//! request from head to log line, `canon` says what of a head is passed on, `pool` keeps the
+//! connection's own upstream connections, `tunnel` carries a websocket, `entry` sees to the record,
+//! `reply` holds the answers that we give ourselves.
 
 mod canon;
 mod entry;
 mod exchange;
 mod framing;
+mod http2;
 mod pool;
 mod reply;
 mod tunnel;
@@ -82,6 +84,12 @@ impl World for HttpContext {
 }
 
 async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: AccessLog, world: W) {
+    let (sniffed, stream) = client.into_parts();
+    let is_http2 = sniffed.starts_with(http2::PREFACE);
+    let client = Prefixed::new(sniffed, stream);
+    if is_http2 {
+        return http2::serve(client, origin, log, world).await;
+    }
     let (wire, shared) = Wire::new(client);
     let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
     let serving = Arc::clone(&session);
@@ -99,14 +107,23 @@ async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: Ac
     session.tunnels_end().await;
 
     let library_refused = result.is_err_and(|error| error.is_parse());
-    if let Some((code, flag, details)) = ending(shared.end(), library_refused) {
-        session.log.write(Record {
-            http: Some(HttpFields { protocol: "HTTP/1.1", ..HttpFields::default() }),
-            response_code: code,
-            flags: vec![flag],
-            response_code_details: Some(details.into()),
-            ..blank_record(&session.origin)
-        });
+    if let Some(ending) = ending(shared.end(), library_refused) {
+        session.log.write(unread_record(&session.origin, "HTTP/1.1", ending));
+    }
+}
+
+/// The record of bytes that never became a request.
+fn unread_record(
+    origin: &Origin,
+    protocol: &'static str,
+    (code, flag, details): (u16, Flag, &'static str),
+) -> Record {
+    Record {
+        http: Some(HttpFields { protocol, ..HttpFields::default() }),
+        response_code: code,
+        flags: vec![flag],
+        response_code_details: Some(details.into()),
+        ..blank_record(origin)
     }
 }
 

@@ -63,6 +63,12 @@ impl Reply {
         Self { flags: vec![Flag::DPE], close: true, ..Self::new(400, "http1.codec_error") }
     }
 
+    /// The client broke off its upload (LOG-53). Nobody reads this answer; the record counts.
+    pub(super) fn client_gone() -> Self {
+        let flags = vec![Flag::DC];
+        Self { flags, close: true, ..Self::new(0, "downstream_remote_disconnect") }
+    }
+
     /// No upstream connection.
     pub(super) fn not_dialled(error: &DialError) -> Self {
         match error {
@@ -137,16 +143,12 @@ pub(super) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String
     let host: String = host.chars().filter(|c| c.is_ascii_graphic()).take(255).collect();
     let host = if host.is_empty() { "no host".to_owned() } else { host };
     let mut text = format!(
-        "interceptor refused this request to {host} port {port}: {}\n",
-        decision.reason.label()
+        "interceptor refused this request to {host} port {port} ({}): {}\n",
+        decision.reason.label(),
+        decision.reason.explain()
     );
     if let Some(rule) = &decision.rule {
         text.push_str(&format!("decided by {rule}\n"));
-    }
-    if matches!(decision.reason, Reason::NotRegistered | Reason::PortNotRegistered) {
-        text.push_str(&format!(
-            "to allow it, add a ServiceEntry for {host} port {port}, or ask who runs the policy\n"
-        ));
     }
     text
 }
@@ -197,8 +199,9 @@ mod tests {
         };
         assert_eq!(
             refusal_body("a.com\r\n\u{1b}x", 80, &decision),
-            "interceptor refused this request to a.comx port 80: not_registered\n\
-             to allow it, add a ServiceEntry for a.comx port 80, or ask who runs the policy\n"
+            "interceptor refused this request to a.comx port 80 (not_registered): it is not in the \
+             registry and the outbound policy is REGISTRY_ONLY; add a ServiceEntry for this host and \
+             port\n"
         );
         decision.reason = Reason::BadHost;
         decision.rule = Some(crate::decide::RuleId {
@@ -208,8 +211,11 @@ mod tests {
         });
         assert_eq!(
             refusal_body("", 80, &decision),
-            "interceptor refused this request to no host port 80: bad_host\n\
-             decided by ServiceEntry n/r\n"
+            format!(
+                "interceptor refused this request to no host port 80 (bad_host): {}\n\
+                 decided by ServiceEntry n/r\n",
+                Reason::BadHost.explain()
+            )
         );
     }
 }

@@ -16,6 +16,7 @@ use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId};
 use crate::workloads::Workload;
 
 mod failures;
+mod http2;
 mod passing;
 mod refusals;
 

@@ -25,7 +25,10 @@ pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(3600);
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     tunnel: AtomicBool,
+    /// Exchanges under way.
     exchanges: AtomicUsize,
+    /// Whether there ever was an exchange.
+    spoken: AtomicBool,
     end: OnceLock<End>,
 }
 
@@ -54,6 +57,7 @@ impl Shared {
 
     /// Marks an exchange as under way: the connection is not idle.
     pub(super) fn exchange(self: &Arc<Self>) -> Exchange {
+        self.spoken.store(true, Ordering::Release);
         self.exchanges.fetch_add(1, Ordering::AcqRel);
         Exchange(Arc::clone(self))
     }
@@ -63,8 +67,14 @@ impl Shared {
         self.end.get().copied()
     }
 
-    fn busy(&self) -> bool {
+    /// Whether an exchange is under way.
+    pub(super) fn busy(&self) -> bool {
         self.exchanges.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether a request was ever complete on this connection.
+    pub(super) fn spoken(&self) -> bool {
+        self.spoken.load(Ordering::Acquire)
     }
 }
 

@@ -26,7 +26,10 @@ fn seed_4_to_9_and_15_16_the_tutorial() {
     }
     let google = policy(GOOGLE, Istio, RegistryOnly);
     let google_443 = |hello: &Hello| connect(&google, &format!("{a}:443"), hello);
-    assert_eq!(google_443(&tls("www.google.com")), "relay www.google.com:443*1 outbound|443||www.google.com");
+    assert_eq!(
+        google_443(&tls("www.google.com")),
+        "relay www.google.com:443*1 outbound|443||www.google.com"
+    );
     assert_eq!(google_443(&tls("edition.cnn.com")), "close BlackHoleCluster not_registered");
     assert_eq!(
         dial(&google, &format!("{a}:443")),
@@ -49,7 +52,8 @@ fn seed_4_to_9_and_15_16_the_tutorial() {
 fn lis_9_to_16_crossed_protocols() {
     let http = entry("a", &format!("hosts: [h.com], {}, {DNS}", port(90, "HTTP")));
     let tls_bare = entry("b", &format!("hosts: [t.com], {}, {DNS}", port(90, "TLS")));
-    let tls_ip = entry("c", &format!("hosts: [i.com], addresses: [192.0.2.1], {}, {DNS}", port(90, "TLS")));
+    let tls_ip =
+        entry("c", &format!("hosts: [i.com], addresses: [192.0.2.1], {}, {DNS}", port(90, "TLS")));
     let tcp = entry("d", &format!("hosts: [c.com], {}, {DNS}", port(90, "TCP")));
     let black = "close BlackHoleCluster not_registered";
     let to_tcp = "relay c.com:90*1 outbound|90||c.com";
@@ -57,7 +61,13 @@ fn lis_9_to_16_crossed_protocols() {
     let to_ip = "relay i.com:90*1 outbound|90||i.com";
     let blocked = "502 - block_all not_registered";
     let rows: &[(&str, String, &str, Hello, &str)] = &[
-        ("LIS-9", http.clone(), "198.51.100.1", tls("h.com"), "close BlackHoleCluster wrong_protocol"),
+        (
+            "LIS-9",
+            http.clone(),
+            "198.51.100.1",
+            tls("h.com"),
+            "close BlackHoleCluster wrong_protocol",
+        ),
         ("LIS-10", tls_bare.clone(), "198.51.100.1", Hello::Http1, black),
         ("LIS-11", tls_ip.clone(), "192.0.2.1", Hello::Http1, to_ip),
         ("LIS-11", tls_ip.clone(), "192.0.2.1", Hello::Opaque, to_ip),
@@ -88,7 +98,10 @@ fn lis_9_to_16_crossed_protocols() {
         assert_eq!(verdict, *expected, "{rule} {hello:?}");
     }
     // LIS-22: only TCP on the port: no inspection, server-first works.
-    assert_eq!(dial(&policy(&tcp, Istio, RegistryOnly), "198.51.100.1:90"), format!("decided {to_tcp}"));
+    assert_eq!(
+        dial(&policy(&tcp, Istio, RegistryOnly), "198.51.100.1:90"),
+        format!("decided {to_tcp}")
+    );
 }
 
 #[test]
@@ -113,7 +126,8 @@ fn lis_3_to_8_addresses() {
     let tls_net = |name: &str, host: &str, net: &str| {
         entry(name, &format!("hosts: [{host}], addresses: [{net}], {}", port(99, "TLS")))
     };
-    let yaml = tls_net("a", "blah1.somedomain", "10.0.0.0/8") + &tls_net("b", "blah2.somedomain", "10.1.2.0/24");
+    let yaml = tls_net("a", "blah1.somedomain", "10.0.0.0/8")
+        + &tls_net("b", "blah2.somedomain", "10.1.2.0/24");
     let policy_ = policy(&yaml, Istio, RegistryOnly);
     for (ip, sni, expected) in [
         ("10.1.2.3", "blah1.somedomain", "close BlackHoleCluster wrong_protocol"),
@@ -129,7 +143,10 @@ fn lis_17_mongo_does_not_share_a_port() {
     let mongo = entry("b", &format!("hosts: [m.com], {}, {DNS}", port(70, "MONGO")));
     let http = |name| entry(name, &format!("hosts: [h.com], {}, {DNS}", port(70, "HTTP")));
     let later = policy(&(http("a") + &mongo), Istio, RegistryOnly);
-    assert_eq!(connect(&later, "198.51.100.1:70", &Hello::Opaque), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        connect(&later, "198.51.100.1:70", &Hello::Opaque),
+        "close BlackHoleCluster not_registered"
+    );
     let first = policy(&(mongo + &http("c")), Istio, RegistryOnly);
     assert_eq!(get(&first, "198.51.100.1:70", "h.com"), "relay m.com:70*1 outbound|70||m.com");
 }
@@ -137,21 +154,30 @@ fn lis_17_mongo_does_not_share_a_port() {
 #[test]
 fn reg_3_to_reg_10_merging_and_conflicts() {
     // REG-3: equal resolution: ports unite; unequal: the first counts.
-    let p = |n: u16, protocol: &str| format!("ports: [{{number: {n}, name: p{n}, protocol: {protocol}}}]");
+    let p = |n: u16, protocol: &str| {
+        format!("ports: [{{number: {n}, name: p{n}, protocol: {protocol}}}]")
+    };
     let one = entry("one", &format!("hosts: [a.com], {}, {DNS}", p(80, "HTTP")));
     let two = entry("two", &format!("hosts: [a.com], {}, {DNS}", p(443, "HTTPS")));
     let other = entry("two", &format!("hosts: [a.com], {}, resolution: NONE", p(443, "HTTPS")));
     let united = policy(&format!("{one}{two}"), Istio, RegistryOnly);
-    assert_eq!(connect(&united, "198.51.100.1:443", &tls("a.com")), "relay a.com:443*1 outbound|443||a.com");
+    assert_eq!(
+        connect(&united, "198.51.100.1:443", &tls("a.com")),
+        "relay a.com:443*1 outbound|443||a.com"
+    );
     let first = policy(&format!("{one}{other}"), Istio, RegistryOnly);
-    assert_eq!(connect(&first, "198.51.100.1:443", &tls("a.com")), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        connect(&first, "198.51.100.1:443", &tls("a.com")),
+        "close BlackHoleCluster not_registered"
+    );
 
     // REG-4: age before name. REG-9: two address-less TCP entries: the first gets all.
     let aged = |name: &str, host: &str, when: &str| {
         entry(name, &format!("hosts: [{host}], {}, {DNS}", p(5, "TCP")))
             .replace("metadata: {", &format!("metadata: {{creationTimestamp: \"{when}\", "))
     };
-    let yaml = aged("a", "young.com", "2021-01-01T00:00:00Z") + &aged("b", "old.com", "2020-01-01T00:00:00Z");
+    let yaml = aged("a", "young.com", "2021-01-01T00:00:00Z")
+        + &aged("b", "old.com", "2020-01-01T00:00:00Z");
     assert_eq!(
         dial(&policy(&yaml, Istio, RegistryOnly), "198.51.100.1:5"),
         "decided relay old.com:5*1 outbound|5||old.com"
@@ -161,12 +187,18 @@ fn reg_3_to_reg_10_merging_and_conflicts() {
     let foreign = one.replace("name: one", "name: one, namespace: aaa");
     let own = entry("zzz", &format!("hosts: [a.com], {}, {DNS}", p(81, "HTTP")));
     let policy_ = policy(&format!("{foreign}{own}"), Istio, RegistryOnly);
-    assert_eq!(get(&policy_, "198.51.100.1:81", "a.com"), "forward a.com:81*1 outbound|81||a.com default");
+    assert_eq!(
+        get(&policy_, "198.51.100.1:81", "a.com"),
+        "forward a.com:81*1 outbound|81||a.com default"
+    );
     assert_eq!(get(&policy_, "198.51.100.1:80", "a.com"), "close BlackHoleCluster not_registered");
 
     // REG-8: partial address overlap.
     let yaml = entry("se1", &format!("hosts: [one.com], addresses: [1.1.1.1], {}", p(9999, "TCP")))
-        + &entry("se2", &format!("hosts: [two.com], addresses: [2.2.2.2, 1.1.1.1], {}", p(9999, "TCP")));
+        + &entry(
+            "se2",
+            &format!("hosts: [two.com], addresses: [2.2.2.2, 1.1.1.1], {}", p(9999, "TCP")),
+        );
     let policy_ = policy(&yaml, Istio, RegistryOnly);
     assert_eq!(dial(&policy_, "1.1.1.1:9999"), "decided relay odst:9999 outbound|9999||one.com");
     assert_eq!(dial(&policy_, "2.2.2.2:9999"), "decided relay odst:9999 outbound|9999||two.com");
@@ -175,8 +207,14 @@ fn reg_3_to_reg_10_merging_and_conflicts() {
     let yaml = entry("a", &format!("hosts: [\"*.x.com\"], {}", p(443, "TLS")))
         + &entry("b", &format!("hosts: [a.x.com], {}, {DNS}", p(443, "TLS")));
     let policy_ = policy(&yaml, Istio, RegistryOnly);
-    assert_eq!(connect(&policy_, "198.51.100.1:443", &tls("a.x.com")), "relay a.x.com:443*1 outbound|443||a.x.com");
-    assert_eq!(connect(&policy_, "198.51.100.1:443", &tls("b.x.com")), "relay odst:443 outbound|443||*.x.com");
+    assert_eq!(
+        connect(&policy_, "198.51.100.1:443", &tls("a.x.com")),
+        "relay a.x.com:443*1 outbound|443||a.x.com"
+    );
+    assert_eq!(
+        connect(&policy_, "198.51.100.1:443", &tls("b.x.com")),
+        "relay odst:443 outbound|443||*.x.com"
+    );
 }
 
 #[test]
@@ -201,10 +239,15 @@ fn se_9_visibility() {
 
 #[test]
 fn http_1_to_9_host_routing() {
-    let yaml = entry("a", &format!("hosts: [a.com], addresses: [192.0.2.5], {}, {DNS}", port(80, "HTTP")))
-        + &entry("b", &format!("hosts: [\"*.foo.com\"], {}", port(80, "HTTP")))
+    let yaml = entry(
+        "a",
+        &format!("hosts: [a.com], addresses: [192.0.2.5], {}, {DNS}", port(80, "HTTP")),
+    ) + &entry("b", &format!("hosts: [\"*.foo.com\"], {}", port(80, "HTTP")))
         + &entry("c", &format!("hosts: [\"*.b.foo.com\", x.foo.com], {}", port(80, "HTTP")))
-        + &entry("d", "hosts: [s.com], addresses: [192.0.2.6], ports: [{number: 80, name: p}], resolution: DNS");
+        + &entry(
+            "d",
+            "hosts: [s.com], addresses: [192.0.2.6], ports: [{number: 80, name: p}], resolution: DNS",
+        );
     let policy_ = policy(&yaml, Istio, RegistryOnly);
     for (ip, host, expected) in [
         ("1.1.1.1", "a.com", "forward a.com:80*1 outbound|80||a.com default"),
@@ -235,7 +278,11 @@ fn http_1_to_9_host_routing() {
         "MESH-29"
     );
     let open = policy(&yaml, Istio, AllowAny);
-    assert_eq!(get(&open, dst, "unknown.com"), "forward odst:80 PassthroughCluster allow_any", "MESH-22");
+    assert_eq!(
+        get(&open, dst, "unknown.com"),
+        "forward odst:80 PassthroughCluster allow_any",
+        "MESH-22"
+    );
 }
 
 #[test]
@@ -276,7 +323,14 @@ fn se_4_and_res_1_to_4_upstreams() {
         assert_eq!(get(&policy, "1.1.1.1:80", "a.com"), http, "{spec}");
         assert_eq!(connect(&policy, "1.1.1.1:443", &tls("a.com")), tls_, "{spec}");
     }
-    let dynamic = entry("a", "hosts: [\"*.a.com\"], ports: [{number: 80, name: h, protocol: HTTP, targetPort: 81}], resolution: DYNAMIC_DNS");
+    let dynamic = entry(
+        "a",
+        "hosts: [\"*.a.com\"], ports: [{number: 80, name: h, protocol: HTTP, targetPort: 81}], resolution: DYNAMIC_DNS",
+    );
     let policy = policy(&dynamic, Istio, RegistryOnly);
-    assert_eq!(get(&policy, "1.1.1.1:80", "x.a.com"), "forward x.a.com:81*1 outbound|80||*.a.com default", "RES-5");
+    assert_eq!(
+        get(&policy, "1.1.1.1:80", "x.a.com"),
+        "forward x.a.com:81*1 outbound|80||*.a.com default",
+        "RES-5"
+    );
 }

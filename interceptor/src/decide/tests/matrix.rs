@@ -32,12 +32,15 @@ fn call(policy: &Policy, port: u16, hello: &Hello) -> String {
     .unwrap_or(verdict)
 }
 
+/// Whether the entry has an address, calls, ports, and what REGISTRY_ONLY and ALLOW_ANY make of
+/// them.
+type Row<'a> = (bool, &'a [Hello], &'a [u16], &'a str, &'a str);
+
 #[test]
 fn mesh_21_to_33_the_istio_matrix() {
     let http = [Hello::Http1, Hello::Http2];
     let raw = [tls("foo"), tls_nameless(), Hello::Opaque];
-    // entry has an address, calls, ports, REGISTRY_ONLY, ALLOW_ANY
-    let rows: [(bool, &[Hello], &[u16], &str, &str); 8] = [
+    let rows: [Row<'_>; 8] = [
         (false, &http, &[80, 81, 85, 86], "block_all", "PassthroughCluster"),
         (false, &http, &[83, 84], "BlackHoleCluster", "PassthroughCluster"),
         (false, &raw, &[80, 83, 84, 85, 86], "BlackHoleCluster", "PassthroughCluster"),
@@ -91,7 +94,10 @@ fn gap_20_and_gap_1_the_strict_matrix() {
         "if istio.io: relay istio.io:81*1 outbound|81||istio.io; \
          else reset BlackHoleCluster wrong_protocol"
     );
-    assert_eq!(connect(&closed, "1.3.3.7:81", &tls("foo")), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        connect(&closed, "1.3.3.7:81", &tls("foo")),
+        "close BlackHoleCluster not_registered"
+    );
     assert_eq!(
         connect(&closed, "1.3.3.7:82", &Hello::Http1),
         "if istio.io: relay istio.io:82*1 outbound|82||istio.io; else http"

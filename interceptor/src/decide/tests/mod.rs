@@ -58,10 +58,7 @@ pub(super) fn malformed() -> Hello {
 }
 
 fn flow(dst: &str) -> Flow<'static> {
-    Flow {
-        dst: OriginalDst::new(dst.parse().expect("an address")),
-        namespace: "default",
-    }
+    Flow { dst: OriginalDst::new(dst.parse().expect("an address")), namespace: "default" }
 }
 
 /// What address and port alone say: `decided ...` or `inspect, else ...`.
@@ -146,12 +143,14 @@ fn show_upstream(upstream: &Upstream) -> String {
             .map(|e| format!("{}*{}", e.target, e.weight))
             .collect::<Vec<_>>()
             .join(","),
-        Upstream::Dns { endpoints, round_robin } => endpoints
-            .iter()
-            .map(|e| format!("{}:{}*{}", e.target.0, e.target.1, e.weight))
-            .collect::<Vec<_>>()
-            .join(",")
-            + if *round_robin { " rr" } else { "" },
+        Upstream::Dns { endpoints, round_robin } => {
+            endpoints
+                .iter()
+                .map(|e| format!("{}:{}*{}", e.target.0, e.target.1, e.weight))
+                .collect::<Vec<_>>()
+                .join(",")
+                + if *round_robin { " rr" } else { "" }
+        }
         Upstream::None => "nowhere".to_owned(),
     }
 }
@@ -161,10 +160,7 @@ fn t_61_no_policy_refuses_everything() {
     let none = Policy::default();
     assert_eq!(dial(&none, "203.0.113.1:443"), "decided close BlackHoleCluster no_policy");
     let flow = flow("203.0.113.1:443");
-    assert_eq!(
-        show(&by_hello(&none, &flow, &tls("a.com"))),
-        "close BlackHoleCluster no_policy"
-    );
+    assert_eq!(show(&by_hello(&none, &flow, &tls("a.com"))), "close BlackHoleCluster no_policy");
     assert_eq!(
         request(&none, "203.0.113.1:80", "GET", None, &["a.com"], 11),
         "503 explained closing - no_policy"

@@ -10,7 +10,8 @@ fn host() -> impl Strategy<Value = &'static str> {
 
 fn entry_strategy() -> impl Strategy<Value = String> {
     let hosts = prop::sample::select(vec!["a.com", "\"*.a.com\"", "b.a.com", "x.org", "\"*.org\""]);
-    let protocols = prop::sample::select(vec!["HTTP", "TLS", "TCP", "\"\"", "MONGO", "GRPC", "UDP"]);
+    let protocols =
+        prop::sample::select(vec!["HTTP", "TLS", "TCP", "\"\"", "MONGO", "GRPC", "UDP"]);
     let addresses = prop::sample::select(vec![
         "",
         "addresses: [192.0.2.1], ",

@@ -21,7 +21,10 @@ fn seed_4_to_9_12_15_16_the_tutorial() {
         "a server may speak first"
     );
     let closed = policy("", Strict, RegistryOnly);
-    assert_eq!(connect(&closed, "203.0.113.1:443", &tls("www.google.com")), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        connect(&closed, "203.0.113.1:443", &tls("www.google.com")),
+        "close BlackHoleCluster not_registered"
+    );
     assert_eq!(
         get(&closed, "203.0.113.1:80", "httpbin.org"),
         "502 explained closing - block_all not_registered",
@@ -33,10 +36,18 @@ fn seed_4_to_9_12_15_16_the_tutorial() {
         let dst = "203.0.113.1";
         for (port, name, expected) in [
             (80, "httpbin.org", "forward httpbin.org:80*1 outbound|80||httpbin.org default"),
-            (80, "edition.cnn.com", "forward edition.cnn.com:80*1 outbound|80||edition.cnn.com default"),
+            (
+                80,
+                "edition.cnn.com",
+                "forward edition.cnn.com:80*1 outbound|80||edition.cnn.com default",
+            ),
             (443, "edition.cnn.com", "relay edition.cnn.com:443*1 outbound|443||edition.cnn.com"),
             (443, "www.google.com", "relay www.google.com:443*1 outbound|443||www.google.com"),
-            (443, "en.wikipedia.org", "relay verified:en.wikipedia.org:443 outbound|443||*.wikipedia.org"),
+            (
+                443,
+                "en.wikipedia.org",
+                "relay verified:en.wikipedia.org:443 outbound|443||*.wikipedia.org",
+            ),
         ] {
             let dst = format!("{dst}:{port}");
             let verdict = match port {
@@ -47,7 +58,10 @@ fn seed_4_to_9_12_15_16_the_tutorial() {
         }
     }
     let google = policy(GOOGLE, Strict, RegistryOnly);
-    assert_eq!(connect(&google, "203.0.113.2:443", &tls("edition.cnn.com")), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        connect(&google, "203.0.113.2:443", &tls("edition.cnn.com")),
+        "close BlackHoleCluster not_registered"
+    );
     assert_eq!(
         get(&google, "203.0.113.1:80", "www.google.com"),
         "502 explained closing - block_all port_not_registered",
@@ -66,9 +80,21 @@ fn seed_4_to_9_12_15_16_the_tutorial() {
 #[test]
 fn t_21_t_23_t_27_t_28_what_is_not_a_named_hello() {
     let rows = [
-        (tls_nameless(), "close BlackHoleCluster no_server_name", "relay odst:443 PassthroughCluster"),
-        (Hello::Opaque, "reset BlackHoleCluster wrong_protocol", "relay odst:443 PassthroughCluster"),
-        (Hello::Silent, "close BlackHoleCluster sniff_timeout", "relay odst:443 PassthroughCluster"),
+        (
+            tls_nameless(),
+            "close BlackHoleCluster no_server_name",
+            "relay odst:443 PassthroughCluster",
+        ),
+        (
+            Hello::Opaque,
+            "reset BlackHoleCluster wrong_protocol",
+            "relay odst:443 PassthroughCluster",
+        ),
+        (
+            Hello::Silent,
+            "close BlackHoleCluster sniff_timeout",
+            "relay odst:443 PassthroughCluster",
+        ),
         (Hello::Closed, "close - sniff_timeout", "close - sniff_timeout"),
         (malformed(), "close BlackHoleCluster malformed", "close BlackHoleCluster malformed"),
     ];
@@ -129,7 +155,7 @@ fn gap_15_lis_11_res_1_addresses_and_names_together() {
         ("192.0.2.2", "auto.com", "forward auto.com:99*1 outbound|99||auto.com default"),
         ("192.0.2.2", "other.com", "502 explained closing - block_all not_registered"),
         ("192.0.2.4", "auto.com", "502 explained closing - block_all address_not_verified"),
-        ("192.0.2.4", "plain.com", "502 explained closing - block_all wrong_protocol"),
+        ("192.0.2.77", "none.com", "502 explained closing - block_all wrong_protocol"),
     ] {
         assert_eq!(get(&policy, &format!("{ip}:99"), host), expected, "{ip} {host}");
     }
@@ -139,7 +165,13 @@ fn gap_15_lis_11_res_1_addresses_and_names_together() {
 fn gap_1_address_less_tcp_is_tied_to_its_hosts_addresses() {
     let yaml = entry("a", &format!("hosts: [db.com], {}, {DNS}", port(3306, "MYSQL")))
         + &entry("b", &format!("hosts: [raw.com], {}", port(3306, "TCP")))
-        + &entry("c", &format!("hosts: [st.com], {}, resolution: STATIC, endpoints: [{{address: 192.0.2.9}}]", port(3306, "TCP")));
+        + &entry(
+            "c",
+            &format!(
+                "hosts: [st.com], {}, resolution: STATIC, endpoints: [{{address: 192.0.2.9}}]",
+                port(3306, "TCP")
+            ),
+        );
     let (closed, open) = (policy(&yaml, Strict, RegistryOnly), policy(&yaml, Strict, AllowAny));
     let claims = "if db.com: relay db.com:3306*1 outbound|3306||db.com; \
                   if raw.com: relay odst:3306 outbound|3306||raw.com; \
@@ -150,7 +182,10 @@ fn gap_1_address_less_tcp_is_tied_to_its_hosts_addresses() {
         format!("inspect, else {claims} close BlackHoleCluster sniff_timeout"),
         "a server of these hosts may speak first"
     );
-    assert_eq!(dial(&open, dst), format!("inspect, else {claims} relay odst:3306 PassthroughCluster"));
+    assert_eq!(
+        dial(&open, dst),
+        format!("inspect, else {claims} relay odst:3306 PassthroughCluster")
+    );
     assert_eq!(
         connect(&closed, dst, &tls("other.com")),
         format!("{claims} close BlackHoleCluster not_registered")
@@ -171,7 +206,8 @@ fn settling_takes_the_first_owner_else_the_other_verdict() {
     let yaml = entry("a", &format!("hosts: [a.com], {}, {DNS}", port(5, "TCP")))
         + &entry("b", &format!("hosts: [b.com], {}, {DNS}", port(5, "TCP")));
     let policy = policy(&yaml, Strict, RegistryOnly);
-    let Action::ByResolution(hanging) = by_hello(&policy, &flow("192.0.2.1:5"), &Hello::Opaque).action
+    let Action::ByResolution(hanging) =
+        by_hello(&policy, &flow("192.0.2.1:5"), &Hello::Opaque).action
     else {
         panic!("must hang on resolution");
     };
@@ -183,9 +219,15 @@ fn settling_takes_the_first_owner_else_the_other_verdict() {
 
 #[test]
 fn gap_2_wildcards_resolve_the_concrete_name() {
-    let yaml = entry("a", "hosts: [\"*.x.com\"], resolution: DNS, ports: [{number: 80, name: h, protocol: HTTP}, {number: 443, name: t, protocol: TLS, targetPort: 8443}]");
+    let yaml = entry(
+        "a",
+        "hosts: [\"*.x.com\"], resolution: DNS, ports: [{number: 80, name: h, protocol: HTTP}, {number: 443, name: t, protocol: TLS, targetPort: 8443}]",
+    );
     let policy = policy(&yaml, Strict, RegistryOnly);
-    assert_eq!(get(&policy, "192.0.2.1:80", "a.x.com"), "forward a.x.com:80*1 outbound|80||*.x.com default");
+    assert_eq!(
+        get(&policy, "192.0.2.1:80", "a.x.com"),
+        "forward a.x.com:80*1 outbound|80||*.x.com default"
+    );
     assert_eq!(
         connect(&policy, "192.0.2.1:443", &tls("a.b.x.com")),
         "relay a.b.x.com:8443*1 outbound|443||*.x.com"
@@ -194,9 +236,10 @@ fn gap_2_wildcards_resolve_the_concrete_name() {
 
 #[test]
 fn http_3_http_7_res_1_requests() {
-    let yaml = entry("a", &format!("hosts: [a.com], addresses: [192.0.2.5], {}, {DNS}", port(80, "HTTP")))
-        + &entry("b", &format!("hosts: [n.com], addresses: [192.0.2.6], {}", port(80, "HTTP")))
-        + &entry("c", &format!("hosts: [\"*.w.com\"], {}", port(80, "HTTP")));
+    let yaml =
+        entry("a", &format!("hosts: [a.com], addresses: [192.0.2.5], {}, {DNS}", port(80, "HTTP")))
+            + &entry("b", &format!("hosts: [n.com], addresses: [192.0.2.6], {}", port(80, "HTTP")))
+            + &entry("c", &format!("hosts: [\"*.w.com\"], {}", port(80, "HTTP")));
     let policy_ = policy(&yaml, Strict, RegistryOnly);
     for (ip, host, expected) in [
         ("198.51.100.1", "a.com", "forward a.com:80*1 outbound|80||a.com default"),
@@ -232,8 +275,13 @@ fn http_3_http_7_res_1_requests() {
 
 #[test]
 fn t_13_special_addresses() {
-    let named = entry("m", &format!("hosts: [meta.internal], addresses: [169.254.169.254], {}", port(80, "HTTP")))
-        + &entry("t", &format!("hosts: [lo.internal], addresses: [127.0.0.0/8], {}", port(5432, "TCP")));
+    let named = entry(
+        "m",
+        &format!("hosts: [meta.internal], addresses: [169.254.169.254], {}", port(80, "HTTP")),
+    ) + &entry(
+        "t",
+        &format!("hosts: [lo.internal], addresses: [127.0.0.0/8], {}", port(5432, "TCP")),
+    );
     let special = "decided reset BlackHoleCluster special_address";
     let (open, closed) = (policy("", Strict, AllowAny), policy("", Strict, RegistryOnly));
     for (dst, in_open) in [
@@ -249,7 +297,10 @@ fn t_13_special_addresses() {
     for mode in [AllowAny, RegistryOnly] {
         let policy = policy(&named, Strict, mode);
         let meta = "169.254.169.254:80";
-        assert_eq!(get(&policy, meta, "meta.internal"), "forward odst:80 outbound|80||meta.internal default");
+        assert_eq!(
+            get(&policy, meta, "meta.internal"),
+            "forward odst:80 outbound|80||meta.internal default"
+        );
         assert_eq!(
             get(&policy, meta, "other.com"),
             "502 explained closing - block_all special_address",
@@ -260,6 +311,9 @@ fn t_13_special_addresses() {
             "reset BlackHoleCluster special_address",
             "{mode:?}"
         );
-        assert_eq!(dial(&policy, "127.0.0.1:5432"), "decided relay odst:5432 outbound|5432||lo.internal");
+        assert_eq!(
+            dial(&policy, "127.0.0.1:5432"),
+            "decided relay odst:5432 outbound|5432||lo.internal"
+        );
     }
 }

@@ -196,6 +196,31 @@ async fn client_gives_up() {
     }
 }
 
+/// LOG-53: the client leaves in the middle of its upload; the upstream does not take it for whole.
+#[tokio::test]
+async fn client_gives_up_uploading() {
+    for (framing, end) in [("Content-Length: 9", "hello"), ("Transfer-Encoding: chunked", "")] {
+        let (at, stub) = upstream(move |mut stream| async move {
+            read_head(&mut stream).await.expect("a head");
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            rest
+        })
+        .await;
+        let mut client = Client::connect(&Names::default().allow("a.com", at)).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: a.com\r\n{framing}\r\n\r\n{end}")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let records = client.records().await;
+        assert_eq!(records.len(), 1);
+        assert_eq!(
+            brief(&records[0]),
+            (0, vec![Flag::DC], "downstream_remote_disconnect", end.len() as u64, 0)
+        );
+        let got = timeout(PATIENCE, stub).await.expect("upstream is let go").expect("no panic");
+        assert_eq!(got, end.as_bytes());
+    }
+}
+
 /// T-55: a connection that is dropped from above leaves its record as well.
 #[tokio::test]
 async fn dropped_from_above() {

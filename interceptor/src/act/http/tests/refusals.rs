@@ -62,7 +62,7 @@ async fn blocked_in_strict() {
     assert!(response.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{response}");
     assert_eq!(header(&response, "connection"), Some("close"));
     assert_eq!(header(&response, "content-type"), Some("text/plain"));
-    assert!(response.contains("no.com port 80: not_registered"), "{response}");
+    assert!(response.contains("no.com port 80 (not_registered): "), "{response}");
     assert_eq!(client.rest().await, b"");
     assert_eq!(stub.seen().len(), 1);
     let records = client.records().await;

@@ -1,0 +1,313 @@
+//! Files, documents, kinds, fields: every mistake in its place, all at once.
+
+use super::*;
+use crate::decide;
+use crate::decide::host::HostName;
+use crate::origin::OriginalDst;
+use crate::sniff::{ClientHello, Hello};
+
+const GOOD: &str = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: a
+spec:
+  hosts: [a.com]
+  ports:
+  - number: 80
+    name: http
+    protocol: HTTP
+  resolution: DNS
+";
+
+fn errors(text: &str) -> Vec<String> {
+    load_text(text, Enforcement::Strict).expect_err("must be refused")
+}
+
+#[test]
+fn every_mistake_of_a_set_is_reported_at_once_and_in_its_place() {
+    let text = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: x
+  namespace: shop
+  labels:
+    a: 1
+spec:
+  hosts: [a.com]
+  hots: 1
+  ports:
+  - number: \"80\"
+    protocl: HTTP
+    name: http
+  location: FOO
+  addresses: 10.0.0.1
+---
+kind: Foo
+---
+just text
+---
+apiVersion: networking.istio.io/v2
+kind: ServiceEntry
+metadata: {name: y}
+spec: {hosts: [b.com]}
+";
+    assert_eq!(
+        errors(text),
+        [
+            "p.yaml:7:5: ServiceEntry shop/x: metadata.labels.a: expected text (put it in quotes), \
+             found a number",
+            "p.yaml:10:3: ServiceEntry shop/x: spec.hots: unknown field",
+            "p.yaml:12:13: ServiceEntry shop/x: spec.ports[0].number: expected a whole number, \
+             found text",
+            "p.yaml:13:5: ServiceEntry shop/x: spec.ports[0].protocl: unknown field",
+            "p.yaml:15:13: ServiceEntry shop/x: spec.location: unknown value \"FOO\"; use one of \
+             MESH_EXTERNAL, MESH_INTERNAL",
+            "p.yaml:16:14: ServiceEntry shop/x: spec.addresses: expected a list, found text",
+            "p.yaml:18:7: kind: unknown kind \"Foo\"",
+            "p.yaml:20:1: expected a resource, found text",
+            "p.yaml:22:13: ServiceEntry default/y: apiVersion: \"networking.istio.io/v2\" is not a \
+             version of ServiceEntry; use networking.istio.io/v1, networking.istio.io/v1beta1, \
+             networking.istio.io/v1alpha3",
+        ]
+    );
+}
+
+#[test]
+fn broken_yaml_names_line_and_column() {
+    for (text, expected) in [
+        ("a: [\n", "p.yaml:1:4: not readable as YAML: unclosed bracket '['"),
+        (
+            "a: b: c\n",
+            "p.yaml:1:5: not readable as YAML: mapping values are not allowed in this context",
+        ),
+        ("a: 1\na: 2\n", "p.yaml:2:1: not readable as YAML: duplicate mapping key: a"),
+    ] {
+        assert_eq!(errors(text), [expected], "{text:?}");
+    }
+}
+
+#[test]
+fn an_alias_bomb_ends_early() {
+    let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for i in 1..9 {
+        let item = format!("*a{}", i - 1);
+        text += &format!("a{i}: &a{i} [{}]\n", [item.as_str(); 10].join(", "));
+    }
+    let errors = errors(&text);
+    assert!(errors[0].contains("budget") || errors[0].contains("limit"), "{errors:?}");
+}
+
+#[test]
+fn files_that_cannot_be_read_and_those_beside_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("bad.yaml"), b"a: \xff\n").expect("written");
+    std::fs::write(dir.path().join("worse.yml"), "kind: Foo\n").expect("written");
+    std::fs::write(dir.path().join("notes.txt"), "not: [yaml").expect("written");
+    let sources = Sources {
+        files: vec![dir.path().join("absent.yaml"), dir.path().to_owned()],
+        ..Sources::default()
+    };
+    let errors = load(&sources, "default").expect_err("must be refused");
+    assert_eq!(
+        lines(&errors, dir.path()),
+        [
+            "absent.yaml: cannot be read: No such file or directory (os error 2)",
+            "bad.yaml: is not UTF-8 (byte 3)",
+            "worse.yml:1:7: kind: unknown kind \"Foo\"",
+        ]
+    );
+}
+
+#[test]
+fn a_file_above_the_limit_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("big.yaml");
+    let file = std::fs::File::create(&path).expect("made");
+    file.set_len(51 * 1024 * 1024).expect("grown");
+    let sources = Sources { files: vec![path], ..Sources::default() };
+    let errors = load(&sources, "default").expect_err("must be refused");
+    assert_eq!(lines(&errors, dir.path()), ["big.yaml: is larger than 50 MiB"]);
+}
+
+#[test]
+fn empty_files_and_directories_hold_no_resources() {
+    for text in ["", "# nothing\n", "---\n---\n"] {
+        let loaded = load_text(text, Enforcement::Strict).expect("accepted");
+        assert_eq!(loaded.summary, Summary::default(), "{text:?}");
+    }
+}
+
+#[test]
+fn lists_and_documents_are_counted() {
+    let indented = GOOD.replace('\n', "\n  ");
+    let other = indented.replace("name: a\n", "name: b\n").replace("a.com", "b.com");
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {indented}\n- {other}\n");
+    let loaded = load_text(&list, Enforcement::Strict).expect("accepted");
+    let expected = Summary { documents: 2, service_entries: 2, services: 2, telemetries: 0 };
+    assert_eq!(loaded.summary, expected);
+    assert_eq!(loaded.summary.to_string(), "2 documents, 2 service entries, 2 services");
+}
+
+#[test]
+fn what_an_api_server_adds_is_accepted() {
+    let text = GOOD.replace(
+        "  name: a\n",
+        "  name: a\n  uid: x\n  generation: 1\n  resourceVersion: \"1\"\n  managedFields: []\n  \
+         creationTimestamp: 2020-01-01T00:00:00Z\n",
+    ) + "status: {}\n";
+    let loaded = load_text(&text, Enforcement::Strict).expect("accepted");
+    assert_eq!(texts(&loaded.warnings), [""; 0]);
+}
+
+#[test]
+fn what_is_not_supported_yet_is_said() {
+    let warned =
+        |text: &str| texts(&load_text(text, Enforcement::Strict).expect("accepted").warnings);
+    let vs = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\n";
+    assert_eq!(
+        warned(vs),
+        ["p.yaml:2:7: VirtualService default/v: kind: VirtualService: not supported yet; ignored"]
+    );
+    for version in ["v1", "apps/v1", "networking.k8s.io/v1"] {
+        let said = warned(&format!("apiVersion: {version}\nkind: Some\nmetadata: {{name: s}}\n"));
+        assert_eq!(
+            said,
+            ["p.yaml:2:7: Some default/s: kind: Some: not supported yet; ignored"],
+            "{version}"
+        );
+    }
+    for (version, kind) in [("example.com/v1", "Some"), ("networking.istio.io/v1", "ServiceEntri")]
+    {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: s}}\n");
+        assert_eq!(
+            errors(&text),
+            [format!("p.yaml:2:7: {kind} default/s: kind: unknown kind \"{kind}\"")]
+        );
+    }
+    let fields = GOOD.to_owned()
+        + "  subjectAltNames: [x]\n  endpoints:\n  - address: b.com\n    locality: r/z\n";
+    let said = warned(&fields);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said.iter().all(|line| line.contains("not supported yet")), "{said:?}");
+    let selector = GOOD.to_owned() + "  workloadSelector:\n    labels: {a: b}\n";
+    assert_eq!(
+        warned(&selector),
+        ["p.yaml:13:5: ServiceEntry default/a: spec.workloadSelector: not supported yet: its \
+          endpoints are treated as empty (UH)"]
+    );
+    let sidecar =
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\nspec: {}\n";
+    assert_eq!(
+        errors(sidecar),
+        ["p.yaml:2:7: Sidecar default/s: kind: not supported yet, and refused because a Sidecar \
+          restricts: ignoring it would allow what it forbids; remove it"]
+    );
+    let socket = GOOD.replace("DNS", "STATIC") + "  endpoints:\n  - address: unix:///run/x\n";
+    assert_eq!(
+        errors(&socket),
+        ["p.yaml:13:14: ServiceEntry default/a: spec.endpoints[0].address: not supported yet: \
+          unix sockets as endpoints"]
+    );
+}
+
+#[test]
+fn two_resources_of_one_name_are_refused() {
+    let text = format!("{GOOD}---\n{GOOD}");
+    assert_eq!(
+        errors(&text),
+        ["p.yaml:18:3: ServiceEntry default/a: metadata.name: a second resource of this name; \
+          rename or remove one"]
+    );
+}
+
+#[test]
+fn interceptor_config_sets_the_profile_and_the_flag_overrides_it() {
+    let config = "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
+                  metadata: {name: default}\nspec: {enforcement: istio}\n";
+    let with = |enforcement| {
+        load_from(config, |file| Sources { files: vec![file], enforcement, ..Sources::default() })
+            .expect("accepted")
+            .snapshot
+            .enforcement
+    };
+    assert_eq!(with(None), Enforcement::Istio);
+    assert_eq!(with(Some(Enforcement::Strict)), Enforcement::Strict);
+    let more = config.replace("istio}", "istio, fastPath: true, nonsense: 1}");
+    assert_eq!(
+        errors(&more),
+        [
+            "p.yaml:4:28: InterceptorConfig default/default: spec.fastPath: not supported yet",
+            "p.yaml:4:44: InterceptorConfig default/default: spec.nonsense: unknown field",
+        ]
+    );
+}
+
+#[test]
+fn a_losing_entry_is_named_with_the_winner() {
+    let later =
+        GOOD.replace("name: a\n", "name: b\n").replace("resolution: DNS", "resolution: NONE");
+    let loaded = load_text(&format!("{GOOD}---\n{later}"), Enforcement::Strict).expect("accepted");
+    assert_eq!(
+        texts(&loaded.warnings),
+        ["p.yaml:18:3: ServiceEntry default/b: spec.hosts: host a.com is ignored here: \
+          ServiceEntry default/a has it first (REG-3, REG-5)"]
+    );
+}
+
+#[test]
+fn the_examples_load_in_both_profiles() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    for enforcement in [Enforcement::Strict, Enforcement::Istio] {
+        let mut seen = 0;
+        for file in std::fs::read_dir(&dir).expect("examples") {
+            let path = file.expect("an entry").path();
+            let mesh = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("mesh"));
+            let sources = Sources {
+                files: if mesh { vec![] } else { vec![path.clone()] },
+                mesh_config: mesh.then(|| path.clone()),
+                enforcement: Some(enforcement),
+                ..Sources::default()
+            };
+            let loaded = load(&sources, "default").unwrap_or_else(|e| panic!("{e}"));
+            assert!(loaded.rejected.is_empty(), "{}: {:?}", path.display(), loaded.rejected);
+            seen += 1;
+        }
+        assert!(seen >= 7);
+    }
+}
+
+#[test]
+fn udp_ports_of_entries_with_addresses_are_listed() {
+    let text = GOOD
+        .replace("protocol: HTTP", "protocol: UDP")
+        .replace("  resolution: DNS", "  addresses: [192.0.2.1, \"2001:db8::/32\"]");
+    let loaded = load_text(&text, Enforcement::Strict).expect("accepted");
+    let expected: Vec<(IpNet, u16)> =
+        ["192.0.2.1/32", "2001:db8::/32"].map(|net| (net.parse().expect("a network"), 80)).into();
+    assert_eq!(loaded.snapshot.udp_allowed, expected);
+}
+
+#[test]
+fn ten_thousand_entries_load_and_decide() {
+    let mut text = String::new();
+    for i in 0..10_000 {
+        text += &format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e{i}}}\n\
+             spec: {{hosts: [h{i}.com], ports: [{{number: 443, name: t, protocol: TLS}}], \
+             resolution: DNS}}\n"
+        );
+    }
+    let loaded = load_text(&text, Enforcement::Strict).expect("accepted");
+    assert_eq!(loaded.summary.services, 10_000);
+    let flow = decide::Flow {
+        dst: OriginalDst::new("192.0.2.1:443".parse().expect("an address")),
+        namespace: "default",
+    };
+    for i in 0..10_000 {
+        let sni = Some(HostName::parse(&format!("h{i}.com")).expect("a name"));
+        let hello = Hello::Tls(ClientHello { sni, ..ClientHello::default() });
+        let decision = decide::by_hello(&loaded.snapshot.policy, &flow, &hello);
+        let cluster = decide::ClusterName::outbound(443, &format!("h{i}.com"));
+        assert_eq!(decision.cluster, Some(cluster));
+    }
+}

@@ -1,0 +1,214 @@
+//! Mesh configuration and Telemetry: MESH-1 to MESH-9, TEL-1 to TEL-6.
+
+use std::time::Duration;
+
+use super::*;
+use crate::account::{Encoding, LogTarget};
+
+fn log(target: LogTarget, encoding: Encoding) -> Option<LogSettings> {
+    Some(LogSettings { target, encoding })
+}
+
+#[test]
+fn mesh_1_modes() {
+    for (text, expected) in [
+        ("", Outbound::AllowAny),
+        ("accessLogFile: /dev/stdout", Outbound::AllowAny),
+        ("outboundTrafficPolicy: {mode: ALLOW_ANY}", Outbound::AllowAny),
+        ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", Outbound::RegistryOnly),
+        ("outboundTrafficPolicy: {}", Outbound::RegistryOnly),
+        (
+            "spec: {meshConfig: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}}",
+            Outbound::RegistryOnly,
+        ),
+        (
+            "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  profile: demo\n  \
+             meshConfig:\n    outboundTrafficPolicy:\n      mode: REGISTRY_ONLY\n",
+            Outbound::RegistryOnly,
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+             data:\n  mesh: |-\n    outboundTrafficPolicy:\n      mode: REGISTRY_ONLY\n    \
+             trustDomain: cluster.local\n  meshNetworks: 'networks: {}'\n",
+            Outbound::RegistryOnly,
+        ),
+    ] {
+        let loaded =
+            load_mesh(text, Enforcement::Strict).unwrap_or_else(|e| panic!("{text}: {e:?}"));
+        assert_eq!(loaded.snapshot.outbound, expected, "{text}");
+        if text.contains("kind") {
+            let same = load_text(text, Enforcement::Strict).expect("accepted with -f too");
+            assert_eq!(same.snapshot.outbound, expected, "{text}");
+        }
+        let refuses = expected == Outbound::RegistryOnly;
+        assert_eq!(loaded.snapshot.refuse_datagrams, refuses, "{text}");
+        let istio = load_mesh(text, Enforcement::Istio).expect("accepted");
+        assert!(!istio.snapshot.refuse_datagrams, "CAP-1: {text}");
+    }
+}
+
+#[test]
+fn the_flag_overrides_the_mode() {
+    let loaded = load_from("outboundTrafficPolicy: {mode: ALLOW_ANY}", |file| Sources {
+        mesh_config: Some(file),
+        outbound: Some(Outbound::RegistryOnly),
+        ..Sources::default()
+    });
+    assert_eq!(loaded.expect("accepted").snapshot.outbound, Outbound::RegistryOnly);
+}
+
+#[test]
+fn mesh_2_to_9_mistakes_and_what_is_not_used() {
+    for (text, expected) in [
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}",
+            "p.yaml:1:31: outboundTrafficPolicy.mode: ALLOW_ANY_DYNAMIC_DNS is not supported yet; \
+             use ALLOW_ANY or REGISTRY_ONLY",
+        ),
+        (
+            "accessLogFormat: x",
+            "p.yaml:1:18: accessLogFormat: not supported yet; remove it for the default format",
+        ),
+        ("acessLogFile: x", "p.yaml:1:1: acessLogFile: unknown field"),
+        (
+            "connectTimeout: 10",
+            "p.yaml:1:17: connectTimeout: expected text (put it in quotes), found a number",
+        ),
+        ("connectTimeout: 2h", "p.yaml:1:17: connectTimeout: must lie between 1ms and 1h (MESH-6)"),
+        (
+            "dnsRefreshRate: soon",
+            "p.yaml:1:17: dnsRefreshRate: \"soon\" is not a duration; write it like 5s or 100ms",
+        ),
+        (
+            "protocolDetectionTimeout: 1500us",
+            "p.yaml:1:27: protocolDetectionTimeout: must be a whole number of milliseconds (MESH-5)",
+        ),
+        ("[a]", "p.yaml:1:1: expected a mapping, found a list"),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio}\ndata:\n  mesh: |-\n    \
+             trustDomain: x\n    nonsense: 1\n",
+            "p.yaml:7:5: ConfigMap default/istio: data.mesh.nonsense: unknown field",
+        ),
+        (
+            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g}\n",
+            "p.yaml:1:1: holds no mesh configuration; give resources with -f",
+        ),
+    ] {
+        assert_eq!(load_mesh(text, Enforcement::Strict).expect_err(text), [expected]);
+    }
+    let loaded = load_mesh("enableTracing: true\ndefaultConfig: {}\n", Enforcement::Strict);
+    assert_eq!(
+        texts(&loaded.expect("accepted").warnings),
+        [
+            "p.yaml:1:1: enableTracing: not used by interceptor",
+            "p.yaml:2:1: defaultConfig: not used by interceptor",
+        ]
+    );
+}
+
+#[test]
+fn two_mesh_configurations_are_refused() {
+    let one = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nmetadata: {name: m}\n\
+               spec: {meshConfig: {}}\n";
+    let errors = load_text(&format!("{one}---\n{one}"), Enforcement::Strict);
+    assert_eq!(
+        errors.expect_err("refused"),
+        ["p.yaml:1:1: IstioOperator default/m: a second mesh configuration; give one only"]
+    );
+}
+
+#[test]
+fn mesh_5_to_7_times() {
+    let strict = |text| load_mesh(text, Enforcement::Strict).expect("accepted").snapshot;
+    let istio = |text| load_mesh(text, Enforcement::Istio).expect("accepted").snapshot;
+    let five = Some(Duration::from_secs(5));
+    assert_eq!(strict("").sniff_timeout, five, "T-28");
+    assert_eq!(istio("").sniff_timeout, None);
+    assert_eq!(strict("protocolDetectionTimeout: 0s").sniff_timeout, five);
+    assert_eq!(istio("protocolDetectionTimeout: 0s").sniff_timeout, None);
+    let short = "protocolDetectionTimeout: 100ms";
+    for snapshot in [strict(short), istio(short)] {
+        assert_eq!(snapshot.sniff_timeout, Some(Duration::from_millis(100)));
+    }
+    assert_eq!(strict("").connect_timeout, Duration::from_secs(10));
+    assert_eq!(strict("").dns_refresh, Duration::from_secs(60));
+    let set = strict("connectTimeout: 1m30s\ndnsRefreshRate: 0.5s\n");
+    assert_eq!(set.connect_timeout, Duration::from_secs(90));
+    assert_eq!(set.dns_refresh, Duration::from_millis(500));
+}
+
+#[test]
+fn mesh_8_default_visibility() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                metadata: {name: a, namespace: other}\nspec: {hosts: [a.com], resolution: DNS, \
+                ports: [{number: 80, name: h, protocol: HTTP}]}\n";
+    let dir = tempfile::tempdir().expect("a directory");
+    let (se, mesh) = (dir.path().join("se.yaml"), dir.path().join("mesh.yaml"));
+    std::fs::write(&se, text).expect("written");
+    for (config, services) in [("{}", 1), ("defaultServiceExportTo: [\".\"]", 0)] {
+        std::fs::write(&mesh, config).expect("written");
+        let sources = Sources {
+            files: vec![se.clone()],
+            mesh_config: Some(mesh.clone()),
+            ..Sources::default()
+        };
+        let loaded = load(&sources, "default").expect("accepted");
+        assert_eq!(loaded.summary.services, services, "{config}");
+    }
+}
+
+#[test]
+fn mesh_2_and_mesh_4_access_log() {
+    for (text, expected) in [
+        ("{}", None),
+        ("accessLogFile: \"\"", log(LogTarget::Off, Encoding::Text)),
+        ("accessLogFile: /dev/stdout", log(LogTarget::Stdout, Encoding::Text)),
+        (
+            "accessLogFile: /dev/stderr\naccessLogEncoding: JSON",
+            log(LogTarget::Stderr, Encoding::Json),
+        ),
+        (
+            "accessLogFile: /var/log/egress",
+            log(LogTarget::File("/var/log/egress".into()), Encoding::Text),
+        ),
+    ] {
+        let loaded = load_mesh(text, Enforcement::Strict).expect("accepted");
+        assert_eq!(loaded.snapshot.access_log, expected, "{text}");
+    }
+}
+
+#[test]
+fn tel_1_to_tel_4_levels() {
+    let telemetry = |namespace: &str, items: &str| {
+        format!(
+            "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\n\
+             metadata: {{name: t, namespace: {namespace}}}\nspec: {{accessLogging: [{items}]}}\n"
+        )
+    };
+    let envoy = "{providers: [{name: envoy}]}";
+    let root = telemetry("istio-system", envoy);
+    let stdout = log(LogTarget::Stdout, Encoding::Text);
+    let off = log(LogTarget::Off, Encoding::Text);
+    for (text, expected) in [
+        (root.clone(), stdout.clone()),
+        (telemetry("other", envoy), None),
+        (telemetry("default", envoy), stdout.clone()),
+        (root.clone() + &telemetry("default", "{disabled: true}"), off.clone()),
+        (
+            telemetry("istio-system", "{providers: [{name: envoy}], disabled: true}")
+                + &telemetry("default", "{disabled: false}"),
+            stdout.clone(),
+        ),
+        (root + &telemetry("default", "{match: {mode: SERVER}, disabled: true}"), stdout),
+        (telemetry("default", "{providers: [{name: otel}]}"), off),
+    ] {
+        let loaded = load_text(&text, Enforcement::Strict).expect("accepted");
+        assert_eq!(loaded.snapshot.access_log, expected, "{text}");
+    }
+    let filter = telemetry("default", "{filter: {expression: \"true\"}}");
+    assert_eq!(
+        load_text(&filter, Enforcement::Strict).expect_err("refused"),
+        ["p.yaml:5:33: Telemetry default/t: spec.accessLogging[0].filter: not supported yet; \
+          remove it to log every line"]
+    );
+}

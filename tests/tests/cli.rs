@@ -1,0 +1,114 @@
+//! Mistakes: each gets one clear message and its own exit status, and leaves nothing attached.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use interceptor_tests::product::{Interceptor, binary};
+use interceptor_tests::world::{Finished, World, kernel_tests};
+
+const USAGE: i32 = 64;
+const BAD_RESOURCES: i32 = 65;
+const BUSY: i32 = 73;
+const NO_PRIVILEGE: i32 = 77;
+
+fn check(finished: &Finished, code: i32, word: &str) {
+    assert_eq!(finished.code, code, "{word}: {finished:?}");
+    assert!(finished.stderr.contains(word), "no `{word}` in: {}", finished.stderr);
+    assert!(!finished.stdout.contains("it ran"), "COMMAND must not run");
+}
+
+#[test]
+fn a_wrong_command_line() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    for (arguments, word) in [
+        (&["run", "--outbound", "nonsense", "--", "true"][..], "nonsense"),
+        (&["run", "--bypass", "203.0.113.0/33", "--", "true"], "203.0.113.0/33"),
+        (&["run", "--no-such-flag", "--", "true"], "--no-such-flag"),
+        (&["no-such-verb"], "no-such-verb"),
+    ] {
+        let mut command = world.command(binary());
+        let finished = world.output(command.args(arguments), Duration::from_secs(10))?;
+        check(&finished, USAGE, word);
+    }
+    Ok(())
+}
+
+#[test]
+fn broken_resources() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let good = std::fs::read_to_string(world.entry("v4.example.com", 443, "TLS", "")?)?;
+    for (name, text, word) in [
+        ("broken.yaml", "kind: [".to_owned(), "broken.yaml"),
+        ("field.yaml", good.replace("hosts:", "hostz:"), "hostz"),
+        ("port.yaml", good.replace("443\n", "70000\n"), "70000"),
+        ("protocol.yaml", good.replace("TLS", "SMOKE"), "SMOKE"),
+    ] {
+        let file = world.file(name, &text)?;
+        let product = Interceptor::new(&world, &binary(), &["-f", &file]);
+        check(&product.run(&["echo", "it ran"])?.finished, BAD_RESOURCES, word);
+    }
+    let product = Interceptor::new(&world, &binary(), &["-f", "/nonexistent/entry.yaml"]);
+    check(&product.run(&["echo", "it ran"])?.finished, BAD_RESOURCES, "/nonexistent/entry.yaml");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_does_not_exist() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mut command = world.command(binary());
+    command.args(["run", "--name", "ix-no-cgroup", "--cgroup", "/no/such/cgroup"]);
+    let finished = world.output(&mut command, Duration::from_secs(10))?;
+    check(&finished, BUSY, "/no/such/cgroup");
+    Ok(())
+}
+
+#[test]
+fn a_name_that_is_in_use() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]).start()?;
+    let mut second = world.command(binary());
+    second.args(["run", "--name", running.name(), "--", "echo", "it ran"]);
+    let finished = world.output(&mut second, Duration::from_secs(10))?;
+    check(&finished, BUSY, running.name());
+    Ok(())
+}
+
+#[test]
+fn a_missing_privilege() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    // A copy, since the build directory may lie below a home that others can't read.
+    let copy = world.dir().join("interceptor");
+    std::fs::copy(binary(), &copy)?;
+    let mut command = world.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&copy);
+    command.args(["run", "--", "echo", "it ran"]).current_dir("/");
+    let finished = world.output(&mut command, Duration::from_secs(10))?;
+    check(&finished, NO_PRIVILEGE, "root");
+    Ok(())
+}
+
+#[test]
+fn a_command_that_does_not_exist() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let product = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]);
+    check(&product.run(&["/no/such/command"])?.finished, 127, "/no/such/command");
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! A TLS hello is read in whatever pieces it comes.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use interceptor_tests::log::expect_lines;
+use interceptor_tests::product::{Interceptor, binary};
+use interceptor_tests::shapes::{passed, refused};
+use interceptor_tests::world::{self, World, kernel_tests};
+
+const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
+
+/// Every way in which the hello is cut, for a listed and for an unlisted name.
+const CUTS: [&str; 11] = [
+    "",
+    "--segment 1",
+    "--segment 1 --pause 1",
+    "--segment 5",
+    "--segment 6 --pause 2",
+    "--segment 43",
+    "--record 1",
+    "--record 16",
+    "--record 1 --segment 1",
+    "--grow 30000",
+    "--grow 60000 --record 16000",
+];
+
+#[test]
+fn a_listed_name_passes_however_the_hello_is_cut() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, 443);
+    let shape = passed(to, "outbound|443||v4.example.com", "v4.example.com");
+    for cut in CUTS {
+        let arguments = format!("hello {to} v4.example.com {cut}");
+        let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
+        let outcome = running.exec(&command, 1)?;
+        assert_eq!(outcome.finished.code, 0, "{cut}: {}", outcome.finished.stderr);
+        assert!(outcome.finished.stdout.starts_with("200 "), "{cut}: {}", outcome.finished.stdout);
+        expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{cut}: {e}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unlisted_name_is_refused_however_the_hello_is_cut() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let capture = world.capture()?;
+    let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, 443);
+    let shape = refused(to, "other.example.com");
+    for cut in CUTS {
+        let arguments = format!("hello {to} other.example.com {cut}");
+        let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
+        let outcome = running.exec(&command, 1)?;
+        assert_eq!(outcome.finished.code, 1, "{cut}: {}", outcome.finished.stdout);
+        expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{cut}: {e}"));
+    }
+    assert_eq!(capture.packets_to(to.ip()), 0);
+    Ok(())
+}
