@@ -13,7 +13,7 @@ pub(super) fn complaints() -> Result<Vec<String>> {
     let common = read("interceptor-common/src/lib.rs")?;
     let finding = read("interceptor-common/src/finding.rs")?;
     for (what, names, document) in [
-        ("reason", quoted(&decision, "pub fn label", "pub fn explain"), "docs/access-log.md"),
+        ("reason", quoted(&decision, "pub fn label", "\n    }\n"), "docs/access-log.md"),
         ("finding", quoted(&finding, "\nfindings! {", "\n}"), "docs/access-log.md"),
         ("map", quoted(&common, "pub mod maps", "/// Every pinned map"), "ARCHITECTURE.md"),
     ] {
