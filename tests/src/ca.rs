@@ -1,11 +1,9 @@
 //! A throw-away certificate authority that signs a leaf for whatever name a client asks for.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose,
@@ -52,14 +50,6 @@ impl Authority {
     #[must_use]
     pub fn pem(&self) -> String {
         self.issuer.pem()
-    }
-
-    /// Writes [`Authority::pem`] to a file.
-    ///
-    /// # Errors
-    /// When the file can't be written.
-    pub fn write_pem(&self, path: &Path) -> Result<()> {
-        fs::write(path, self.pem()).with_context(|| format!("writing {}", path.display()))
     }
 
     /// A certificate for one name (`*.example.com` too), made once and then remembered.

@@ -90,27 +90,29 @@ impl Namespace {
         })
     }
 
-    /// Like [`Namespace::inside`], and in a private mount namespace in which `resolv_conf` lies
-    /// over /etc/resolv.conf.
+    /// Like [`Namespace::inside`], and in a mount namespace of its own in which each file lies
+    /// over another: `(source, target)`. A target that doesn't exist is passed over.
     ///
     /// `ip netns exec` would also mount a new /sys and so hide cgroupfs and bpffs, which the
     /// product needs; here they stay as they are.
     ///
     /// # Errors
-    /// When the namespace can't be entered or the mount fails.
-    pub fn inside_with_resolver<T: Send>(
+    /// When the namespace can't be entered or a mount fails.
+    pub fn inside_with_files<T: Send>(
         &self,
-        resolv_conf: &Path,
+        files: &[(PathBuf, &str)],
         work: impl FnOnce() -> T + Send,
     ) -> Result<T> {
         self.inside(|| {
             unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace for the workload")?;
             let none: Option<&str> = None;
-            // Only what lies on the root mount is kept from reaching the machine; mounts below
-            // (bpffs on /sys/fs/bpf) still travel wherever the machine lets them.
-            mount(none, "/", none, MsFlags::MS_SLAVE, none).context("making / a slave mount")?;
-            mount(Some(resolv_conf), "/etc/resolv.conf", none, MsFlags::MS_BIND, none)
-                .context("laying a resolv.conf over /etc/resolv.conf")?;
+            // Mounts of the machine still arrive here; ours don't go there.
+            mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
+                .context("making all mounts slaves")?;
+            for (source, target) in files.iter().filter(|(_, target)| Path::new(target).exists()) {
+                mount(Some(source), *target, none, MsFlags::MS_BIND, none)
+                    .with_context(|| format!("laying a file over {target}"))?;
+            }
             Ok(work())
         })?
     }

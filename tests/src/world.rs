@@ -104,7 +104,7 @@ impl World {
     /// When it can't be written.
     pub fn file(&self, name: &str, text: &str) -> Result<String> {
         let path = self.dir().join(name);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        write_readable(&path, text)?;
         Ok(path.to_string_lossy().into_owned())
     }
 
@@ -136,11 +136,11 @@ impl World {
         // Under sudo the workload is the invoking user, who must read the certificate.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
         let authority = Arc::new(Authority::generate()?);
-        authority.write_pem(&dir.path().join("ca.pem"))?;
-        fs::write(
-            dir.path().join("resolv.conf"),
-            format!("nameserver {DNS}\noptions timeout:2 attempts:2\n"),
-        )?;
+        write_readable(&dir.path().join("ca.pem"), &authority.pem())?;
+        let resolv_conf = format!("nameserver {DNS}\noptions timeout:2 attempts:2\n");
+        write_readable(&dir.path().join("resolv.conf"), &resolv_conf)?;
+        let nsswitch = "passwd: files\ngroup: files\nhosts: files dns\n";
+        write_readable(&dir.path().join("nsswitch.conf"), nsswitch)?;
 
         let number = next_number();
         let internet = Namespace::create(number, "net")?;
@@ -205,8 +205,13 @@ impl World {
     /// When the namespace can't be entered or the program not be started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         let program = command.get_program().to_string_lossy().into_owned();
+        let files = [
+            (self.dir().join("resolv.conf"), "/etc/resolv.conf"),
+            // Names are asked for over the network, not from a service of the machine.
+            (self.dir().join("nsswitch.conf"), "/etc/nsswitch.conf"),
+        ];
         self.workload
-            .inside_with_resolver(&self.dir().join("resolv.conf"), || command.spawn())?
+            .inside_with_files(&files, || command.spawn())?
             .with_context(|| format!("starting {program}"))
     }
 
@@ -296,6 +301,12 @@ pub(crate) fn text(file: &mut File) -> Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Writes a file that everyone may read, whatever the umask is.
+fn write_readable(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(fs::set_permissions(path, Permissions::from_mode(0o644))?)
 }
 
 /// Whether tests that need the kernel can run here. Without root they fail with the reason,

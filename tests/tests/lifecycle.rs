@@ -2,6 +2,7 @@
 //!
 //! Each test has the machine for itself ([`World::alone`]), since it compares all of it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -162,11 +163,14 @@ fn wait_lets_what_the_command_left_finish() -> Result<()> {
         return Ok(());
     }
     let world = World::alone()?;
-    let mark = world.dir().join("mark");
+    // Under sudo the command is the invoking user, who needs a place to write to.
+    let open = world.dir().join("open");
+    std::fs::create_dir(&open)?;
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o1777))?;
+    let mark = open.join("mark");
     let flags = [&REGISTRY_ONLY[..], &["--wait"]].concat();
     let product = Interceptor::new(&world, &binary(), &flags);
     let script = format!("(setsid sh -c 'sleep 1; echo late > {}' &) ; exit 0", mark.display());
-    // The directory is only readable for the invoking user under sudo; the tests run as root.
     let outcome = product.run(&["sh", "-c", &script])?;
     assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
     assert_eq!(std::fs::read_to_string(&mark)?, "late\n");

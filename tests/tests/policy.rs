@@ -221,7 +221,8 @@ fn a_banner_arrives_at_once_under_allow_any() -> Result<()> {
     Ok(())
 }
 
-/// A dead upstream is not hidden behind the proxy's own accept.
+/// A dead upstream is not hidden behind the proxy's own accept: HTTP gets 503 (MESH-24), anything
+/// else the reset that a connect without us would have been told of.
 #[test]
 fn a_closed_port_is_an_error_for_the_client_too() -> Result<()> {
     if !kernel_tests() {
@@ -231,7 +232,13 @@ fn a_closed_port_is_an_error_for_the_client_too() -> Result<()> {
     let product = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]);
     let to = at(world::EXAMPLE_V4, 4711).to_string();
     let outcome = product.run(&[CLIENT, "get", &to, "v4.example.com"])?;
-    assert_ne!(outcome.finished.code, 0, "{}", outcome.finished.stdout);
+    assert!(outcome.finished.stdout.starts_with("503 "), "{}", outcome.finished.stdout);
+    assert!(outcome.log[0].contains(" 503 URX,UF "), "{}", outcome.log[0]);
+
+    let outcome = product.run(&["curl", "-sS", &format!("https://{to}/")])?;
+    assert_eq!(outcome.finished.code, 35, "{}", outcome.finished.stderr);
+    assert!(outcome.finished.stderr.contains("reset by peer"), "{}", outcome.finished.stderr);
+    assert!(outcome.log[0].contains(" 0 UF,URX "), "{}", outcome.log[0]);
     Ok(())
 }
 

@@ -61,6 +61,23 @@ fn a_stream_that_ends_with_the_hello_ends_at_the_upstream_too() -> Result<()> {
     Ok(())
 }
 
+/// The upstream's reset reaches the client as a reset, not as an orderly end.
+#[test]
+fn a_reset_is_carried_back() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let product = listed(&world, port::RESET, "TLS")?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, port::RESET).to_string();
+    let outcome =
+        product.run(&[CLIENT, "echo", &to, "--name", "v4.example.com", "--bytes", "0"])?;
+    assert_eq!(outcome.finished.code, 1);
+    let error = outcome.finished.stderr;
+    assert!(error.contains("Connection reset by peer"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn a_hundred_megabytes_of_http_up_and_down() -> Result<()> {
     if !kernel_tests() {

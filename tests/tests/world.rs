@@ -158,6 +158,7 @@ fn the_raw_services_do_what_their_ports_say() -> Result<()> {
     assert!(bytes.len() == 300_000 && pattern::matches(0, &bytes));
 
     let mut reset = connect(&world, at(port::RESET));
+    reset.write_all(b"!")?;
     let error = reset.read(&mut [0; 1]).expect_err("a reset");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 

@@ -49,6 +49,7 @@ pub async fn run(exec: &Exec) -> Result<Exit, ExecError> {
         run_as: RunAs::from_env(|name| std::env::var_os(name))?,
         keep_caps: exec.keep_caps,
         hide: info.hide,
+        descriptors: None,
     };
     let waited = launch.spawn()?.wait_forwarding().await;
     Ok(waited.map_err(|source| LaunchError::Prepare { what: "wait for it".into(), source })?)

@@ -52,13 +52,13 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     let mut signals = Signals::listen().map_err(system("cannot listen for signals"))?;
     let loaded = load_policy(&args)?;
     let server = Server::bind(Path::new(admin::DIR), &args.name)?;
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let session = Session::enter(&args.name)?;
     let started = start(&args, loaded, &session, server).await?;
     let outcome = if args.command.is_empty() {
         Ok(Exit::Signal(signals.next().await as i32))
     } else {
-        supervise(&args, &started, session.workload(), &mut signals).await
+        supervise(&args, &started, session.workload(), descriptors, &mut signals).await
     };
     let stopped = started.stop(&session, args.command.is_empty()).await;
     session.close()?;
@@ -81,6 +81,10 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
     }
     for rejected in &loaded.rejected {
         eprintln!("interceptor: left out: {rejected}");
+    }
+    // One bad resource leaves the others in force; but nothing in force is no policy (T-61).
+    if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
+        return Err(AppError::Resources("no valid resource is left; nothing was started".into()));
     }
     if args.outbound.is_none() && args.mesh_config.is_none() && loaded.snapshot.outbound == policy::Outbound::AllowAny {
         eprintln!(
@@ -302,6 +306,7 @@ async fn supervise(
     args: &cli::Run,
     started: &Started,
     workload: &Cgroup,
+    descriptors: Option<(u64, u64)>,
     signals: &mut Signals,
 ) -> Result<Exit, AppError> {
     let launch = Launch {
@@ -312,6 +317,7 @@ async fn supervise(
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
         hide: hidden(),
+        descriptors,
     };
     let mut command = launch.spawn().map_err(AppError::from)?;
     let exit = wait_for(&mut command, workload, signals).await?;
@@ -376,10 +382,18 @@ impl Started {
         Ok(detached?)
     }
 
+    /// Waits until no connection is open and none came in for a moment: what the workload's last
+    /// breath left in the accept queues has its record too.
     async fn settled(&self, at_most: Duration) {
+        const QUIET: u32 = 8;
+        let counts = &self.running.counts;
         let until = Instant::now() + at_most;
-        while self.running.counts.active() > 0 && Instant::now() < until {
+        let (mut quiet, mut total) = (0, counts.total());
+        while quiet < QUIET && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
+            let idle = counts.active() == 0 && counts.total() == total;
+            total = counts.total();
+            quiet = if idle { quiet + 1 } else { 0 };
         }
     }
 }
@@ -413,9 +427,10 @@ impl Signals {
     }
 }
 
-/// Two descriptors a connection: the soft limit is raised to the hard one.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+/// Two descriptors a connection: the soft limit is raised to the hard one. Gives both as they were,
+/// for COMMAND, which is to find what it would find without us.
+fn raise_descriptor_limit() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some((soft, hard))
 }

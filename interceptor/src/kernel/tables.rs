@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use interceptor_common::{
     DatagramKey, Endpoint, Finding, HandoverKey, Handover, Namespace, Permit, Route, RouteKey, Settings,
     capacity, maps,

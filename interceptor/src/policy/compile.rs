@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::Enforcement;
 use super::entry::{EndpointAddress, Entry, Protocol, ServicePort};
 use super::fields::Findings;
 use super::service_entry::Resolution;
 use crate::decide::pattern::EntryHost;
-use crate::decide::{ClusterName, Endpoint, Service, Target, Upstream};
+use crate::decide::{ClusterName, Endpoint, Group, Service, Target, Upstream};
 
 /// What is compiled from the entries that one namespace sees.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ pub(super) fn compile(
     mut entries: Vec<Entry>,
     namespace: &str,
     default_export: &[String],
+    profile: Enforcement,
     out: &mut Findings,
 ) -> Registry {
     let export = |entry: &Entry| -> Vec<String> {
@@ -80,7 +82,34 @@ pub(super) fn compile(
             }
         }
     }
+    if profile == Enforcement::Istio {
+        note_port_owners(&entries, out);
+    }
     registry
+}
+
+/// REG-9, LIS-14: in the istio profile the first address-less TCP or unset port takes all opaque
+/// traffic of its number, and Istio says so nowhere (GAP-1).
+fn note_port_owners(entries: &[Entry], out: &mut Findings) {
+    let mut owners: HashMap<u16, &Entry> = HashMap::new();
+    for entry in entries.iter().filter(|entry| entry.addresses.is_empty()) {
+        for port in &entry.ports {
+            let opaque = matches!(port.protocol, Protocol::Stream(Group::Tcp | Group::Sniffed, _));
+            if !opaque {
+                continue;
+            }
+            let owner = *owners.entry(port.number).or_insert(entry);
+            if owner.id != entry.id {
+                let message = format!(
+                    "port {} gets no opaque traffic: {} has no addresses either and comes first \
+                     (REG-9)",
+                    port.number, owner.id
+                );
+                let at = &entry.notice_at;
+                out.warnings.push(entry.context.notice(at.at, "spec.ports", message));
+            }
+        }
+    }
 }
 
 /// REG-3: whether two entries of one host unite.

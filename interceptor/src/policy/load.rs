@@ -125,7 +125,7 @@ pub fn load(sources: &Sources, namespace: &str) -> Result<Loaded, LoadErrors> {
         services: 0,
         telemetries: resources.telemetries.len(),
     };
-    let registry = compile(entries, namespace, &default_export, &mut out);
+    let registry = compile(entries, namespace, &default_export, profile, &mut out);
     let summary = Summary { services: registry.services.len(), ..summary };
     let outbound = sources.outbound.or(mesh.outbound).unwrap_or_default();
     let access_log = access_log(&mesh, &resources, namespace);

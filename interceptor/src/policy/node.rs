@@ -92,6 +92,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, BadYaml> {
                 message.truncate(cut);
             }
         }
+        if ["budget breached", "alias replay"].iter().any(|limit| message.starts_with(limit)) {
+            message =
+                "more documents, nodes, anchors or aliases than a policy file may have".into();
+        }
         BadYaml { at, message }
     })
 }

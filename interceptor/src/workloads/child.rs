@@ -18,6 +18,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_no_new_privs;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, signal};
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
 
@@ -50,6 +51,8 @@ pub(super) enum Step {
     NoNewPrivs,
     /// No signal blocked, SIGPIPE with its default.
     ResetSignals,
+    /// At most so many open files: soft and hard limit.
+    LimitDescriptors { soft: u64, hard: u64 },
 }
 
 impl fmt::Display for Step {
@@ -69,6 +72,7 @@ impl fmt::Display for Step {
             Self::SetCapabilities { .. } => write!(f, "drop capabilities"),
             Self::NoNewPrivs => write!(f, "set no_new_privs"),
             Self::ResetSignals => write!(f, "reset signals"),
+            Self::LimitDescriptors { soft, .. } => write!(f, "limit open files to {soft}"),
         }
     }
 }
@@ -117,6 +121,9 @@ impl Step {
                 set_capabilities(*keep)?;
             }
             Self::NoNewPrivs => set_no_new_privs()?,
+            Self::LimitDescriptors { soft, hard } => {
+                setrlimit(Resource::RLIMIT_NOFILE, *soft, *hard)?;
+            }
             Self::ResetSignals => {
                 pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
                 // SAFETY: the default disposition is no handler, so no code of ours runs.

@@ -101,6 +101,8 @@ pub struct Launch<'a> {
     /// Directories that it finds empty (T-12: the one of the control sockets). They must exist: one
     /// made later would show.
     pub hide: Vec<PathBuf>,
+    /// Its limits on open files, soft and hard, where ours were changed; `None` leaves it ours.
+    pub descriptors: Option<(u64, u64)>,
 }
 
 /// Why a command did not start.
@@ -235,6 +237,9 @@ impl Launch<'_> {
         }
         if !self.keep_caps {
             steps.push(Step::SetCapabilities { keep: kept });
+        }
+        if let Some((soft, hard)) = self.descriptors {
+            steps.push(Step::LimitDescriptors { soft, hard });
         }
         steps.extend([Step::NoNewPrivs, Step::ResetSignals]);
         Ok(steps)

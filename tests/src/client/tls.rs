@@ -58,10 +58,16 @@ pub(super) fn echo(to: SocketAddr, name: Option<&str>, bytes: u64) -> Result<Str
     };
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    // The pattern comes after the hello's answer: right behind a hello it would be no TLS, and be
+    // refused as such (T-23).
+    stream.write_all(&first)?;
+    let mut returned = vec![0; first.len()];
+    stream.read_exact(&mut returned).context("the hello's echo")?;
+    if returned != first {
+        bail!("the hello came back changed");
+    }
     let mut sending = stream.try_clone()?;
-    let hello = first.clone();
     let sender = thread::spawn(move || -> std::io::Result<()> {
-        sending.write_all(&hello)?;
         let (mut sent, mut buffer) = (0, vec![0; BUFFER]);
         while sent < bytes {
             let length = usize::try_from(bytes - sent).map_or(BUFFER, |left| left.min(BUFFER));
@@ -72,11 +78,6 @@ pub(super) fn echo(to: SocketAddr, name: Option<&str>, bytes: u64) -> Result<Str
         sending.shutdown(Shutdown::Write)
     });
 
-    let mut returned = vec![0; first.len()];
-    stream.read_exact(&mut returned).context("the hello's echo")?;
-    if returned != first {
-        bail!("the hello came back changed");
-    }
     let (mut total, mut buffer) = (0, vec![0; BUFFER]);
     loop {
         let length = stream.read(&mut buffer).with_context(|| format!("after {total} bytes"))?;

@@ -33,7 +33,7 @@ pub mod port {
     pub const BANNER: u16 = 25;
     /// Accepts and then neither reads nor writes.
     pub const STALL: u16 = 9000;
-    /// Accepts and resets at once.
+    /// Resets the connection at the first byte that it gets.
     pub const RESET: u16 = 9001;
 }
 

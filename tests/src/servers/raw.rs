@@ -79,8 +79,9 @@ pub(super) async fn stall(stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes with a reset instead of an end of stream.
-pub(super) async fn reset(stream: TcpStream) -> io::Result<()> {
+/// Waits for a byte and then closes with a reset instead of an end of stream.
+pub(super) async fn reset(mut stream: TcpStream) -> io::Result<()> {
+    stream.read_u8().await?;
     stream.set_zero_linger()
 }
 

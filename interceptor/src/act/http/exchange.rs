@@ -25,7 +25,7 @@ use crate::policy::Enforcement;
 use super::entry::{Answer, Content, Entry, Upload};
 use super::pool::{Connection, Pool, Purpose, lock};
 use super::reply::{Failure, Reply, refusal_body};
-use super::wire::{End, Shared};
+use super::wire::{End, Exchange, Shared};
 use super::{World, blank_record, canon, tunnel};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -67,20 +67,41 @@ impl<W: World> Session<W> {
         while tunnels.join_next().await.is_some() {}
     }
 
-    /// Judges one request and answers it.
-    pub(super) async fn answer(
+    /// Judges one request and answers it. Judged, and its record opened, before the future is first
+    /// polled: the HTTP library drops it unpolled if the client's FIN came along with the request.
+    pub(super) fn answer(
         self: Arc<Self>,
         mut request: Request<Incoming>,
-    ) -> Result<Response<Answer>, Infallible> {
+    ) -> impl Future<Output = Result<Response<Answer>, Infallible>> {
         let exchange = self.shared.exchange();
         let client_side = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
-        let http2 = parts.version == Version::HTTP_2;
         if !parts.headers.contains_key(canon::REQUEST_ID) {
             parts.headers.insert(canon::REQUEST_ID, new_request_id());
         }
         let mut entry = Entry::new(self.log.clone(), self.record(&parts));
-        let outcome = self.exchange(parts, body, client_side, &mut entry).await;
+        let verdict = if parts.version < Version::HTTP_11 {
+            Err(Reply::low_version())
+        } else {
+            self.judge(&parts, &mut entry)
+        };
+        self.carry_out(verdict, parts, body, client_side, entry, exchange)
+    }
+
+    async fn carry_out(
+        self: Arc<Self>,
+        verdict: Result<Allowed, Reply>,
+        parts: Parts,
+        body: Incoming,
+        client_side: OnUpgrade,
+        mut entry: Entry,
+        exchange: Exchange,
+    ) -> Result<Response<Answer>, Infallible> {
+        let http2 = parts.version == Version::HTTP_2;
+        let outcome = match verdict {
+            Ok(allowed) => self.exchange(allowed, parts, body, client_side, &mut entry).await,
+            Err(refusal) => Err(refusal),
+        };
         Ok(match outcome {
             Err(mut reply) => {
                 // In HTTP/2 a refusal ends its stream; the others are judged on their own.
@@ -107,16 +128,13 @@ impl<W: World> Session<W> {
     /// From the judgement to the upstream's answer, and the two ends of a tunnel if it becomes one.
     async fn exchange(
         &self,
+        Allowed { purpose, host, strict }: Allowed,
         mut parts: Parts,
         body: Incoming,
         client_side: OnUpgrade,
         entry: &mut Entry,
     ) -> Result<(Response<Incoming>, Option<(OnUpgrade, OnUpgrade)>), Reply> {
         let version = parts.version;
-        if version < Version::HTTP_11 {
-            return Err(Reply::low_version());
-        }
-        let Allowed { purpose, host, strict } = self.judge(&parts, entry)?;
         let http1 = version == Version::HTTP_11;
         let websocket = http1 && body.is_end_stream() && canon::is_websocket(&parts.headers);
         if http1 {

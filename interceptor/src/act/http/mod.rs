@@ -144,24 +144,8 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
 /// A record of something that starts now on the connection of `origin`.
 fn blank_record(origin: &Origin) -> Record {
     Record {
-        start: SystemTime::now(),
-        http: None,
-        response_code: 0,
-        flags: Vec::new(),
-        response_code_details: None,
-        connection_termination_details: None,
-        upstream_transport_failure_reason: None,
-        bytes_received: 0,
-        bytes_sent: 0,
-        duration: Duration::ZERO,
-        upstream_host: None,
-        upstream_cluster: None,
-        upstream_local_address: None,
-        downstream_local_address: origin.dst.addr(),
-        downstream_remote_address: origin.src,
-        requested_server_name: None,
-        route_name: None,
         reason: Reason::Malformed,
+        ..Record::new(SystemTime::now(), origin.dst.addr(), origin.src)
     }
 }
 
