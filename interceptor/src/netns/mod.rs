@@ -55,7 +55,8 @@ impl NetNs {
         let file = File::open(path)?;
         let mut ns = Self { file, path: path.to_owned(), cookie: 0, label };
         ns.cookie = ns.run(|| {
-            let probe = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+            let probe =
+                socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
             cookie_of(&probe)
         })??;
         Ok(ns)
@@ -99,7 +100,9 @@ impl NetNs {
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let made = make();
         if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
-            eprintln!("interceptor: cannot return to the daemon's own network namespace: {error}; stopping");
+            eprintln!(
+                "interceptor: cannot return to the daemon's own network namespace: {error}; stopping"
+            );
             std::process::abort();
         }
         Ok(made)

@@ -78,7 +78,11 @@ fn destination(message: &RouteMessage) -> Option<(IpNet, RouteType)> {
     let kind = message.header.kind;
     if !matches!(
         kind,
-        RouteType::Unicast | RouteType::Local | RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit
+        RouteType::Unicast
+            | RouteType::Local
+            | RouteType::Unreachable
+            | RouteType::BlackHole
+            | RouteType::Prohibit
     ) {
         return None;
     }
@@ -104,8 +108,11 @@ fn destination(message: &RouteMessage) -> Option<(IpNet, RouteType)> {
 /// Gives each prefix one meaning. Several tables or metrics may name it: a way out beats none,
 /// since the proxy's own dial then tells the truth.
 fn entries(found: Vec<(IpNet, RouteType)>) -> Vec<RouteEntry> {
-    let ways: HashSet<IpNet> =
-        found.iter().filter(|(_, kind)| *kind == RouteType::Unicast).map(|(prefix, _)| *prefix).collect();
+    let ways: HashSet<IpNet> = found
+        .iter()
+        .filter(|(_, kind)| *kind == RouteType::Unicast)
+        .map(|(prefix, _)| *prefix)
+        .collect();
     let mut seen = HashSet::new();
     found
         .into_iter()
@@ -138,7 +145,9 @@ fn source_towards(prefix: IpNet) -> Option<IpAddr> {
 fn representative(prefix: IpNet) -> IpAddr {
     match prefix {
         IpNet::V4(net) if net.prefix_len() == 0 => Ipv4Addr::new(203, 0, 113, 1).into(),
-        IpNet::V6(net) if net.prefix_len() == 0 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        IpNet::V6(net) if net.prefix_len() == 0 => {
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+        }
         _ => prefix.hosts().next().unwrap_or(prefix.addr()),
     }
 }
@@ -158,7 +167,10 @@ mod tests {
             entries(vec![unreachable]),
             [RouteEntry { prefix: net("::/0"), route: RouteKind::Unreachable }]
         );
-        let local = entries(vec![(net("192.0.2.9/32"), RouteType::Local), (net("192.0.2.9/32"), RouteType::Local)]);
+        let local = entries(vec![
+            (net("192.0.2.9/32"), RouteType::Local),
+            (net("192.0.2.9/32"), RouteType::Local),
+        ]);
         assert_eq!(local, [RouteEntry { prefix: net("192.0.2.9/32"), route: RouteKind::Local }]);
     }
 
