@@ -193,10 +193,12 @@ async fn sniff(
     if first != Hello::Silent {
         return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
     }
+    // No verdict hangs on these bytes any more, only names and routes do: they may take their time.
+    let patience = Some(origin.accepted + IDLE);
     let mut dial = std::pin::pin!(site.dialer.dial(&upstream, origin.dst));
     let dialled = tokio::select! {
         dialled = &mut dial => dialled,
-        hello = sniffer.read_from(client, None) => {
+        hello = sniffer.read_from(client, patience) => {
             let mut sniffed = decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
             // The dial under way is used if the bytes changed nothing about where to.
             if same_place(&sniffed.decision, &upstream) {
@@ -214,7 +216,7 @@ async fn sniff(
     let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
     tokio::select! {
         biased;
-        hello = sniffer.read_from(client, None) => {
+        hello = sniffer.read_from(client, patience) => {
             let mut sniffed =
                 decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
             if same_place(&sniffed.decision, &upstream) {

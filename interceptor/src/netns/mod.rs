@@ -5,6 +5,7 @@ mod routes;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use routes::Routes;
@@ -18,6 +19,8 @@ pub struct NetNs {
     file: File,
     path: PathBuf,
     cookie: u64,
+    /// Ours: nothing needs to be entered.
+    home: bool,
     label: String,
 }
 
@@ -53,7 +56,8 @@ impl NetNs {
 
     fn open(path: &Path, label: String) -> io::Result<Self> {
         let file = File::open(path)?;
-        let mut ns = Self { file, path: path.to_owned(), cookie: 0, label };
+        let home = file.metadata()?.ino() == std::fs::metadata("/proc/self/ns/net")?.ino();
+        let mut ns = Self { file, path: path.to_owned(), cookie: 0, home, label };
         ns.cookie = ns.run(|| {
             let probe =
                 socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
@@ -96,6 +100,9 @@ impl NetNs {
     /// The namespace cannot be entered. A thread that cannot come back ends the process: it would
     /// make every later socket in the wrong namespace.
     pub fn run<T>(&self, make: impl FnOnce() -> T) -> io::Result<T> {
+        if self.home {
+            return Ok(make());
+        }
         let home = File::open("/proc/thread-self/ns/net")?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let made = make();
