@@ -35,6 +35,12 @@ impl Endpoint {
         self.addr
     }
 
+    /// The last byte of the address, which tells the listeners of a namespace apart.
+    #[inline(always)]
+    pub const fn last_byte(&self) -> u8 {
+        self.addr[15]
+    }
+
     /// The port in host order.
     #[inline(always)]
     pub const fn port(&self) -> u16 {

@@ -40,8 +40,10 @@ pub struct SocketState {
     pub fin_acked: u8,
     /// 1 once the peer's FIN came: it is counted in `bytes_received`.
     pub fin_received: u8,
+    /// Last byte of the listener's address.
+    pub listener: u8,
     /// Always zero.
-    pub pad: [u8; 7],
+    pub pad: [u8; 6],
 }
 
 const _: () = assert!(size_of::<SocketState>() == 24 + 60 + 12);
@@ -56,8 +58,10 @@ pub struct HandoverKey {
     pub client: Endpoint,
     /// The listener's port, host order.
     pub listener_port: u16,
+    /// Last byte of the listener's address: two listeners may see one client end at a time.
+    pub listener: u8,
     /// Always zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 const _: () = assert!(size_of::<HandoverKey>() == 32);
@@ -77,3 +81,26 @@ pub struct Handover {
 }
 
 const _: () = assert!(size_of::<Handover>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T-14: the kernel may use one client port for two listeners at the same time.
+    #[test]
+    fn one_client_end_at_two_listeners_is_two_keys() {
+        let client = Endpoint::v4([127, 0, 0, 1], 40_000);
+        let key = |last| {
+            let listener = Endpoint::v4([127, 0, 0, last], 15_001);
+            HandoverKey {
+                netns: 1,
+                client,
+                listener_port: listener.port(),
+                listener: listener.last_byte(),
+                pad: 0,
+            }
+        };
+        assert_eq!(key(1), key(1));
+        assert_ne!(key(1), key(2));
+    }
+}

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use interceptor_common::{
-    Endpoint, Event, Finding, FlowKind, Namespace, Permit, SocketState, Tier,
+    Endpoint, Event, Finding, FlowKind, Namespace, Permit, Route, SocketState, Tier,
 };
 
 use crate::count::{count, report};
@@ -82,6 +82,11 @@ fn judge(ctx: &SockAddrContext, dst: &Endpoint, family: Family, netns: u64, cgro
         return Finding::Resolver;
     }
     let Some(route) = select::route(netns, dst) else { return Finding::NoRoute };
+    // An address of the namespace itself is its own loopback (CAP-2, T-16): the packets stay inside,
+    // and with no tier none of them may leave.
+    if route.kind == Route::LOCAL {
+        return Finding::Loopback;
+    }
     state.src = Endpoint::new(route.src, 0);
     redirect(ctx, namespace, state, dst, family)
 }
@@ -102,18 +107,19 @@ fn redirect(
     if !ctx::unbind_device(ctx) {
         return Finding::BoundDevice;
     }
-    match (family, v4) {
-        (Family::V4, Some(v4)) => ctx::set_addr_v4(ctx, listener_v4(namespace, v4, dst.port())),
+    let listener = match v4 {
+        Some(v4) => Endpoint::v4(listener_v4(namespace, v4, dst.port()), port),
+        None => Endpoint::new(LOOPBACK_V6, port),
+    };
+    match (family, listener.as_v4()) {
+        (Family::V4, Some(addr)) => ctx::set_addr_v4(ctx, addr),
         // An AF_INET connect always has a v4 destination.
         (Family::V4, None) => return Finding::NoListener,
-        (Family::V6, Some(v4)) => {
-            let listener = Endpoint::v4(listener_v4(namespace, v4, dst.port()), 0);
-            ctx::set_addr_v6(ctx, listener.addr());
-        }
-        (Family::V6, None) => ctx::set_addr_v6(ctx, LOOPBACK_V6),
+        (Family::V6, _) => ctx::set_addr_v6(ctx, listener.addr()),
     }
     ctx::set_port(ctx, port);
     state.listener_port = port;
+    state.listener = listener.last_byte();
     state.tier = Tier::Redirected as u8;
     Finding::Redirected
 }

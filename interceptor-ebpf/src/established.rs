@@ -84,7 +84,8 @@ fn key(state: &SocketState) -> HandoverKey {
         netns: state.netns,
         client: state.local,
         listener_port: state.listener_port,
-        pad: [0; 2],
+        listener: state.listener,
+        pad: 0,
     }
 }
 

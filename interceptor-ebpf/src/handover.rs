@@ -16,11 +16,13 @@ pub fn daemon(ctx: &SockOpsContext) {
     if ctx.op() != PASSIVE_ESTABLISHED_CB {
         return;
     }
+    let listener = ctx::ops_end(ctx, End::Local);
     let key = HandoverKey {
         netns: ctx::netns_cookie(ctx.ops),
         client: ctx::ops_end(ctx, End::Remote),
-        listener_port: ctx::ops_end(ctx, End::Local).port(),
-        pad: [0; 2],
+        listener_port: listener.port(),
+        listener: listener.last_byte(),
+        pad: 0,
     };
     // SAFETY: only this handshake's own end writes under this key, and it did so before.
     let Some(handover) = (unsafe { maps::HANDOVERS.get(&key) }) else {

@@ -63,7 +63,10 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     if socket.state != SYN_SENT || ctx::packet_ifindex(ctx) == LOOPBACK_IFINDEX {
         return Verdict::Allow;
     }
-    if socket.state_slot().is_some_and(|state| state.tier != Tier::None as u8) {
+    // Out of the namespace goes only what connect let go direct. A connection that was turned to
+    // the proxy has its way over loopback: a routing header or source-route option leads its SYN,
+    // Fast Open data with it, to a hop of the workload's choice (T-2).
+    if socket.state_slot().is_some_and(|state| is_direct(state.tier)) && is_plain(ctx) {
         return Verdict::Allow;
     }
     if let Some(settings) = select::settings()
@@ -73,6 +76,21 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     }
     count(Finding::SynUnapproved);
     Verdict::Refuse
+}
+
+#[inline(always)]
+fn is_direct(tier: u8) -> bool {
+    tier == Tier::Bypassed as u8 || tier == Tier::Resolver as u8
+}
+
+/// Whether the IP header has neither options nor extension headers, so that nothing in it sends the
+/// packet elsewhere than where it says it goes.
+#[inline(always)]
+fn is_plain(ctx: &SkBuffContext) -> bool {
+    const V4_WITHOUT_OPTIONS: u8 = 0x45;
+    let Ok(first) = ctx.load::<u8>(0) else { return false };
+    first == V4_WITHOUT_OPTIONS
+        || (first >> 4 == 6 && ctx.load::<u8>(6).is_ok_and(|next| u32::from(next) == TCP))
 }
 
 /// Ingress: a peer that wrote to a UDP socket may be answered for a while.
