@@ -77,3 +77,21 @@ pub struct Handover {
 }
 
 const _: () = assert!(size_of::<Handover>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T-14: the kernel may use one client port for two listeners at the same time.
+    #[test]
+    fn one_client_end_at_two_listeners_is_two_keys() {
+        let client = Endpoint::v4([127, 0, 0, 1], 40_000);
+        let key = |last| HandoverKey {
+            netns: 1,
+            client,
+            listener: Endpoint::v4([127, 0, 0, last], 15_001),
+        };
+        assert_eq!(key(1), key(1));
+        assert_ne!(key(1), key(2));
+    }
+}

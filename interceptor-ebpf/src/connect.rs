@@ -3,7 +3,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use interceptor_common::{
-    Endpoint, Event, Finding, FlowKind, Namespace, Permit, SocketState, Tier,
+    Endpoint, Event, Finding, FlowKind, Namespace, Permit, Route, SocketState, Tier,
 };
 
 use crate::count::{count, report};
@@ -90,6 +90,11 @@ fn judge(
         return Finding::Resolver;
     }
     let Some(route) = select::route(netns, dst) else { return Finding::NoRoute };
+    // An address of the workload's own namespace is its own loopback (CAP-2, T-16): the packets stay
+    // inside, and with no tier none of them may leave.
+    if route.kind == Route::LOCAL {
+        return Finding::Loopback;
+    }
     state.src = Endpoint::new(route.src, 0);
     redirect(ctx, namespace, state, dst, family)
 }

@@ -71,6 +71,11 @@ impl NetNs {
         self.cookie
     }
 
+    /// Whether it is the daemon's own.
+    pub fn is_home(&self) -> bool {
+        self.home
+    }
+
     /// How people call it.
     pub fn label(&self) -> &str {
         &self.label

@@ -60,7 +60,7 @@ impl Routes {
                 found.extend(destination(&message));
             }
         }
-        netns.run(|| entries(found))
+        netns.run(|| entries(found, netns.is_home()))
     }
 
     /// Waits for the next change (and for the burst that it belongs to). False: netlink ended.
@@ -106,8 +106,9 @@ fn destination(message: &RouteMessage) -> Option<(IpNet, RouteType)> {
 }
 
 /// Gives each prefix one meaning. Several tables or metrics may name it: a way out beats none,
-/// since the proxy's own dial then tells the truth.
-fn entries(found: Vec<(IpNet, RouteType)>) -> Vec<RouteEntry> {
+/// since the proxy's own dial then tells the truth. In the daemon's own namespace the addresses are
+/// the node's, not the workload's: they are judged like any other (T-13).
+fn entries(found: Vec<(IpNet, RouteType)>, home: bool) -> Vec<RouteEntry> {
     let ways: HashSet<IpNet> = found
         .iter()
         .filter(|(_, kind)| *kind == RouteType::Unicast)
@@ -118,6 +119,7 @@ fn entries(found: Vec<(IpNet, RouteType)>) -> Vec<RouteEntry> {
         .into_iter()
         .filter_map(|(prefix, kind)| {
             let route = match kind {
+                RouteType::Local if home => RouteKind::Via(prefix.addr()),
                 RouteType::Local => RouteKind::Local,
                 _ if ways.contains(&prefix) => RouteKind::Via(source_towards(prefix)?),
                 _ => RouteKind::Unreachable,
@@ -164,14 +166,15 @@ mod tests {
     fn a_way_out_beats_unreachable_for_the_same_prefix() {
         let unreachable = (net("::/0"), RouteType::Unreachable);
         assert_eq!(
-            entries(vec![unreachable]),
+            entries(vec![unreachable], false),
             [RouteEntry { prefix: net("::/0"), route: RouteKind::Unreachable }]
         );
-        let local = entries(vec![
-            (net("192.0.2.9/32"), RouteType::Local),
-            (net("192.0.2.9/32"), RouteType::Local),
-        ]);
+        let twice = vec![(net("192.0.2.9/32"), RouteType::Local); 2];
+        let local = entries(twice.clone(), false);
         assert_eq!(local, [RouteEntry { prefix: net("192.0.2.9/32"), route: RouteKind::Local }]);
+        // T-13: the node's addresses are not the workload's own.
+        let own = "192.0.2.9".parse().expect("an address");
+        assert_eq!(entries(twice, true)[0].route, RouteKind::Via(own));
     }
 
     #[test]

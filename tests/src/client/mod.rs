@@ -1,10 +1,11 @@
 //! What `interceptor-test-client` can do: one job a run, its result on one line.
 
+mod detour;
 mod plain;
 mod tls;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -88,6 +89,17 @@ pub enum Job {
         #[arg(long)]
         connect: bool,
     },
+    /// Sends TCP packets by way of another host, with a routing header; prints `sent` or the
+    /// error's name
+    RoutingHeader {
+        /// Where to, as far as the socket knows
+        to: SocketAddr,
+        /// Whom the packets pass
+        via: Ipv6Addr,
+        /// When the header is put on
+        #[arg(long, value_enum)]
+        when: When,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -104,6 +116,15 @@ pub enum Style {
     NonBlocking,
     /// An IPv6 socket that dials an IPv4 address
     Mapped,
+}
+
+/// When [`Job::RoutingHeader`] puts its header on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum When {
+    /// Before the connect: the SYN has it already
+    BeforeConnect,
+    /// On an open connection to the client itself, over loopback
+    OverLoopback,
 }
 
 /// How a connection of [`Job::Many`] ends.
@@ -150,6 +171,7 @@ pub fn run(job: Job) -> Result<String> {
         }
         Job::Echo { to, name, bytes } => tls::echo(to, name.as_deref(), bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
+        Job::RoutingHeader { to, via, when } => detour::routing_header(to, via, when),
         Job::Connect { to } => plain::connect(to),
     }
 }
