@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Enforcement;
+use super::destination_rule::PortKind;
 use super::entry::{
     EndpointAddress, Entry, Protocol, ServiceEndpoint, ServicePort, is_dns_label, parse_network,
 };
@@ -47,6 +48,7 @@ pub(super) fn check(
         endpoints,
         selector: entry.selector.as_ref().map(|s| s.value.clone()),
         export_to,
+        platform: None,
         notice_at: entry.spec.clone(),
         context: entry.context.clone(),
     })
@@ -182,7 +184,14 @@ impl Check<'_> {
                 self.warn(&port.protocol, message);
             }
             let name = port.name.value.clone();
-            ports.extend(number.map(|number| ServicePort { number, name, protocol, target_port }));
+            let kind = PortKind::of(&port.protocol.value);
+            ports.extend(number.map(|number| ServicePort {
+                number,
+                name,
+                protocol,
+                kind,
+                target_port,
+            }));
         }
         ports
     }
