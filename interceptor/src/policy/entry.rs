@@ -26,6 +26,8 @@ pub(super) struct Entry {
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
+    /// Identities of the upstream where TLS is originated (SE-10).
+    pub(super) subject_alt_names: Vec<String>,
     /// Set where it stands for a Kubernetes Service.
     pub(super) platform: Option<Platform>,
     /// For messages about the entry as a whole.
@@ -60,6 +62,8 @@ pub(super) struct ServiceEndpoint {
     pub(super) address: EndpointAddress,
     pub(super) ports: Vec<(String, u16)>,
     pub(super) weight: u32,
+    /// What subsets select by (DR-8); sorted.
+    pub(super) labels: Vec<(String, String)>,
 }
 
 /// What an endpoint's address may be.

@@ -48,6 +48,7 @@ pub(super) fn check(
         endpoints,
         selector: entry.selector.as_ref().map(|s| s.value.clone()),
         export_to,
+        subject_alt_names: entry.subject_alt_names.clone(),
         platform: None,
         notice_at: entry.spec.clone(),
         context: entry.context.clone(),
@@ -249,7 +250,8 @@ impl Check<'_> {
                 ),
             };
             if let Some(address) = self.endpoint_address(endpoint) {
-                endpoints.push(ServiceEndpoint { address, ports: own_ports, weight });
+                let labels = endpoint.labels.clone();
+                endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
             }
         }
         let names = endpoints.iter().filter(|e| matches!(e.address, EndpointAddress::Name(_)));

@@ -102,6 +102,7 @@ impl WorkloadEntry {
                 address: address.clone(),
                 ports: self.ports.clone(),
                 weight: self.weight,
+                labels: self.labels.clone(),
             }),
             Some(WorkloadAddress::Unix(_)) | None => None,
         }

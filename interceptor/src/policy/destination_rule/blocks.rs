@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::entry::is_dns_label;
-use super::super::fields::{Fields, Located, int, parse_duration};
+use super::super::fields::{Fields, Located, int, parse_duration, text};
 use super::super::node::{Node, Value};
 use super::super::service_entry::one_of;
 use super::is_number;
@@ -50,6 +50,9 @@ impl Policy {
         let mut f = r.fields(node);
         let (blocks, mut given) = Blocks::read(&mut f, r);
         let items = f.list("portLevelSettings", r.cx, r.out);
+        if items.len() > 4096 {
+            r.reject(node, "more than 4096 portLevelSettings");
+        }
         let ports: Vec<_> = items.iter().filter_map(|item| port_level(item, r)).collect();
         let tunnel = f.take("tunnel");
         let proxy_protocol = f.take("proxyProtocol");
@@ -254,21 +257,36 @@ fn read_balancer(node: &Located<&Node>, r: &mut Reader<'_>) -> LoadBalancer {
     }
     let simple = one_of(simple, &SIMPLE, r.cx, r.out).cloned();
     let hash = hash.and_then(|node| read_hash(&node, r)).map(LoadBalancer::Hash);
-    r.duration(&mut f, "warmupDurationSecs", Range::Positive);
-    if let Some(warmup) = f.take("warmup") {
-        let mut inner = r.fields(&warmup);
-        r.duration(&mut inner, "duration", Range::Positive);
-        for number in ["minimumPercent", "aggression"] {
-            inner.take(number);
-        }
-        inner.finish(r.cx, r.out);
-        r.warn(&warmup, "has no effect here: new endpoints get their full share at once");
-    }
+    read_warmup(&mut f, r);
     if let Some(locality) = f.take("localityLbSetting") {
         read_locality(&locality, r);
     }
     f.finish(r.cx, r.out);
     hash.or(simple).unwrap_or_default()
+}
+
+/// `warmup` and its old form: read, and without effect.
+fn read_warmup(f: &mut Fields<'_>, r: &mut Reader<'_>) {
+    let message = "has no effect here: new endpoints get their full share at once";
+    let old = f.take("warmupDurationSecs");
+    if let Some(old) = old.as_ref().and_then(|node| text(node.clone(), r.cx, r.out)) {
+        r.check_duration(&old, Range::Positive);
+        r.warn(&old, message);
+    }
+    let Some(warmup) = f.take("warmup") else { return };
+    if old.is_some() {
+        r.reject(&warmup, "warmup and warmupDurationSecs exclude each other");
+    }
+    let mut inner = r.fields(&warmup);
+    if !inner.has("duration") {
+        r.reject(&warmup, "duration is missing");
+    }
+    r.duration(&mut inner, "duration", Range::Positive);
+    for number in ["minimumPercent", "aggression"] {
+        inner.take(number);
+    }
+    inner.finish(r.cx, r.out);
+    r.warn(&warmup, message);
 }
 
 /// DRV-13.

@@ -110,10 +110,19 @@ impl<'a> Reader<'a> {
         range: Range,
     ) -> Option<Duration> {
         let found = f.text(field, self.cx, self.out)?;
+        self.check_duration(&found, range)
+    }
+
+    /// The same of a text in hand.
+    pub(super) fn check_duration(
+        &mut self,
+        found: &Located<String>,
+        range: Range,
+    ) -> Option<Duration> {
         if let Some(positive) = found.value.strip_prefix('-')
             && parse_duration(positive).is_some()
         {
-            self.reject(&found, "a duration must not be negative (DRV-5)");
+            self.reject(found, "a duration must not be negative (DRV-5)");
             return None;
         }
         let Some(value) = parse_duration(&found.value) else {
@@ -133,7 +142,7 @@ impl<'a> Reader<'a> {
         } else {
             return Some(value);
         };
-        self.reject(&found, message);
+        self.reject(found, message);
         None
     }
 

@@ -160,6 +160,7 @@ impl KubernetesService {
                     address: EndpointAddress::Name(name.clone()),
                     ports: Vec::new(),
                     weight: 1,
+                    labels: Vec::new(),
                 };
                 (Vec::new(), Resolution::Dns, vec![endpoint])
             }
@@ -178,6 +179,7 @@ impl KubernetesService {
             endpoints,
             selector: None,
             export_to: self.export_to.clone(),
+            subject_alt_names: Vec::new(),
             platform: Some(platform),
             notice_at: self.spec.clone(),
             context: self.context.clone(),
@@ -186,7 +188,8 @@ impl KubernetesService {
 }
 
 fn at(ip: IpAddr) -> ServiceEndpoint {
-    ServiceEndpoint { address: EndpointAddress::Ip(ip), ports: Vec::new(), weight: 1 }
+    let address = EndpointAddress::Ip(ip);
+    ServiceEndpoint { address, ports: Vec::new(), weight: 1, labels: Vec::new() }
 }
 
 fn nets(ips: impl Iterator<Item = IpAddr>) -> Vec<IpNet> {
