@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::Enforcement;
+use super::super::entry::{self, Entry};
 use super::super::fields::Findings;
 use super::super::notice::Notice;
 use super::blocks::{Blocks, Policy};
@@ -42,6 +43,23 @@ pub(crate) struct ServicePort<'a> {
     pub(crate) kind: PortKind,
     /// `subjectAltNames` of the entry (SE-10).
     pub(crate) subject_alt_names: &'a [String],
+}
+
+impl<'a> ServicePort<'a> {
+    /// Of an entry; `host` is one of its hosts as text.
+    pub(in crate::policy) fn of(
+        entry: &'a Entry,
+        host: &'a str,
+        port: &entry::ServicePort,
+    ) -> Self {
+        Self {
+            host,
+            namespace: &entry.meta.namespace,
+            port: port.number,
+            kind: port.kind,
+            subject_alt_names: &entry.subject_alt_names,
+        }
+    }
 }
 
 /// What a port's protocol says of HTTP (SE-15, TLS-11).

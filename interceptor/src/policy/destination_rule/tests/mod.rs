@@ -2,6 +2,7 @@
 
 mod lookup;
 mod origination;
+mod recipes;
 mod validation;
 
 use super::super::Enforcement;
