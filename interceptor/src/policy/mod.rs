@@ -1,8 +1,10 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
 mod compile;
+mod destination_rule;
 mod entry;
 mod fields;
+mod kubernetes;
 mod load;
 mod mesh;
 mod node;
@@ -13,6 +15,7 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod workload_entry;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -188,7 +188,7 @@ fn what_is_not_supported_yet_is_said() {
         );
     }
     let fields = GOOD.to_owned()
-        + "  subjectAltNames: [x]\n  endpoints:\n  - address: b.com\n    locality: r/z\n";
+        + "  endpoints:\n  - address: b.com\n    locality: r/z\n    serviceAccount: sa\n";
     let said = warned(&fields);
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said.iter().all(|line| line.contains("not supported yet")), "{said:?}");
