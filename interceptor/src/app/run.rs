@@ -18,7 +18,7 @@ use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::report::Reporter;
 use super::{AppError, GRACE, resolv_conf, system};
-use crate::account::{AccessLog, LogSettings, LogTarget};
+use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
 use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
@@ -277,19 +277,30 @@ fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>
 }
 
 /// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
-/// output, else standard output.
-fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> LogSettings {
-    let governed = snapshot.access_log.clone();
-    let encoding = governed.as_ref().map(|settings| settings.encoding).unwrap_or_default();
-    match &args.access_log {
-        Some(cli::LogTarget::Stdout) => LogSettings { target: LogTarget::Stdout, encoding },
-        Some(cli::LogTarget::File(path)) => {
-            LogSettings { target: LogTarget::File(path.clone()), encoding }
+/// output, else standard output. The flag moves every output to its place; formats and filters stay.
+pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSettings> {
+    let forced = args.access_log.as_ref().map(|flag| match flag {
+        cli::LogTarget::Stdout => LogTarget::Stdout,
+        cli::LogTarget::File(path) => LogTarget::File(path.clone()),
+    });
+    let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
+    let built_in = |target| vec![LogSettings::built_in(target, Encoding::Text)];
+    match (forced, snapshot.access_log.clone()) {
+        (None, None) => built_in(default),
+        (None, Some(governed)) => governed,
+        (Some(target), None) => built_in(target),
+        (Some(target), Some(governed)) if governed.is_empty() => built_in(target),
+        (Some(target), Some(governed)) => {
+            let mut moved: Vec<LogSettings> = Vec::new();
+            for one in governed {
+                let one = LogSettings { target: target.clone(), ..one };
+                // Two places that became one need no line twice.
+                if !moved.contains(&one) {
+                    moved.push(one);
+                }
+            }
+            moved
         }
-        None => governed.unwrap_or(LogSettings {
-            target: if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr },
-            encoding,
-        }),
     }
 }
 

@@ -14,7 +14,6 @@ use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
 use super::resource::Resources;
 use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
-use crate::account::{LogSettings, LogTarget};
 use crate::decide::{Policy, Rules};
 
 /// Where rules come from, and what overrides them.
@@ -153,7 +152,8 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
     let registry = compile(entries, namespace, &default_export, profile, &mut out);
     let summary = Summary { services: registry.services.len(), ..summary };
     let outbound = sources.outbound.or(mesh.outbound).unwrap_or_default();
-    let access_log = access_log(&mesh, &resources, namespace);
+    let logged = telemetry::Logged { namespace, labels: &caller.labels };
+    let access_log = telemetry::outputs(&resources.telemetries, &mesh, logged, &mut out);
     let sniff_timeout = sniff_timeout(&mesh, profile, &mut out);
     let snapshot = snapshot(registry, mesh, profile, outbound, namespace);
     let snapshot = Snapshot { access_log, sniff_timeout, ..snapshot };
@@ -180,7 +180,6 @@ fn snapshot(
         connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
         dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
         access_log: None,
-        access_log_format: None,
         udp_allowed: registry.udp,
         refuse_datagrams: enforcement == Enforcement::Strict && outbound == Outbound::RegistryOnly,
     }
@@ -201,18 +200,6 @@ fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) ->
             Some(STRICT_SNIFF_TIMEOUT)
         }
     }
-}
-
-/// MESH-2 and TEL-2: Telemetry where it speaks, else the mesh configuration where it speaks.
-fn access_log(mesh: &MeshConfig, resources: &Resources, namespace: &str) -> Option<LogSettings> {
-    let root = mesh.root_namespace.as_deref().unwrap_or("istio-system");
-    let encoding = mesh.log_encoding;
-    let target = match telemetry::combine(&resources.telemetries, root, namespace) {
-        telemetry::Verdict::Silent | telemetry::Verdict::MeshFile => mesh.log_target.clone()?,
-        telemetry::Verdict::Off => LogTarget::Off,
-        telemetry::Verdict::Envoy => LogTarget::Stdout,
-    };
-    Some(LogSettings { target, encoding })
 }
 
 /// Two resources of one name would shadow each other silently.

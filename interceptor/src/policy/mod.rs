@@ -9,6 +9,7 @@ mod load;
 mod mesh;
 mod node;
 mod notice;
+mod providers;
 mod resource;
 mod service_entry;
 mod telemetry;
@@ -86,10 +87,9 @@ pub struct Snapshot {
     pub connect_timeout: Duration,
     /// MESH-7.
     pub dns_refresh: Duration,
-    /// What mesh config and Telemetry say of the access log; `None` where they say nothing.
-    pub access_log: Option<LogSettings>,
-    /// `accessLogFormat` as written; `None` = the built-in format of the encoding (MESH-3).
-    pub access_log_format: Option<String>,
+    /// What mesh config and Telemetry say of the access log, one item an output, none where it is
+    /// switched off; `None` where they say nothing.
+    pub access_log: Option<Vec<LogSettings>>,
     /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
     pub udp_allowed: Vec<(IpNet, u16)>,
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in

@@ -180,7 +180,7 @@ impl Resources {
             "Telemetry" => {
                 top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
-                self.telemetries.push(Telemetry::read(meta, spec, &cx, out));
+                self.telemetries.extend(Telemetry::read(meta, spec, &cx, out));
             }
             "IstioOperator" => {
                 top.take("status");
