@@ -363,7 +363,7 @@ fn read_cookie(node: &Located<&Node>, r: &mut Reader<'_>) -> Option<HashKey> {
 
 fn is_prime(number: u32) -> bool {
     let factors = (2..).take_while(|factor| factor * factor <= number);
-    number > 1 && factors.into_iter().all(|factor| number % factor != 0)
+    number > 1 && factors.into_iter().all(|factor| !number.is_multiple_of(factor))
 }
 
 /// `localityLbSetting`: checked as Istio does, and without effect.

@@ -3,7 +3,7 @@
 /// Decodes `text`, line breaks left out; `None` where it is anything else.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     let text: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let padding = text.iter().rev().take_while(|b| **b == b'=').count();

@@ -20,6 +20,11 @@ fn origination(
     rules.lookup(&caller, service, None).traffic.tls.as_deref().cloned()
 }
 
+/// What is checked, and which names.
+type Checked<'a> = (Verify, &'a [&'a str]);
+/// TLS, kind, names of the entry, host; what istio checks, and what strict.
+type Row<'a> = (&'a str, PortKind, &'a [String], &'a str, Checked<'a>, Checked<'a>);
+
 #[test]
 fn tls_5_to_tls_8_what_is_checked() {
     use PortKind::{Http1, Opaque, Sniffed};
@@ -30,8 +35,7 @@ fn tls_5_to_tls_8_what_is_checked() {
     let skip = "mode: SIMPLE, insecureSkipVerify: true";
     let skip_sni = "mode: SIMPLE, insecureSkipVerify: true, sni: s.com";
     let entry = ["e.com".to_owned()];
-    // TLS, kind, SANs of the entry, host; then (verify, names) for istio and for strict.
-    let rows: [(&str, PortKind, &[String], &str, (Verify, &[&str]), (Verify, &[&str])); 18] = [
+    let rows: [Row<'_>; 18] = [
         (simple, Http1, &[], "a.com", (ChainAndName, &[]), (ChainAndName, &[])),
         (simple, Sniffed, &[], "a.com", (ChainAndName, &[]), (ChainAndName, &[])),
         (simple, Http1, &entry, "a.com", (ChainAndName, &["e.com"]), (ChainAndName, &["e.com"])),
