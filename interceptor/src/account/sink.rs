@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::Record;
+use super::{Record, format};
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 16 * 1024;
@@ -61,6 +61,21 @@ pub struct LogSettings {
     pub target: LogTarget,
     /// As what.
     pub encoding: Encoding,
+}
+
+impl LogSettings {
+    /// The built-in format of `encoding`.
+    pub fn built_in(target: LogTarget, encoding: Encoding) -> Self {
+        Self { target, encoding }
+    }
+
+    /// The line that is written for `record`, its newline included; `None` where there is none.
+    pub fn line(&self, record: &Record) -> Option<String> {
+        (self.target != LogTarget::Off).then(|| match self.encoding {
+            Encoding::Text => format::text(record),
+            Encoding::Json => format::json(record),
+        })
+    }
 }
 
 /// Records that [`AccessLog::memory`] collected, oldest first.
@@ -132,7 +147,10 @@ impl AccessLog {
         match &*self.sink {
             Sink::Off => {}
             Sink::Memory(captured) => captured.lock().push(record),
-            Sink::Lines(lines) => lines.hand_over(super::line(lines.encoding, &record)),
+            Sink::Lines(lines) => lines.hand_over(match lines.encoding {
+                Encoding::Text => format::text(&record),
+                Encoding::Json => format::json(&record),
+            }),
         }
     }
 

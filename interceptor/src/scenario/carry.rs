@@ -68,7 +68,11 @@ impl RelayFailure {
 }
 
 /// Relays a connection to `destination`.
-pub(super) fn relay(world: &mut World<'_>, destination: &Destination, speech: Speech<'_>) -> Relayed {
+pub(super) fn relay(
+    world: &mut World<'_>,
+    destination: &Destination,
+    speech: Speech<'_>,
+) -> Relayed {
     let mut relayed = Relayed {
         upstream: None,
         failed: None,

@@ -200,10 +200,12 @@ mod tests {
         assert_eq!(told("{dst: '192.0.2.1:1', first_bytes: none}"), None);
         assert_eq!(told("{dst: '192.0.2.1:1', first_bytes: raw}"), Some(Hello::Opaque));
         let http = "http: {method: GET, path: /, host: a}";
-        let of = |first: &str| told(&format!("{{dst: '192.0.2.1:1', first_bytes: {first}, {http}}}"));
+        let of =
+            |first: &str| told(&format!("{{dst: '192.0.2.1:1', first_bytes: {first}, {http}}}"));
         assert_eq!(of("http1"), Some(Hello::Http1));
         assert_eq!(of("h2c"), Some(Hello::Http2));
-        let tls = "{dst: '192.0.2.1:1', first_bytes: tls, sni: A.Example.com, alpn: [h2, http/1.1]}";
+        let tls =
+            "{dst: '192.0.2.1:1', first_bytes: tls, sni: A.Example.com, alpn: [h2, http/1.1]}";
         let Some(Hello::Tls(hello)) = told(tls) else { panic!("not TLS: {:?}", told(tls)) };
         assert_eq!(hello.sni.map(|name| name.to_string()).as_deref(), Some("a.example.com"));
         assert_eq!(hello.alpn, [b"h2".to_vec(), b"http/1.1".to_vec()]);
@@ -214,17 +216,25 @@ mod tests {
 
     #[test]
     fn requests_are_taken_apart() {
-        let request = |yaml: &str, first| Request::of(&serde_saphyr::from_str(yaml).unwrap(), first);
-        let plain = request("{path: '/a?b=c&d', host: 'x.com:80', headers: {Cookie: 'k=v; l=w'}}", FirstBytes::Http1);
+        let request =
+            |yaml: &str, first| Request::of(&serde_saphyr::from_str(yaml).unwrap(), first);
+        let plain = request(
+            "{path: '/a?b=c&d', host: 'x.com:80', headers: {Cookie: 'k=v; l=w'}}",
+            FirstBytes::Http1,
+        );
         assert_eq!((plain.hosts.as_slice(), plain.version), (&["x.com:80".to_owned()][..], 11));
         assert_eq!(plain.name().as_deref(), Some("x.com"));
-        assert_eq!((plain.query("b"), plain.query("d"), plain.query("e")), (Some("c".into()), Some("".into()), None));
+        assert_eq!(
+            (plain.query("b"), plain.query("d"), plain.query("e")),
+            (Some("c".into()), Some("".into()), None)
+        );
         assert_eq!((plain.cookie("l").as_deref(), plain.cookie("m")), (Some("w"), None));
         let absolute = request("{path: 'http://y.com?q', host: x.com}", FirstBytes::Http1);
         assert_eq!((absolute.authority.as_deref(), absolute.path.as_str()), (Some("y.com"), "/?q"));
         let h2 = request("{path: /, host: x.com, version: '1.1'}", FirstBytes::H2c);
         assert_eq!((h2.version, h2.hosts.len(), h2.authority.as_deref()), (20, 0, Some("x.com")));
-        let connect = request("{method: CONNECT, path: 'z.com:443', host: 'z.com:443'}", FirstBytes::Http1);
+        let connect =
+            request("{method: CONNECT, path: 'z.com:443', host: 'z.com:443'}", FirstBytes::Http1);
         assert_eq!((connect.authority.as_deref(), connect.path.as_str()), (Some("z.com:443"), ""));
     }
 }

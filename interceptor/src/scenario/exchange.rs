@@ -19,6 +19,9 @@ use crate::decide::{ClusterName, Reason};
 /// Wait before a repeated attempt: the base of Envoy's exponential backoff (VS-40).
 const BACKOFF: Duration = Duration::from_millis(25);
 
+/// A client's order to Envoy (VS-31).
+const CLIENT_TIMEOUT: &str = "x-envoy-upstream-rq-timeout-ms";
+
 /// LOG-21.
 const BEFORE_HEADERS: &str = "upstream connect error or disconnect/reset before headers. ";
 
@@ -46,7 +49,11 @@ pub(super) struct Exchanged {
 
 impl Exchanged {
     /// An answer of the proxy's own.
-    pub(super) fn local(status: u16, details: impl Into<Cow<'static, str>>, body: impl Into<Vec<u8>>) -> Self {
+    pub(super) fn local(
+        status: u16,
+        details: impl Into<Cow<'static, str>>,
+        body: impl Into<Vec<u8>>,
+    ) -> Self {
         let body = body.into();
         let headers = match body.is_empty() {
             true => Vec::new(),
@@ -203,6 +210,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
             done.response.headers.push(("x-envoy-overloaded".into(), "true".into()));
             return done;
         }
+        let limit = self.timeout();
         loop {
             let client = near(self.dst, CLIENT_PORT).ip();
             let found = self.world.endpoint(
@@ -219,7 +227,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
             self.used.push(upstream);
             self.made += 1;
             let (took, attempt) = self.attempt(upstream);
-            if let Some(limit) = self.route.timeout.filter(|limit| self.elapsed + took >= *limit) {
+            if let Some(limit) = limit.filter(|limit| self.elapsed + took >= *limit) {
                 return self.timed_out(limit, upstream, &attempt);
             }
             self.elapsed += took;
@@ -238,6 +246,16 @@ impl<'a, 'n> Attempts<'a, 'n> {
         }
     }
 
+    /// VS-30, VS-31: what the client asks for goes before what the route says; 0 is no limit.
+    fn timeout(&self) -> Option<Duration> {
+        let asked = self.request.header(CLIENT_TIMEOUT).and_then(|value| value.parse().ok());
+        match asked.filter(|_| self.world.habits().obeys_client_timeout) {
+            Some(0) => None,
+            Some(milliseconds) => Some(Duration::from_millis(milliseconds)),
+            None => self.route.timeout,
+        }
+    }
+
     /// One try, and the time it takes.
     fn attempt(&self, upstream: SocketAddr) -> (Duration, Attempt) {
         let traffic = &self.destination.traffic;
@@ -253,13 +271,8 @@ impl<'a, 'n> Attempts<'a, 'n> {
         }
         let host = self.host().unwrap_or_default();
         let over_tls = traffic.tls.is_some();
-        let (answering, answer) = self.world.answer(
-            upstream.port(),
-            over_tls,
-            &self.request.method,
-            &host,
-            &self.path(),
-        );
+        let (answering, answer) =
+            self.world.answer(upstream.port(), over_tls, &self.request.method, &host, &self.path());
         within(connecting + answering, Attempt::Answered(answer, answering))
     }
 
@@ -291,7 +304,14 @@ impl<'a, 'n> Attempts<'a, 'n> {
                 done.connected = true;
                 done
             }
-            Attempt::Failed(failure) => not_connected(&failure, self.made > 1),
+            Attempt::Failed(failure) => {
+                let mut done = not_connected(&failure, self.made > 1);
+                if matches!(failure, Failure::Tls(_)) {
+                    // The server saw a handshake, and no request.
+                    done.seen = Some(Seen { tls: self.seen().tls, ..Seen::default() });
+                }
+                done
+            }
         };
         if exhausted {
             done.flags.insert(0, Flag::URX);
@@ -325,6 +345,9 @@ impl<'a, 'n> Attempts<'a, 'n> {
         let name = self.request.name();
         let client = if self.request.version >= 20 { "2" } else { "1.1" };
         let mut headers = self.request.headers.clone();
+        if !self.world.habits().obeys_client_timeout {
+            headers.retain(|(name, _)| name != CLIENT_TIMEOUT);
+        }
         if self.path() != self.request.path {
             headers.push(("x-envoy-original-path".into(), self.request.path.clone()));
         }
@@ -333,9 +356,10 @@ impl<'a, 'n> Attempts<'a, 'n> {
         let set_host = headers.iter().position(|(name, _)| name == "host" || name == ":authority");
         let host = set_host.map(|at| headers.remove(at).1);
         Seen {
-            tls: traffic.tls.as_ref().map(|tls| {
-                seen_tls(tls, traffic.protocol, Some(self.request), name.as_deref())
-            }),
+            tls: traffic
+                .tls
+                .as_ref()
+                .map(|tls| seen_tls(tls, traffic.protocol, Some(self.request), name.as_deref())),
             version: Some(match traffic.protocol {
                 UpstreamProtocol::Http1 => "1.1",
                 UpstreamProtocol::Http2 => "2",

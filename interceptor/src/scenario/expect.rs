@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::file::OneOrMany;
 use super::observed::{Observation, Observed, Seen, SeenTls, Verdict};
-use crate::account::{Encoding, Record, line};
+use crate::account::{Encoding, LogSettings, LogTarget, Record};
 
 /// Share by which a distribution may be off where the case gives no `tolerance`.
 const TOLERANCE: f64 = 0.05;
@@ -273,9 +273,9 @@ impl Expect {
         }
         if let Some(wanted) = &self.metric {
             let fits = |labels: &Vec<(&str, String)>| {
-                wanted.iter().all(|(key, value)| {
-                    labels.iter().any(|(k, v)| k == key && *v == plain(value))
-                })
+                wanted
+                    .iter()
+                    .all(|(key, value)| labels.iter().any(|(k, v)| k == key && *v == plain(value)))
             };
             let show = |labels: &Vec<(&str, String)>| {
                 labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
@@ -346,8 +346,13 @@ impl Expect {
         };
         field("cluster", &self.cluster, &|r| or_dash(r.upstream_cluster.as_ref()));
         field("route", &self.route, &|r| or_dash(r.route_name.as_ref()));
-        field("upstream", &self.upstream, &|r| or_dash(r.upstream_host));
         field("details", &self.details, &|r| or_dash(r.response_code_details.as_ref()));
+        if let Some(upstream) = &self.upstream {
+            let of = |flow: &Observed| {
+                or_dash(flow.record.as_ref().map_or(flow.direct, |record| record.upstream_host))
+            };
+            out.all("upstream", upstream.clone(), seen.flows.iter().map(of));
+        }
         if let Some(flags) = &self.flags {
             let seen = records().map(|r| r.map_or_else(String::new, |r| join(&flag_set(r))));
             out.all("flags", join(flags), seen);
@@ -375,14 +380,18 @@ impl Expect {
         let flows = &seen.flows;
         let ups = || flows.iter().map(|flow| flow.seen.as_ref());
         if let Some(expected) = &self.upstream_tls {
-            expected.compare(&ups().map(|up| up.and_then(|up| up.tls.as_ref())).collect::<Vec<_>>(), out);
+            expected.compare(
+                &ups().map(|up| up.and_then(|up| up.tls.as_ref())).collect::<Vec<_>>(),
+                out,
+            );
         }
-        let mut text = |name: &str, expected: Option<&str>, of: &dyn Fn(&Seen) -> Option<String>| {
-            if let Some(expected) = expected {
-                let seen = ups().map(|up| up.and_then(of).unwrap_or_else(dash));
-                out.all(name, expected, seen);
-            }
-        };
+        let mut text =
+            |name: &str, expected: Option<&str>, of: &dyn Fn(&Seen) -> Option<String>| {
+                if let Some(expected) = expected {
+                    let seen = ups().map(|up| up.and_then(of).unwrap_or_else(dash));
+                    out.all(name, expected, seen);
+                }
+            };
         let own = |text: Option<&'static str>| text.map(str::to_owned);
         text("upstream_protocol", self.upstream_protocol.map(|v| v.0), &|up| own(up.version));
         text("upstream_path", self.upstream_path.as_deref(), &|up| up.path.clone());
@@ -424,7 +433,7 @@ impl Expect {
             false => seen.lines.clone(),
             true => {
                 let records = seen.flows.iter().filter_map(|flow| flow.record.as_ref());
-                records.map(|record| line(Encoding::Text, record).trim_end().to_owned()).collect()
+                records.map(|record| built_in(Encoding::Text, record)).collect()
             }
         };
         if let Some(count) = self.log_lines {
@@ -479,7 +488,8 @@ impl Expect {
             out.all("flags_on_503", join(&wanted), failed.iter().map(|flow| join(&flags(flow))));
         }
         if let Some(bounds) = self.body_bytes_on_503 {
-            let bytes = |flow: &&Observed| flow.response.as_ref().map_or(0, |a| a.body.len() as u64);
+            let bytes =
+                |flow: &&Observed| flow.response.as_ref().map_or(0, |a| a.body.len() as u64);
             out.bounds("body_bytes_on_503", bounds, failed.iter().map(bytes));
         }
     }
@@ -517,8 +527,10 @@ impl ExpectTls {
         }
         if let Some(Verified(text)) = &self.verify {
             let fits = seen.iter().all(|tls| tls.is_some_and(|tls| tls.verify.contains(text)));
-            let found: BTreeSet<_> =
-                seen.iter().map(|tls| tls.map_or_else(dash, |tls| tls.verify.join(" or "))).collect();
+            let found: BTreeSet<_> = seen
+                .iter()
+                .map(|tls| tls.map_or_else(dash, |tls| tls.verify.join(" or ")))
+                .collect();
             out.note(fits, "upstream_tls.verify", text, found);
         }
         if let Some(expected) = self.client_certificate {
@@ -555,7 +567,13 @@ fn header(headers: &[(String, String)], name: &str) -> String {
 
 /// The record under the names of LOG-30, as the writer prints them.
 fn as_json(record: &Record) -> Value {
-    serde_json::from_str(&line(Encoding::Json, record)).unwrap_or(Value::Null)
+    serde_json::from_str(&built_in(Encoding::Json, record)).unwrap_or(Value::Null)
+}
+
+/// The record's line in a built-in format, without its newline.
+pub(super) fn built_in(encoding: Encoding, record: &Record) -> String {
+    let line = LogSettings::built_in(LogTarget::Stdout, encoding).line(record);
+    line.unwrap_or_default().trim_end().to_owned()
 }
 
 /// A scalar as the text log prints it.

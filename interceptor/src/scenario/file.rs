@@ -416,9 +416,7 @@ impl Parts {
         let setting = self.setting()?;
         let expect = self.expectation(profile)?;
         let kind = match kind {
-            KindName::Validation => {
-                Kind::Validation(self.take("layer")?.ok_or("layer: missing")?)
-            }
+            KindName::Validation => Kind::Validation(self.take("layer")?.ok_or("layer: missing")?),
             KindName::Flow => {
                 let network = self.take("network")?.unwrap_or_default();
                 let flow: Flow = self.take("flow")?.ok_or("flow: missing")?;

@@ -5,22 +5,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::carry::{CLIENT_PORT, Speech, UPSTREAM_PORT, RelayFailure, near, relay};
+use super::carry::{CLIENT_PORT, RelayFailure, Speech, UPSTREAM_PORT, near, relay};
 use super::client::{Request, hello};
 use super::exchange::{self, Exchanged};
+use super::expect::built_in;
 use super::file::{FirstBytes, Flow, Setting, Transport};
 use super::observed::{Observation, Observed, Verdict};
 use super::series;
 use super::world::{Nowhere, World};
-use crate::account::{
-    self, AccessLog, ConnectionAccount, Flag, HttpFields, LogTarget, Record,
-};
+use crate::account::{AccessLog, ConnectionAccount, Encoding, Flag, HttpFields, Record};
 use crate::act::http::refusal_body;
 use crate::decide::route::Destination;
 use crate::decide::traffic::TrafficPolicy;
-use crate::decide::{
-    self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream,
-};
+use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
 use crate::origin::{Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot};
 use crate::sniff::Hello;
@@ -53,8 +50,7 @@ impl<'a> Site<'a> {
         world: World<'a>,
     ) -> Result<Self, BadList> {
         let caller = &setting.workload;
-        let lists =
-            CaptureLists::from_values(&setting.values)?.replaced_by(&caller.annotations)?;
+        let lists = CaptureLists::from_values(&setting.values)?.replaced_by(&caller.annotations)?;
         let opted_out = caller.labels.get("sidecar.istio.io/inject").is_some_and(|v| v == "false");
         let workload = Workload {
             namespace: caller.namespace.as_str().into(),
@@ -76,29 +72,24 @@ impl<'a> Site<'a> {
             times = next.and_then(|flow| flow.repeat).unwrap_or(1);
         }
         let records = || seen.flows.iter().filter_map(|flow| flow.record.as_ref());
-        seen.lines = match self.encoding() {
-            Some(encoding) => {
-                let line = |record| account::line(encoding, record).trim_end().to_owned();
-                records().map(line).collect()
-            }
-            None => Vec::new(),
-        };
+        seen.lines = records().flat_map(|record| self.lines(record)).collect();
         let app = self.workload.labels.get("app").map(String::as_str);
         let namespace = &*self.workload.namespace;
-        let grown =
-            |record: &Record| series::of(record, namespace, app, self.snapshot.enforcement);
+        let grown = |record: &Record| series::of(record, namespace, app, self.snapshot.enforcement);
         seen.series = records().flat_map(grown).collect();
         seen
     }
 
-    /// How lines look; `None` where there are none. Where the configuration is silent, Istio logs
-    /// nothing (MESH-2), and strict logs.
-    fn encoding(&self) -> Option<account::Encoding> {
+    /// The lines of a record. Where the configuration is silent, Istio logs nothing (MESH-2), and
+    /// strict logs.
+    fn lines(&self, record: &Record) -> Vec<String> {
         match &self.snapshot.access_log {
-            Some(settings) if settings.target == LogTarget::Off => None,
-            Some(settings) => Some(settings.encoding),
-            None if self.strict() => Some(account::Encoding::Text),
-            None => None,
+            Some(settings) => {
+                let lines = settings.line(record).into_iter();
+                lines.map(|line| line.trim_end().to_owned()).collect()
+            }
+            None if self.strict() => vec![built_in(Encoding::Text, record)],
+            None => Vec::new(),
         }
     }
 
@@ -132,10 +123,7 @@ impl<'a> Site<'a> {
         let first = hello(flow, request.as_ref());
         match self.sniff(&origin, first) {
             Some(sniffed) => self.act(flow, &origin, sniffed, speech),
-            None => Observed {
-                curl_exit: curl(flow, 28),
-                ..ended(Verdict::Hang, Duration::MAX)
-            },
+            None => Observed { curl_exit: curl(flow, 28), ..ended(Verdict::Hang, Duration::MAX) },
         }
     }
 
@@ -269,8 +257,7 @@ impl<'a> Site<'a> {
     fn request(&mut self, origin: &Origin, request: &Request) -> Observed {
         let policy = &self.snapshot.policy;
         let dst = origin.dst.addr();
-        let decision =
-            request.with_head(|head| decide::by_request(policy, &origin.flow(), head));
+        let decision = request.with_head(|head| decide::by_request(policy, &origin.flow(), head));
         let mut done = match &decision.action {
             Action::Forward(forward) => exchange::forward(&mut self.world, forward, request, dst),
             Action::Reply(local) => exchange::reply(local),
@@ -295,6 +282,7 @@ impl<'a> Site<'a> {
         Observed {
             verdict: done.verdict,
             record: Some(record),
+            direct: None,
             response: Some(done.response),
             seen: done.seen,
             attempts: done.attempts,
@@ -316,6 +304,7 @@ impl<'a> Site<'a> {
         };
         let done = relay(&mut self.world, &direct, speech);
         let mut seen = ended(Verdict::Bypass, done.duration);
+        seen.direct = Some(speech.dst);
         if self.strict() && why.is_listed() {
             let mut record = self.record(speech.dst);
             record.upstream_cluster = direct.cluster;
@@ -327,8 +316,11 @@ impl<'a> Site<'a> {
             seen.record = Some(record);
         }
         let refused = matches!(&done.failed, Some(RelayFailure::Connect(_)));
-        seen.curl_exit = (speech.tls.is_some() || speech.request.is_some())
-            .then_some(if refused { 7 } else { done.curl_exit });
+        seen.curl_exit = (speech.tls.is_some() || speech.request.is_some()).then_some(if refused {
+            7
+        } else {
+            done.curl_exit
+        });
         seen.bytes_to_client = done.bytes.1;
         seen.response = done.response;
         seen
@@ -353,7 +345,7 @@ impl<'a> Site<'a> {
             .iter()
             .any(|(network, port)| network.contains(&dst.ip()) && *port == dst.port());
         if !self.snapshot.refuse_datagrams || allowed || dst.ip().is_loopback() {
-            return ended(Verdict::Bypass, Duration::ZERO);
+            return Observed { direct: Some(dst), ..ended(Verdict::Bypass, Duration::ZERO) };
         }
         Observed {
             record: Some(self.black_hole(dst, Reason::NotRegistered)),
@@ -382,6 +374,7 @@ fn ended(verdict: Verdict, duration: Duration) -> Observed {
     Observed {
         verdict,
         record: None,
+        direct: None,
         response: None,
         seen: None,
         attempts: 0,

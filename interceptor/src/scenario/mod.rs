@@ -64,7 +64,8 @@ fn rules(setting: &Setting, profile: Enforcement) -> Result<Loaded, LoadErrors> 
     let named = |(index, resource): (usize, &serde_json::Value)| {
         (PathBuf::from(format!("resources[{index}]")), resource.to_string())
     };
-    let mesh = || (PathBuf::from("mesh"), serde_json::Value::Object(setting.mesh.clone()).to_string());
+    let mesh =
+        || (PathBuf::from("mesh"), serde_json::Value::Object(setting.mesh.clone()).to_string());
     let sources = Sources {
         // JSON is YAML.
         texts: setting.resources.iter().enumerate().map(named).collect(),
@@ -91,7 +92,8 @@ fn validate(
         Layer::Webhook | Layer::Crd | Layer::Meshconfig => match rules(setting, profile) {
             Ok(loaded) => {
                 let about = |notice: &&Notice| {
-                    notice.place.file.starts_with("mesh") == (layer == Layer::Meshconfig)
+                    let mesh = notice.place.file.starts_with("mesh");
+                    notice.is_istios() && mesh == (layer == Layer::Meshconfig)
                 };
                 let say = |notice: &Notice| notice.to_string();
                 (
@@ -99,7 +101,9 @@ fn validate(
                     loaded.warnings.iter().filter(about).map(say).collect(),
                 )
             }
-            Err(LoadErrors(errors)) => (errors.iter().map(ToString::to_string).collect(), Vec::new()),
+            Err(LoadErrors(errors)) => {
+                (errors.iter().map(ToString::to_string).collect(), Vec::new())
+            }
         },
     };
     let said = |flag: bool, texts: &[String]| match texts {
@@ -134,6 +138,7 @@ fn judge(
     let habits = Habits {
         connect_timeout: snapshot.connect_timeout.max(Duration::from_millis(1)),
         dial_special: profile == Enforcement::Istio,
+        obeys_client_timeout: profile == Enforcement::Istio,
     };
     let site = Site::new(setting, snapshot, World::new(network, habits))
         .map_err(|bad| Fault::Broken(format!("the pod would not start: {bad}")))?;

@@ -45,6 +45,8 @@ pub(super) struct Observed {
     pub(super) verdict: Verdict,
     /// Its access-log record; `None` where there is no line.
     pub(super) record: Option<Record>,
+    /// Where a flow without a record went.
+    pub(super) direct: Option<SocketAddr>,
     /// What the HTTP client gets.
     pub(super) response: Option<Response>,
     /// What the upstream gets, if anything reaches one.

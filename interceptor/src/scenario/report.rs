@@ -22,7 +22,14 @@ fn said(fault: &Fault) -> Vec<String> {
         Fault::Broken(why) => why.lines().map(|line| format!("cannot be run: {line}")).collect(),
         Fault::Differs(differences) => differences
             .iter()
-            .map(|d| format!("{}: expected {}, observed {}", d.field, shown(&d.expected), shown(&d.observed)))
+            .map(|d| {
+                format!(
+                    "{}: expected {}, observed {}",
+                    d.field,
+                    shown(&d.expected),
+                    shown(&d.observed)
+                )
+            })
             .collect(),
     }
 }

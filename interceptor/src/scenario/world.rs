@@ -28,6 +28,8 @@ pub(super) struct Habits {
     pub(super) connect_timeout: Duration,
     /// Whether resolved special addresses are dialled (T-40).
     pub(super) dial_special: bool,
+    /// Whether a client's `x-envoy-upstream-rq-timeout-ms` is obeyed; else it goes no further.
+    pub(super) obeys_client_timeout: bool,
 }
 
 /// The world, and what it remembers of the flows so far.
@@ -94,9 +96,9 @@ impl Failure {
         match self {
             Self::Refused => Some("delayed connect error: 111".into()),
             Self::ConnectTimeout => None,
-            Self::Tls(why) => {
-                Some(format!("TLS_error:|268435581:SSL routines:OPENSSL_internal:{why}:TLS_error_end"))
-            }
+            Self::Tls(why) => Some(format!(
+                "TLS_error:|268435581:SSL routines:OPENSSL_internal:{why}:TLS_error_end"
+            )),
         }
     }
 
@@ -124,11 +126,18 @@ impl<'n> World<'n> {
         }
     }
 
+    /// What the proxy brings along.
+    pub(super) fn habits(&self) -> Habits {
+        self.habits
+    }
+
     /// What the resolver answers; nothing for a name that is not listed.
     pub(super) fn resolve(&self, host: &HostName) -> &'n [IpAddr] {
-        let named = self.network.dns.iter().find(|(name, _)| {
-            HostName::parse(name).is_ok_and(|name| name == *host)
-        });
+        let named = self
+            .network
+            .dns
+            .iter()
+            .find(|(name, _)| HostName::parse(name).is_ok_and(|name| name == *host));
         named.map_or(&[], |(_, addresses)| addresses.as_slice())
     }
 
@@ -157,9 +166,7 @@ impl<'n> World<'n> {
     pub(super) fn admit(&mut self, destination: &Destination, http: bool) -> bool {
         let limits = &destination.traffic.limits;
         let connections = match (limits.max_connections, limits.max_pending_requests) {
-            (Some(open), pending) if http => {
-                Some(open.saturating_add(pending.unwrap_or(u32::MAX)))
-            }
+            (Some(open), pending) if http => Some(open.saturating_add(pending.unwrap_or(u32::MAX))),
             (open, _) if !http => open,
             _ => None,
         };
