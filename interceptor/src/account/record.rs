@@ -159,4 +159,12 @@ pub enum Flag {
     UPE,
     /// Idle timeout.
     SI,
+    /// A limit of the cluster is reached.
+    UO,
+    /// There is no such cluster.
+    NC,
+    /// An injected delay.
+    DI,
+    /// An injected abort.
+    FI,
 }

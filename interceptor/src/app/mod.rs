@@ -5,6 +5,7 @@ mod handler;
 mod report;
 mod resolv_conf;
 mod run;
+mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -131,6 +132,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             Ok(Exit::Success)
         }
         Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Test(test) => self::test::run(&test),
     }
 }
 
