@@ -91,6 +91,8 @@ pub enum Verb {
     Status(Status),
     /// Change or list the destinations that are not intercepted, while it runs.
     Bypass(Bypass),
+    /// Tell what would happen to a connection, step by step, and why. Needs no privilege.
+    Explain(Box<Explain>),
     /// Remove what a killed interceptor left: links, maps, cgroups and what still runs in them.
     Detach(Detach),
 }
@@ -247,7 +249,59 @@ pub struct Detach {
     pub name: String,
 }
 
-/// Form of `status`.
+/// `interceptor explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:
+  interceptor explain -f entries/ --outbound registry-only https://www.google.com
+  interceptor explain -f entries/ --dst 192.0.2.7 db.example.com:5432
+  interceptor explain --mesh-config mesh.yaml -f entries/ -o json h2c://grpc.example.com:50051
+Schemes: http, https, h2c, tls, tcp (the client speaks first), server-first. Without one, port 443
+means TLS, 80 and 8080 mean HTTP, any other tcp. The exit status says whether the question could be
+answered, not what the answer is.")]
+pub struct Explain {
+    /// What the client connects to.
+    #[arg(value_name = "URL|HOST:PORT")]
+    pub target: String,
+
+    /// Istio resources, YAML or JSON: a file, or a directory of files. Repeatable.
+    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
+    pub files: Vec<PathBuf>,
+
+    /// Mesh config: bare, in an IstioOperator, or in the `istio` ConfigMap.
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+
+    /// As with `run`.
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub outbound: Option<Outbound>,
+
+    /// As with `run`.
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    pub enforcement: Option<Enforcement>,
+
+    /// The address that the client dials [default: the target's own address, with --resolve; else
+    /// one that no resource lists].
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub dst: Option<String>,
+
+    /// The client's namespace.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+
+    /// Destinations that connect directly, as with `run`. Repeatable.
+    #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
+    pub bypass: Vec<IpNet>,
+
+    /// Look names up (through /etc/resolv.conf); without, names stay names.
+    #[arg(long)]
+    pub resolve: bool,
+
+    /// For people or for programs.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Form of `status` and `explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Aligned text.

@@ -20,5 +20,6 @@ pub mod workloads;
 pub mod netns;
 
 pub mod admin;
+pub mod explain;
 pub mod app;
 pub mod cli;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{Record, format};
+use super::Record;
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 16 * 1024;
@@ -132,10 +132,7 @@ impl AccessLog {
         match &*self.sink {
             Sink::Off => {}
             Sink::Memory(captured) => captured.lock().push(record),
-            Sink::Lines(lines) => lines.hand_over(match lines.encoding {
-                Encoding::Text => format::text(&record),
-                Encoding::Json => format::json(&record),
-            }),
+            Sink::Lines(lines) => lines.hand_over(super::line(lines.encoding, &record)),
         }
     }
 

@@ -72,6 +72,7 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         mesh_config: args.mesh_config.clone(),
         outbound: args.outbound,
         enforcement: args.enforcement,
+        ..Sources::default()
     };
     let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
         AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))

@@ -145,3 +145,20 @@ fn exit_statuses() {
         assert_eq!(exit.code(), code, "{exit:?}");
     }
 }
+
+#[test]
+fn explain_takes_what_run_takes_of_policy() {
+    let line = "interceptor explain -f a.yaml --mesh-config m.yaml --outbound registry-only \
+                --enforcement istio --dst 192.0.2.1 --namespace shop --bypass 10.0.0.0/8 --resolve \
+                -o json https://a.test/x";
+    let Ok(Cli { verb: Verb::Explain(explain) }) = parse_line(line) else { panic!("{line}") };
+    assert_eq!(explain.target, "https://a.test/x");
+    assert_eq!(explain.files, [PathBuf::from("a.yaml")]);
+    assert_eq!(explain.mesh_config, Some("m.yaml".into()));
+    assert_eq!(explain.outbound, Some(Outbound::RegistryOnly));
+    assert_eq!(explain.enforcement, Some(Enforcement::Istio));
+    assert_eq!((explain.dst.as_deref(), explain.namespace.as_str()), (Some("192.0.2.1"), "shop"));
+    assert_eq!(explain.bypass.len(), 1);
+    assert_eq!((explain.resolve, explain.output), (true, Output::Json));
+    assert!(parse_line("interceptor explain").is_err());
+}

@@ -14,6 +14,7 @@ pub mod route;
 mod service;
 mod strict;
 pub mod traffic;
+mod view;
 #[cfg(test)]
 mod tests;
 

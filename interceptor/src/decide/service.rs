@@ -54,12 +54,12 @@ pub(crate) enum Target {
 
 impl Service {
     /// Whether the entry's addresses, if it has any, hold the dialled one.
-    pub(super) fn holds(&self, ip: IpAddr) -> bool {
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
         self.addresses.is_empty() || self.lists(ip)
     }
 
     /// Whether the entry names this address.
-    pub(super) fn lists(&self, ip: IpAddr) -> bool {
+    pub(crate) fn lists(&self, ip: IpAddr) -> bool {
         self.addresses.iter().any(|network| network.contains(&ip))
     }
 

@@ -24,6 +24,10 @@ pub struct Sources {
     pub files: Vec<PathBuf>,
     /// A mesh configuration: bare, as `meshConfig` of an IstioOperator, or Istio's ConfigMap.
     pub mesh_config: Option<PathBuf>,
+    /// Resources given as text, after the files, each under the name that messages call it by.
+    pub texts: Vec<(PathBuf, String)>,
+    /// A mesh configuration given as text, likewise.
+    pub mesh_text: Option<(PathBuf, String)>,
     /// Overrides the mesh configuration's mode.
     pub outbound: Option<Outbound>,
     /// Overrides `InterceptorConfig`'s `enforcement`.
@@ -86,6 +90,12 @@ pub fn load(sources: &Sources, namespace: &str) -> Result<Loaded, LoadErrors> {
                 resources.read(&file.into(), &text, &mut out);
             }
         }
+    }
+    for (name, text) in &sources.texts {
+        resources.read(&name.clone().into(), text, &mut out);
+    }
+    if let Some((name, text)) = &sources.mesh_text {
+        resources.read_mesh(&name.clone().into(), text, &mut out);
     }
     if let Some(path) = &sources.mesh_config
         && let Some(text) = read(path, &mut out)
