@@ -127,6 +127,10 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub enforcement: Option<Enforcement>,
 
+    /// The workload.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+
     /// Destinations that connect directly, accounted but not judged. Repeatable.
     #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
     pub bypass: Vec<IpNet>,
@@ -176,6 +180,18 @@ pub struct Run {
     /// The command to cover, after --. Runs as the user who called sudo.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Whom the rules are for.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct WorkloadArgs {
+    /// The workload's namespace: decides which resources it sees.
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = parse_namespace)]
+    pub namespace: String,
+
+    /// The workload's labels: which resources select it. Repeatable, or separated by commas.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
 }
 
 /// `interceptor exec`.
@@ -284,9 +300,9 @@ pub struct Explain {
     #[arg(long, value_name = "IP[:PORT]")]
     pub dst: Option<String>,
 
-    /// The client's namespace.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    pub namespace: String,
+    /// The workload.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
 
     /// Destinations that connect directly, as with `run`. Repeatable.
     #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
@@ -418,6 +434,24 @@ fn parse_name(text: &str) -> Result<String, String> {
     let fits = (1..=32).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits { Ok(text.to_owned()) } else { Err("1 to 32 of a-z, 0-9 and -".to_owned()) }
+}
+
+/// A namespace, as Kubernetes names them.
+fn parse_namespace(text: &str) -> Result<String, String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits { Ok(text.to_owned()) } else { Err("1 to 63 of a-z, 0-9 and -".to_owned()) }
+}
+
+/// A label; its value may be empty.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("not a label; write KEY=VALUE".to_owned()),
+    }
 }
 
 /// A file, or `-`.

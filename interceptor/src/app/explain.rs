@@ -24,7 +24,7 @@ pub(super) async fn run(args: cli::Explain) -> Result<Exit, AppError> {
             enforcement: args.enforcement,
             ..Sources::default()
         },
-        namespace: args.namespace,
+        namespace: args.workload.namespace,
         bypass: args.bypass,
         resolvers,
     };

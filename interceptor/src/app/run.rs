@@ -32,9 +32,6 @@ use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
 
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
-
 /// How long open connections may finish after the hooks are gone.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -74,7 +71,7 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         enforcement: args.enforcement,
         ..Sources::default()
     };
-    let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
+    let loaded = policy::load(&sources, &args.workload.namespace).map_err(|errors| {
         AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))
     })?;
     for warning in &loaded.warnings {
@@ -135,9 +132,9 @@ async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Serve
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
     let workload = Arc::new(Workload {
-        namespace: NAMESPACE.into(),
+        namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
-        labels: Default::default(),
+        labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
