@@ -55,20 +55,6 @@ impl LogSettings {
     }
 }
 
-impl LogSettings {
-    /// The built-in format of `encoding`.
-    pub fn built_in(target: LogTarget, encoding: Encoding) -> Self {
-        Self { target, encoding }
-    }
-
-    /// The line that is written for `record`, its newline included; `None` where there is none.
-    pub fn line(&self, record: &Record) -> Option<String> {
-        (self.target != LogTarget::Off).then(|| match self.encoding {
-            Encoding::Text => format::text(record),
-            Encoding::Json => format::json(record),
-        })
-    }
-}
 
 /// Records that [`AccessLog::memory`] collected, oldest first.
 #[derive(Debug, Clone, Default)]

@@ -32,9 +32,6 @@ use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
 
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
-
 /// How long open connections may finish after the hooks are gone.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -74,7 +71,11 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         enforcement: args.enforcement,
         ..Sources::default()
     };
-    let loaded = policy::load(&sources, &Caller::new(NAMESPACE)).map_err(|errors| {
+    let caller = Caller {
+        namespace: args.workload.namespace.clone(),
+        labels: args.workload.labels.clone(),
+    };
+    let loaded = policy::load(&sources, &caller).map_err(|errors| {
         AppError::Resources(format!(
             "these resources cannot be used; nothing was started\n{errors}"
         ))
@@ -145,9 +146,9 @@ async fn start(
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
     let workload = Arc::new(Workload {
-        namespace: NAMESPACE.into(),
+        namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
-        labels: Default::default(),
+        labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);

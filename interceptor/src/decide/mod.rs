@@ -17,6 +17,7 @@ mod strict;
 pub mod trace;
 pub mod traffic;
 pub(crate) mod uri;
+mod view;
 #[cfg(test)]
 mod tests;
 
