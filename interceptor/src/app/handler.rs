@@ -45,6 +45,7 @@ impl Handler for Running {
             outbound: match snapshot.outbound {
                 Outbound::AllowAny => "ALLOW_ANY",
                 Outbound::RegistryOnly => "REGISTRY_ONLY",
+                Outbound::AllowAnyDynamicDns => "ALLOW_ANY_DYNAMIC_DNS",
             }
             .into(),
             generation: snapshot.generation,

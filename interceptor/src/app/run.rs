@@ -25,7 +25,7 @@ use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
 use crate::netns::NetNs;
-use crate::policy::{self, Enforcement, Loaded, Snapshot, Sources, Store};
+use crate::policy::{Caller, Enforcement, Loaded, Snapshot, Sources, Store, self};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
@@ -72,8 +72,9 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         mesh_config: args.mesh_config.clone(),
         outbound: args.outbound,
         enforcement: args.enforcement,
+        ..Sources::default()
     };
-    let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
+    let loaded = policy::load(&sources, &Caller::new(NAMESPACE)).map_err(|errors| {
         AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))
     })?;
     for warning in &loaded.warnings {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-pub use self::load::{Loaded, Sources, Summary, load};
+pub use self::load::{Caller, Loaded, Sources, Summary, load};
 pub use self::notice::{LoadErrors, Notice, Place};
 use crate::account::LogSettings;
 use crate::decide::Policy;
@@ -57,6 +57,15 @@ pub enum Outbound {
     AllowAny,
     /// Unknown traffic is refused.
     RegistryOnly,
+    /// As `AllowAny`, but plaintext HTTP goes where the proxy resolves its Host (MESH-31).
+    AllowAnyDynamicDns,
+}
+
+impl Outbound {
+    /// Whether unknown connections pass.
+    pub fn is_open(self) -> bool {
+        self != Self::RegistryOnly
+    }
 }
 
 /// One compiled, immutable set of rules and settings.
@@ -79,6 +88,8 @@ pub struct Snapshot {
     pub dns_refresh: Duration,
     /// What mesh config and Telemetry say of the access log; `None` where they say nothing.
     pub access_log: Option<LogSettings>,
+    /// `accessLogFormat` as written; `None` = the built-in format of the encoding (MESH-3).
+    pub access_log_format: Option<String>,
     /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
     pub udp_allowed: Vec<(IpNet, u16)>,
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in

@@ -152,7 +152,7 @@ fn mesh_8_default_visibility() {
             mesh_config: Some(mesh.clone()),
             ..Sources::default()
         };
-        let loaded = load(&sources, "default").expect("accepted");
+        let loaded = load(&sources, &Caller::new("default")).expect("accepted");
         assert_eq!(loaded.summary.services, services, "{config}");
     }
 }
