@@ -7,12 +7,16 @@ mod load;
 mod mesh;
 mod node;
 mod notice;
+mod reader;
+mod registry;
 mod resource;
 mod service_entry;
+mod sidecar;
 mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod virtual_service;
 
 use std::sync::Arc;
 use std::time::Duration;

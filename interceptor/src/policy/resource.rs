@@ -8,7 +8,9 @@ use super::fields::{Context, Fields, Findings};
 use super::mesh::MeshConfig;
 use super::node::{At, Node, Value, parse};
 use super::service_entry::{ServiceEntry, string_map};
+use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
+use super::virtual_service::VirtualService;
 
 /// Name, namespace and age.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub(super) struct Meta {
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     pub(super) service_entries: Vec<ServiceEntry>,
+    pub(super) virtual_services: Vec<VirtualService>,
+    pub(super) sidecars: Vec<Sidecar>,
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
@@ -34,8 +38,7 @@ pub(super) struct Resources {
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
 /// would not open.
-const LATER: [&str; 11] = [
-    "VirtualService",
+const LATER: [&str; 10] = [
     "DestinationRule",
     "WorkloadEntry",
     "WorkloadGroup",
@@ -116,7 +119,7 @@ impl Resources {
         self.documents += 1;
         let meta = read_meta(node, &mut top, &kind.value, &mut cx, out);
         let known: &[&str] = match kind.value.as_str() {
-            "ServiceEntry" => &[
+            "ServiceEntry" | "VirtualService" | "Sidecar" => &[
                 "networking.istio.io/v1",
                 "networking.istio.io/v1beta1",
                 "networking.istio.io/v1alpha3",
@@ -143,6 +146,16 @@ impl Resources {
                 let spec = spec(&mut top, node, &cx, out);
                 self.service_entries.push(ServiceEntry::read(meta, spec, &cx, out));
             }
+            "VirtualService" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.virtual_services.extend(VirtualService::read(meta, spec, &cx, out));
+            }
+            "Sidecar" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.sidecars.extend(Sidecar::read(meta, spec, &cx, out));
+            }
             "Telemetry" => {
                 top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
@@ -157,12 +170,6 @@ impl Resources {
                 return;
             }
             "InterceptorConfig" => self.interceptor_config(&mut top, node, &cx, out),
-            "Sidecar" => {
-                let message = "not supported yet, and refused because a Sidecar restricts: ignoring \
-                               it would allow what it forbids; remove it";
-                out.errors.push(cx.notice(kind.at, "kind", message));
-                return;
-            }
             other
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
@@ -301,14 +308,14 @@ fn read_meta(
         labels: Vec::new(),
     };
     let Some(metadata) = top.take("metadata") else {
-        if matches!(kind, "ServiceEntry" | "Telemetry") {
+        if matches!(kind, "ServiceEntry" | "VirtualService" | "Sidecar" | "Telemetry") {
             out.errors.push(cx.notice(node.at, "metadata.name", "missing"));
         }
         return meta;
     };
     let mut f = Fields::of(metadata.value, "metadata", cx, out);
     if f.text("name", cx, out).is_none_or(|n| n.value.is_empty())
-        && matches!(kind, "ServiceEntry" | "Telemetry")
+        && matches!(kind, "ServiceEntry" | "VirtualService" | "Sidecar" | "Telemetry")
     {
         out.errors.push(cx.notice(metadata.at, "metadata.name", "missing"));
     }

@@ -38,6 +38,7 @@ pub(super) struct Endpoint {
     pub(super) address: Located<String>,
     pub(super) ports: Vec<(String, Located<i64>)>,
     pub(super) weight: Option<Located<i64>>,
+    pub(super) labels: Vec<(String, String)>,
     pub(super) network: Option<Located<String>>,
 }
 
@@ -74,7 +75,6 @@ impl ServiceEntry {
             one_of(location, &[("MESH_EXTERNAL", false), ("MESH_INTERNAL", true)], cx, out);
         let resolution = one_of(f.text("resolution", cx, out), &Resolution::NAMES, cx, out);
         let selector = f.take("workloadSelector").map(|node| {
-            not_yet(cx, out, &node, "its endpoints are treated as empty (UH)");
             let mut inner = Fields::of(node.value, node.path.clone(), cx, out);
             let labels = string_map(inner.entries("labels", cx, out), cx, out);
             inner.finish(cx, out);
@@ -132,7 +132,6 @@ impl Endpoint {
     fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
         for (field, effect) in [
-            ("labels", "subsets do not exist yet"),
             ("locality", "all endpoints are equally near"),
             ("serviceAccount", "no identity is checked"),
         ] {
@@ -157,6 +156,7 @@ impl Endpoint {
                 .filter_map(|(name, n)| int(n, cx, out).map(|port| (name, port)))
                 .collect(),
             weight: f.int("weight", cx, out),
+            labels: string_map(f.entries("labels", cx, out), cx, out),
             network,
         };
         f.finish(cx, out);

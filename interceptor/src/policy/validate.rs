@@ -47,6 +47,7 @@ pub(super) fn check(
         endpoints,
         selector: entry.selector.as_ref().map(|s| s.value.clone()),
         export_to,
+        platform: None,
         notice_at: entry.spec.clone(),
         context: entry.context.clone(),
     })
@@ -240,7 +241,8 @@ impl Check<'_> {
                 ),
             };
             if let Some(address) = self.endpoint_address(endpoint) {
-                endpoints.push(ServiceEndpoint { address, ports: own_ports, weight });
+                let labels = endpoint.labels.clone();
+                endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
             }
         }
         let names = endpoints.iter().filter(|e| matches!(e.address, EndpointAddress::Name(_)));
