@@ -1,5 +1,6 @@
 //! Files to a snapshot: read everything, report everything, then compile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compile::{Compiled, Input, Mesh, compile};
+use super::destination_rule::{self, Defaults, Rules as DestinationRules};
 use super::entry::{Entry, ServicePort};
 use super::fields::{Context, Findings};
 use super::mesh::MeshConfig;
@@ -16,10 +18,11 @@ use super::notice::{LoadErrors, Notice};
 use super::registry::Carriage;
 use super::resource::Resources;
 use super::virtual_service::compile::Settings;
+use super::workload_entry::WorkloadEntry;
 use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
 use crate::account::{LogSettings, LogTarget};
-use crate::decide::Policy;
 use crate::decide::pattern::EntryHost;
+use crate::decide::{Group, Policy, Service};
 
 /// Where rules come from, and what overrides them.
 #[derive(Debug, Clone, Default)]
@@ -134,7 +137,7 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
     check_unique(&resources, &mut out);
 
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
-    let entries: Vec<_> = resources
+    let mut entries: Vec<_> = resources
         .service_entries
         .iter()
         .filter_map(|entry| validate::check(entry, profile, &mut out))
@@ -156,13 +159,26 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
         virtual_services: resources.virtual_services.len(),
         sidecars: resources.sidecars.len(),
     };
+    let rules = destination_rules(&mut resources, &mesh, profile, &mut out);
+    let virtual_services = std::mem::take(&mut resources.virtual_services);
+    let slices = &resources.endpoint_slices;
+    entries.extend(resources.services.iter().filter_map(|service| {
+        service.to_entry(slices, |host| {
+            let routed = virtual_services.iter().flat_map(|routes| &routes.hosts);
+            let mut routed = routed.filter_map(EntryHost::exact);
+            rules.concern(caller, host.as_str(), &service.meta.namespace)
+                || routed.any(|routed| routed == host)
+        })
+    }));
+    let workloads = resources.workload_entries.iter().filter_map(WorkloadEntry::to_workload);
     let input = Input {
         entries,
-        virtual_services: std::mem::take(&mut resources.virtual_services),
+        virtual_services,
         sidecars: std::mem::take(&mut resources.sidecars),
-        workloads: Vec::new(),
+        workloads: workloads.collect(),
     };
-    let compiled = compile_for(caller, input, &mesh, sources, profile, &mut out);
+    let compiled = compile_for(caller, input, &mesh, sources, &rules, &mut out);
+    out.warnings.extend(double_tls(&rules, caller, &compiled.rules.services));
     let services = compiled.rules.services.iter().filter(|service| !service.nominal).count();
     let summary = Summary { services, ..summary };
     let outbound = compiled.rules.outbound;
@@ -183,22 +199,56 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
     Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary })
 }
 
+/// MESH-8 where the mesh configuration says nothing.
+fn or_all(items: &[String]) -> Vec<String> {
+    if items.is_empty() { vec!["*".to_owned()] } else { items.to_vec() }
+}
+
+fn destination_rules(
+    resources: &mut Resources,
+    mesh: &MeshConfig,
+    profile: Enforcement,
+    out: &mut Findings,
+) -> DestinationRules {
+    let defaults = Defaults {
+        root_namespace: mesh.root_namespace.clone().unwrap_or_else(|| "istio-system".to_owned()),
+        export_to: or_all(&mesh.destination_rule_export),
+        profile,
+    };
+    DestinationRules::new(std::mem::take(&mut resources.destination_rules), defaults, out)
+}
+
+/// GAP-18: rules that wrap what is TLS already.
+fn double_tls(rules: &DestinationRules, caller: &Caller, services: &[Service]) -> Vec<Notice> {
+    let mut ports: BTreeMap<(String, &str), Vec<(u16, bool)>> = BTreeMap::new();
+    for service in services {
+        let host = service.cluster.host.to_string();
+        let port = (service.port, service.group == Group::Tls);
+        ports.entry((host, &service.rule.namespace)).or_default().push(port);
+    }
+    let found = ports
+        .iter()
+        .filter_map(|((host, namespace), ports)| rules.double_tls(caller, host, namespace, ports));
+    found.collect()
+}
+
 fn compile_for(
     caller: &Caller,
     input: Input,
     config: &MeshConfig,
     sources: &Sources,
-    profile: Enforcement,
+    rules: &DestinationRules,
     out: &mut Findings,
 ) -> Compiled {
+    let profile = rules.profile();
     // DestinationRules are asked here and nowhere else: what carries the traffic of this port, or of
     // a subset of it (VS-21: `None` where no rule defines the subset).
-    let carriage = |_: &Entry, _: &EntryHost, _: &ServicePort, subset: Option<&str>| {
-        subset.is_none().then(Carriage::default)
-    };
-    let or_all = |items: &[String]| match items {
-        [] => vec!["*".to_owned()],
-        items => items.to_vec(),
+    let carriage = |entry: &Entry, host: &EntryHost, port: &ServicePort, subset: Option<&str>| {
+        let host = host.to_string();
+        let service = destination_rule::ServicePort::of(entry, &host, port);
+        let found = rules.lookup(caller, &service, subset);
+        let labels = found.subset_labels.unwrap_or_default();
+        (!found.missing_subset).then_some(Carriage { traffic: found.traffic, labels })
     };
     let service_export: Vec<String> =
         config.default_export.iter().flatten().map(|item| item.value.clone()).collect();
@@ -267,8 +317,10 @@ fn access_log(mesh: &MeshConfig, resources: &Resources, namespace: &str) -> Opti
 /// Two resources of one name would shadow each other silently.
 fn check_unique(resources: &Resources, out: &mut Findings) {
     let mut seen = std::collections::HashSet::new();
-    let entries = resources.service_entries.iter().map(|e| ("ServiceEntry", &e.meta, &e.context, e.spec.at));
-    let routes = resources.virtual_services.iter().map(|v| ("VirtualService", &v.meta, &v.context, v.at.at));
+    let entries =
+        resources.service_entries.iter().map(|e| ("ServiceEntry", &e.meta, &e.context, e.spec.at));
+    let routes =
+        resources.virtual_services.iter().map(|v| ("VirtualService", &v.meta, &v.context, v.at.at));
     for (kind, meta, context, at) in entries.chain(routes) {
         if !seen.insert((kind, &meta.namespace, &meta.name)) {
             let message = "a second resource of this name; rename or remove one";
