@@ -176,7 +176,10 @@ fn vs_9_vs_10_vs_16_order_names_and_no_route() {
     }
     let none = decide(&policy, &Ask { path: "/three", ..PLAIN });
     let Action::Reply(reply) = none.action else { panic!("must be answered") };
-    assert_eq!((reply.details, reply.flag, reply.body), ("route_not_found", Some("NR"), Vec::new()));
+    assert_eq!(
+        (reply.details, reply.flag, reply.body),
+        ("route_not_found", Some("NR"), Vec::new())
+    );
     let explained = decide(&routed(&[service("v", spec)], Strict), &Ask { path: "/x", ..PLAIN });
     let Action::Reply(reply) = explained.action else { panic!("must be answered") };
     assert!(String::from_utf8_lossy(&reply.body).contains("VirtualService default/v"));
@@ -185,11 +188,31 @@ fn vs_9_vs_10_vs_16_order_names_and_no_route() {
 #[test]
 fn vs_20_to_vs_22_destinations() {
     for (route, dst, expected) in [
-        ("{destination: {host: b.com}}", "198.51.100.7:80", "forward 192.0.2.2:80*1 outbound|80||b.com"),
-        ("{destination: {host: b.com}}", "198.51.100.7:8080", "forward 192.0.2.2:8080*1 outbound|8080||b.com"),
-        ("{destination: {host: b.com, port: {number: 80}}}", "198.51.100.7:8080", "forward 192.0.2.2:80*1 outbound|80||b.com"),
-        ("{destination: {host: one.com}}", "198.51.100.7:80", "forward 192.0.2.3:9000*1 outbound|9000||one.com"),
-        ("{destination: {host: one.com, port: {number: 80}}}", "198.51.100.7:80", "forward no cluster -"),
+        (
+            "{destination: {host: b.com}}",
+            "198.51.100.7:80",
+            "forward 192.0.2.2:80*1 outbound|80||b.com",
+        ),
+        (
+            "{destination: {host: b.com}}",
+            "198.51.100.7:8080",
+            "forward 192.0.2.2:8080*1 outbound|8080||b.com",
+        ),
+        (
+            "{destination: {host: b.com, port: {number: 80}}}",
+            "198.51.100.7:8080",
+            "forward 192.0.2.2:80*1 outbound|80||b.com",
+        ),
+        (
+            "{destination: {host: one.com}}",
+            "198.51.100.7:80",
+            "forward 192.0.2.3:9000*1 outbound|9000||one.com",
+        ),
+        (
+            "{destination: {host: one.com, port: {number: 80}}}",
+            "198.51.100.7:80",
+            "forward no cluster -",
+        ),
         ("{destination: {host: gone.com}}", "198.51.100.7:80", "forward no cluster -"),
         ("{destination: {host: b.com, subset: v9}}", "198.51.100.7:80", "forward no cluster -"),
     ] {
@@ -211,7 +234,9 @@ fn vs_20_to_vs_22_destinations() {
 #[test]
 fn vs_2_to_vs_4_which_service_binds_a_host() {
     let to = |hosts: &str, host: &str| {
-        format!("hosts: [{hosts}], http: [{{name: {host}, route: [{{destination: {{host: {host}}}}}]}}]")
+        format!(
+            "hosts: [{hosts}], http: [{{name: {host}, route: [{{destination: {{host: {host}}}}}]}}]"
+        )
     };
     let wild = service("wild", &to("\"*.com\"", "b.com"));
     let exact = service("exact", &to("a.com", "one.com"));
@@ -231,7 +256,7 @@ fn vs_2_to_vs_4_which_service_binds_a_host() {
         let policy = routed(&services, Istio);
         assert_eq!(show(&decide(&policy, &Ask { host, ..PLAIN })), expected, "{host}");
     }
-    let policy = routed(&[new.clone()], Istio);
+    let policy = routed(std::slice::from_ref(&new), Istio);
     let elsewhere = Ask { host: "new.org", dst: "198.51.100.7:8080", ..PLAIN };
     assert_eq!(show(&decide(&policy, &elsewhere)), "502 - block_all not_registered");
     // No HTTP handler on port 80: nothing there in istio; in strict the flow alone decides.
@@ -241,7 +266,10 @@ fn vs_2_to_vs_4_which_service_binds_a_host() {
         .to_owned()
         + &new;
     let unhandled = super::policy(&bare, Istio, RegistryOnly);
-    assert_eq!(get(&unhandled, "198.51.100.7:80", "new.org"), "close BlackHoleCluster not_registered");
+    assert_eq!(
+        get(&unhandled, "198.51.100.7:80", "new.org"),
+        "close BlackHoleCluster not_registered"
+    );
     let strict = super::policy(&bare, Strict, RegistryOnly);
     assert_eq!(
         get(&strict, "198.51.100.7:80", "new.org"),
@@ -316,7 +344,8 @@ fn vs_40_to_vs_42_default_retries() {
             assert_eq!(forward.route.retries.idempotent_only, idempotent_only);
         }
         let off = "hosts: [a.com], http: [{retries: {attempts: 0}, route: [{destination: {host: a.com}}]}]";
-        let Action::Forward(forward) = decide(&routed(&[service("v", off)], profile), &PLAIN).action
+        let Action::Forward(forward) =
+            decide(&routed(&[service("v", off)], profile), &PLAIN).action
         else {
             panic!("must be forwarded");
         };
@@ -387,7 +416,8 @@ fn vs_8_delegates() {
     ] {
         assert_eq!(show(&decide(&policy, &Ask { path, ..PLAIN })), expected, "{path}");
     }
-    let Action::Forward(forward) = decide(&policy, &Ask { path: "/api/one", ..PLAIN }).action else {
+    let Action::Forward(forward) = decide(&policy, &Ask { path: "/api/one", ..PLAIN }).action
+    else {
         panic!("must be forwarded");
     };
     assert_eq!(forward.route.timeout, Some(std::time::Duration::from_secs(5)));
