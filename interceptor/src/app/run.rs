@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use interceptor_common::Settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -16,8 +17,9 @@ use tokio::task::JoinHandle;
 
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
+use super::reload::{Reloader, said};
 use super::report::Reporter;
-use super::{AppError, GRACE, resolv_conf, system};
+use super::{AppError, GRACE, NAMESPACE, resolv_conf, system};
 use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
 use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
@@ -25,15 +27,12 @@ use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
 use crate::netns::NetNs;
-use crate::policy::{self, Enforcement, Loaded, Snapshot, Sources, Store};
+use crate::policy::{self, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
-
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
 
 /// How long open connections may finish after the hooks are gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -50,11 +49,14 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
         return Err(AppError::Root("loading BPF programs and making cgroups; use sudo"));
     }
     let mut signals = Signals::listen().map_err(system("cannot listen for signals"))?;
-    let loaded = load_policy(&args)?;
+    let sources = sources(&args);
+    // Before the files are read: no change of them is missed.
+    let watch = Watch::new(&sources);
+    let loaded = load_policy(&args, &sources)?;
     let server = Server::bind(Path::new(admin::DIR), &args.name)?;
     let descriptors = raise_descriptor_limit();
     let session = Session::enter(&args.name)?;
-    let started = start(&args, loaded, &session, server).await?;
+    let started = start(&args, loaded, Watched { watch, sources }, &session, server).await?;
     let outcome = if args.command.is_empty() {
         Ok(Exit::Signal(signals.next().await as i32))
     } else {
@@ -66,22 +68,28 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     outcome
 }
 
-fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
-    let sources = Sources {
+/// Where policy comes from, and who says when it changes.
+struct Watched {
+    watch: Watch,
+    sources: Sources,
+}
+
+fn sources(args: &cli::Run) -> Sources {
+    Sources {
         files: args.files.clone(),
         mesh_config: args.mesh_config.clone(),
         labels: Vec::new(),
         outbound: args.outbound,
         enforcement: args.enforcement,
-    };
-    let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
+    }
+}
+
+fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, AppError> {
+    let loaded = policy::load(sources, NAMESPACE).map_err(|errors| {
         AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))
     })?;
-    for warning in &loaded.warnings {
-        eprintln!("interceptor: warning: {warning}");
-    }
-    for rejected in &loaded.rejected {
-        eprintln!("interceptor: left out: {rejected}");
+    for text in said(&loaded.warnings, &loaded.rejected) {
+        eprintln!("interceptor: {text}");
     }
     // One bad resource leaves the others in force; but nothing in force is no policy (T-61).
     if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
@@ -102,12 +110,19 @@ struct Started {
     netns: Arc<NetNs>,
     etc_netns: Option<String>,
     admin: JoinHandle<()>,
+    reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
     stop_reporter: oneshot::Sender<()>,
 }
 
-async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Server) -> Result<Started, AppError> {
-    let snapshot = loaded.snapshot;
+async fn start(
+    args: &cli::Run,
+    loaded: Loaded,
+    watched: Watched,
+    session: &Session,
+    server: Server,
+) -> Result<Started, AppError> {
+    let Loaded { snapshot, inventory, warnings, rejected, .. } = loaded;
     let cgroups = covered_cgroups(args, session)?;
     let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
     let mut enrolled = Vec::new();
@@ -122,7 +137,13 @@ async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Serve
     let resolvers = resolvers(args, etc_netns.as_deref())?;
     let log = AccessLog::open(&log_settings(args, &snapshot))
         .map_err(system("cannot open the access log"))?;
-    let (kernel, events) = load_kernel(args, &snapshot, session, &cgroups, &enrolled, &resolvers)?;
+    let settings = Settings {
+        daemon_cgroups: [session.daemon().id()?, 0],
+        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        pad: 0,
+    };
+    let (kernel, events) =
+        load_kernel(args, &snapshot, settings, session, &cgroups, &enrolled, &resolvers)?;
 
     let kernel = Arc::new(kernel);
     let resolver = Arc::new(Resolver::new(ResolverConfig {
@@ -140,7 +161,7 @@ async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Serve
         labels: Default::default(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
-    let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
+    let reporter = Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log);
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
     }));
@@ -181,9 +202,20 @@ async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Serve
             etc_netns: etc_netns.clone(),
             hide: hidden(),
         },
+        last_reload: ArcSwapOption::empty(),
     });
+    let reloader = Reloader {
+        watch: watched.watch,
+        sources: watched.sources,
+        args: args.clone(),
+        running: Arc::clone(&running),
+        settings,
+        inventory,
+        said: said(&warnings, &rejected).into_iter().collect(),
+    };
+    let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Started { running, netns, etc_netns, admin, reporter, stop_reporter })
+    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
 }
 
 /// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.
@@ -292,16 +324,12 @@ pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSetti
 fn load_kernel(
     args: &cli::Run,
     snapshot: &Snapshot,
+    settings: Settings,
     session: &Session,
     cgroups: &[Cgroup],
     enrolled: &[Enrolled],
     resolvers: &[SocketAddr],
 ) -> Result<(Kernel, EventReader), AppError> {
-    let settings = Settings {
-        daemon_cgroups: [session.daemon().id()?, 0],
-        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
-        pad: 0,
-    };
     let plan =
         Plan { name: &args.name, workloads: cgroups, daemon: session.daemon(), log: args.bpf_log };
     let cookies: Vec<u64> = enrolled.iter().map(|one| one.netns.cookie()).collect();
@@ -382,6 +410,7 @@ impl Started {
     /// for before the hooks go; connections of cgroups that live on are drained after.
     async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
         self.admin.abort();
+        self.reloader.abort();
         session.workload().terminate(GRACE).await?;
         if !drain {
             self.settled(SETTLE).await;

@@ -3,6 +3,7 @@
 mod compile;
 mod entry;
 mod fields;
+mod inventory;
 mod load;
 mod mesh;
 mod node;
@@ -14,6 +15,7 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +23,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-pub use self::load::{Loaded, Sources, Summary, load};
+pub use self::inventory::{Changes, Inventory};
+pub use self::load::{Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
+pub use self::watch::Watch;
 use crate::account::LogSettings;
 use crate::decide::Policy;
 
