@@ -20,7 +20,7 @@ use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
 use super::report::Reporter;
 use super::{AppError, GRACE, NAMESPACE, resolv_conf, system};
-use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
+use crate::account::{AccessLog, LogSettings, LogTarget};
 use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
@@ -301,12 +301,14 @@ pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSetti
         cli::LogTarget::File(path) => LogTarget::File(path.clone()),
     });
     let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
-    let built_in = |target| vec![LogSettings::built_in(target, Encoding::Text)];
+    let everything = |target| {
+        vec![LogSettings { target, format: Arc::clone(&snapshot.log_format), filter: None }]
+    };
     match (forced, snapshot.access_log.clone()) {
-        (None, None) => built_in(default),
+        (None, None) => everything(default),
         (None, Some(governed)) => governed,
-        (Some(target), None) => built_in(target),
-        (Some(target), Some(governed)) if governed.is_empty() => built_in(target),
+        (Some(target), None) => everything(target),
+        (Some(target), Some(governed)) if governed.is_empty() => everything(target),
         (Some(target), Some(governed)) => {
             let mut moved: Vec<LogSettings> = Vec::new();
             for one in governed {

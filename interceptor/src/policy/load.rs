@@ -211,6 +211,7 @@ fn snapshot(
         connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
         dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
         access_log: None,
+        log_format: mesh.log_format,
         udp_allowed: registry.udp,
         refuse_datagrams: enforcement == Enforcement::Strict && outbound == Outbound::RegistryOnly,
     }

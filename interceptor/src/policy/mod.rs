@@ -27,7 +27,7 @@ pub use self::inventory::{Changes, Inventory};
 pub use self::load::{Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
 pub use self::watch::Watch;
-use crate::account::LogSettings;
+use crate::account::{Format, LogSettings};
 use crate::decide::Policy;
 
 /// `strict` (default) or `istio`: docs/profiles.md.
@@ -82,6 +82,8 @@ pub struct Snapshot {
     /// What mesh config and Telemetry say of the access log, one item an output, none where it is
     /// switched off; `None` where they say nothing.
     pub access_log: Option<Vec<LogSettings>>,
+    /// The mesh configuration's format (MESH-3, MESH-4), for a place that only a flag names.
+    pub log_format: Arc<Format>,
     /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
     pub udp_allowed: Vec<(IpNet, u16)>,
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in
