@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::carry::{CLIENT_PORT, RelayFailure, Speech, UPSTREAM_PORT, near, relay};
+use super::case::{FirstBytes, Flow, Setting, Transport};
 use super::client::{Request, hello};
+use super::compare::built_in;
 use super::exchange::{self, Exchanged};
-use super::expect::built_in;
-use super::file::{FirstBytes, Flow, Setting, Transport};
 use super::observed::{Observation, Observed, Verdict};
 use super::series;
 use super::world::{Nowhere, World};

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::case::{Network, Secret, Server};
 use super::client::Request;
-use super::file::{Network, Secret, Server};
 use super::observed::{Response, SeenTls};
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
