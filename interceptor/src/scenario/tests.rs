@@ -340,3 +340,17 @@ fn reports() {
          </testsuite>\n</testsuites>\n"
     );
 }
+
+/// The manual's example is a scenario file, and it passes.
+#[test]
+fn the_example_of_the_manual() {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/policy-tests.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let (_, rest) = manual.split_once("```yaml\nformat:").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let cases = cases(&format!("format:{example}"));
+    assert_eq!(cases.len(), 1);
+    for profile in [Enforcement::Istio, Enforcement::Strict] {
+        assert_eq!(run(&cases[0], profile), Ok(()));
+    }
+}
