@@ -159,8 +159,10 @@ impl World {
         if inhabited == Inhabited::Yes {
             fill(&zone);
         } else {
-            internet.ip(&["route", "add", "local", "0.0.0.0/0", "dev", "lo"])?;
-            internet.ip(&["-6", "route", "add", "local", "::/0", "dev", "lo"])?;
+            // Not in the local table, which would shadow the way back to the workload.
+            let everything = ["dev", "lo", "table", "main"];
+            internet.ip(&[&["route", "add", "local", "0.0.0.0/0"][..], &everything].concat())?;
+            internet.ip(&[&["-6", "route", "add", "local", "::/0"][..], &everything].concat())?;
         }
         let servers = Servers::start(
             &internet,
