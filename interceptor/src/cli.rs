@@ -95,6 +95,8 @@ pub enum Verb {
     Explain(Box<Explain>),
     /// Remove what a killed interceptor left: links, maps, cgroups and what still runs in them.
     Detach(Detach),
+    /// Run policy tests: scenario files through the rules, without any network.
+    Test(Test),
 }
 
 /// `interceptor run`.
@@ -263,6 +265,26 @@ pub struct Detach {
     /// Name of the interceptor whose remains are removed.
     #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
     pub name: String,
+}
+
+/// `interceptor test`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:
+  interceptor test policy-tests/
+  interceptor test --enforcement istio --junit results.xml mesh.yaml
+Exit status: 0 all passed; 1 a case failed; 64 usage; 65 a file is no scenario file.")]
+pub struct Test {
+    /// Scenario files, or directories of them (not searched deeper).
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+
+    /// The profile to test in.
+    #[arg(long, value_enum, value_name = "PROFILE", default_value_t = Enforcement::Strict)]
+    pub enforcement: Enforcement,
+
+    /// Also write the results as JUnit XML to this file.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
 }
 
 /// `interceptor explain`.

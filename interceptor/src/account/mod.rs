@@ -1,18 +1,17 @@
 //! What happened: one record per connection or request, written exactly once.
 
 pub mod record;
+pub mod wanted;
 mod connection;
+mod filter;
 mod format;
+mod operators;
 mod sink;
+mod strftime;
+mod writer;
 
 pub use connection::ConnectionAccount;
-pub use record::{Flag, HttpFields, Record};
-pub use sink::{AccessLog, Captured, Encoding, LogSettings, LogTarget};
-
-/// The line that the writer writes for `record`, its newline included.
-pub fn line(encoding: Encoding, record: &Record) -> String {
-    match encoding {
-        Encoding::Text => format::text(record),
-        Encoding::Json => format::json(record),
-    }
-}
+pub use filter::{Filter, FilterError};
+pub use format::{Encoding, Format, FormatError};
+pub use record::{Flag, HttpFields, More, Record, TlsFields};
+pub use sink::{AccessLog, Captured, LogSettings, LogTarget};

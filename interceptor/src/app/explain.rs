@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{AppError, resolv_conf, system};
 use crate::cli::{self, Exit, Output};
 use crate::explain::{Question, Setting, explain};
-use crate::policy::Sources;
+use crate::policy::{Caller, Sources};
 
 pub(super) async fn run(args: cli::Explain) -> Result<Exit, AppError> {
     let question = Question::parse(&args.target, args.dst.as_deref())
@@ -24,7 +24,7 @@ pub(super) async fn run(args: cli::Explain) -> Result<Exit, AppError> {
             enforcement: args.enforcement,
             ..Sources::default()
         },
-        namespace: args.workload.namespace,
+        caller: Caller { namespace: args.workload.namespace, labels: args.workload.labels },
         bypass: args.bypass,
         resolvers,
     };

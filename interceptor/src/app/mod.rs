@@ -6,6 +6,7 @@ mod handler;
 mod report;
 mod resolv_conf;
 mod run;
+mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -136,6 +137,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         }
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Test(test) => self::test::run(&test),
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn candidates(
 
 /// `HOST:PORT (declared PROTOCOL)`.
 pub(super) fn offers(service: &Service) -> String {
-    format!("{}:{} ({})", service.host, service.port, declared(service.group))
+    format!("{}:{} ({})", service.cluster.host, service.port, declared(service.group))
 }
 
 /// What a port was declared to be, as far as it matters.
@@ -94,8 +94,8 @@ pub(super) fn covers(host: &EntryHost, question: &Question) -> bool {
 }
 
 fn concerns(service: &Service, question: &Question, dialled: &Dialled) -> bool {
-    covers(&service.host, question)
-        || (service.port == question.port && service.lists(dialled.addr.ip()))
+    covers(&service.cluster.host, question)
+        || (service.port == question.port && service.cluster.lists(dialled.addr.ip()))
 }
 
 /// Whether a decision names this service. Rule and cluster together do.
@@ -109,7 +109,7 @@ fn is_chosen(service: &Service, decision: &Decision) -> bool {
         _ => return false,
     };
     let cluster = |destination: &crate::decide::route::Destination| {
-        destination.cluster.as_ref() == Some(&service.cluster)
+        destination.cluster.as_ref() == Some(&service.cluster.name)
     };
     destinations.iter().any(cluster)
         && decision.rule.as_ref().is_some_and(|rule| {
@@ -119,10 +119,10 @@ fn is_chosen(service: &Service, decision: &Decision) -> bool {
 }
 
 fn why_chosen(service: &Service, question: &Question) -> String {
-    if !covers(&service.host, question) {
+    if !covers(&service.cluster.host, question) {
         return "its addresses hold the dialled one".to_owned();
     }
-    match &service.host {
+    match &service.cluster.host {
         EntryHost::Exact(_) => "its host is the name asked for".to_owned(),
         EntryHost::Wildcard(_) | EntryHost::Partial(_) => {
             "its wildcard covers the name asked for".to_owned()
@@ -148,21 +148,21 @@ fn why_not(
             sends(question.first)
         );
     }
-    if !covers(&service.host, question) && matches!(service.group, Group::Http | Group::Tls) {
-        return format!("it holds the address, but its name {} is another", service.host);
+    if !covers(&service.cluster.host, question) && matches!(service.group, Group::Http | Group::Tls) {
+        return format!("it holds the address, but its name {} is another", service.cluster.host);
     }
-    if !service.holds(ip) && (winner.is_none() || service.group != Group::Http) {
+    if !service.cluster.holds(ip) && (winner.is_none() || service.group != Group::Http) {
         let unknown = if dialled.assumed { "are not known to hold" } else { "do not hold" };
         let more = if dialled.assumed { " (give --dst)" } else { "" };
         return format!("its addresses {unknown} the dialled one{more}");
     }
     match winner {
         Some(winner)
-            if winner.host != service.host && matches!(winner.host, EntryHost::Exact(_)) =>
+            if winner.cluster.host != service.cluster.host && matches!(winner.cluster.host, EntryHost::Exact(_)) =>
         {
-            format!("{} is exact and goes first (HTTP-2)", winner.host)
+            format!("{} is exact and goes first (HTTP-2)", winner.cluster.host)
         }
-        Some(winner) if winner.host != service.host => {
+        Some(winner) if winner.cluster.host != service.cluster.host => {
             format!("{} is more specific or older and goes first (HTTP-2, REG-4)", winner.rule)
         }
         Some(winner) => format!("{} goes first (REG-4)", winner.rule),

@@ -25,7 +25,7 @@ pub use self::question::{BadQuestion, FirstBytes, Peer, Question};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, Decision, Flow, RequestHead};
 use crate::origin::OriginalDst;
-use crate::policy::{self, Enforcement, LoadErrors, Loaded, Snapshot, Sources};
+use crate::policy::{self, Caller, Enforcement, LoadErrors, Loaded, Snapshot, Sources};
 use crate::resolve::{Resolver, ResolverConfig};
 
 /// Names that resolving may add in turn: an answer leads to another decision, and that to others.
@@ -36,8 +36,8 @@ const ROUNDS: usize = 4;
 pub struct Setting {
     /// The resources.
     pub sources: Sources,
-    /// The workload's namespace.
-    pub namespace: String,
+    /// The workload that asks.
+    pub caller: Caller,
     /// Destinations that are not intercepted.
     pub bypass: Vec<IpNet>,
     /// Whom to ask for addresses; `None` = nobody, names stay names.
@@ -130,7 +130,7 @@ impl Names<'_> {
 struct Asker<'a> {
     question: &'a Question,
     sources: &'a Sources,
-    namespace: &'a str,
+    caller: &'a Caller,
     bypass: &'a [IpNet],
     known: &'a HashMap<HostName, Arc<[IpAddr]>>,
     missing: RefCell<BTreeSet<HostName>>,
@@ -183,7 +183,7 @@ impl<'a> Asker<'a> {
         Self {
             question,
             sources: &setting.sources,
-            namespace: &setting.namespace,
+            caller: &setting.caller,
             bypass: &setting.bypass,
             known,
             missing: RefCell::default(),
@@ -227,7 +227,7 @@ impl<'a> Asker<'a> {
 
     /// Loads `sources` and decides the question by them, as the data path would.
     fn ask(&self, sources: &Sources) -> Result<(Loaded, Answer), LoadErrors> {
-        let loaded = policy::load(sources, self.namespace)?;
+        let loaded = policy::load(sources, self.caller)?;
         let answer = self.decide(&loaded.snapshot);
         Ok((loaded, answer))
     }
@@ -254,7 +254,7 @@ impl<'a> Asker<'a> {
         steps.push(("capture", format!("intercepted on its way to {}", dialled.show(question))));
 
         let names = Names { known: self.known, missing: RefCell::default(), dialled };
-        let flow = Flow { dst: OriginalDst::new(dialled.addr), namespace: self.namespace };
+        let flow = Flow { dst: OriginalDst::new(dialled.addr), namespace: &self.caller.namespace };
         steps.push(("handler", handler(snapshot, question)));
         let decision = by_stages(snapshot, &flow, question, &names, &mut steps);
         let outcome = outcome::outcome(question, &dialled, &decision, profile, &names);

@@ -56,11 +56,11 @@ fn distance(service: &Service, question: &Question, dialled: &Dialled) -> Option
             (false, _) => None,
         };
     };
-    if covers(&service.host, question) {
+    if covers(&service.cluster.host, question) {
         return Some(if same_port { Distance::Fits } else { Distance::OtherPort });
     }
     let (EntryHost::Exact(own) | EntryHost::Wildcard(own) | EntryHost::Partial(own)) =
-        &service.host;
+        &service.cluster.host;
     // Siblings below one domain, but not below one public suffix of a single label.
     let siblings = own
         .parents()
@@ -68,7 +68,7 @@ fn distance(service: &Service, question: &Question, dialled: &Dialled) -> Option
         .is_some_and(|parent| parent.contains('.') && name.parents().next() == Some(parent));
     let limit = 2.max(name.as_str().len() / 8);
     let letters = edit_distance(own.as_str(), name.as_str(), limit);
-    match (&service.host, letters) {
+    match (&service.cluster.host, letters) {
         (EntryHost::Wildcard(suffix), _) if suffix == name => Some(Distance::Relative),
         (_, Some(letters)) => Some(Distance::Letters(letters, !same_port)),
         (EntryHost::Exact(_), None) if siblings && same_port => Some(Distance::Relative),
@@ -82,7 +82,7 @@ fn hint(distance: Distance, service: &Service, question: &Question, dialled: &Di
         None => dialled.addr.ip().to_string(),
     };
     let port = question.port;
-    match (distance, &service.host) {
+    match (distance, &service.cluster.host) {
         (Distance::Fits, _) if !takes(service.group, question.first) => format!(
             "it declares port {port} as {}, which is not what the client sends; correct the protocol",
             declared(service.group)
@@ -95,7 +95,7 @@ fn hint(distance: Distance, service: &Service, question: &Question, dialled: &Di
             format!("it names {asked} for port {}; add port {port}", service.port)
         }
         (Distance::Relative, EntryHost::Wildcard(suffix)) if suffix.as_str() == asked => {
-            format!("{} covers the names below {asked}, not {asked} itself; add it", service.host)
+            format!("{} covers the names below {asked}, not {asked} itself; add it", service.cluster.host)
         }
         (Distance::Relative, host) => {
             let parent = question.name().and_then(|name| name.parents().next()).unwrap_or_default();

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::question::Question;
 use super::{Dialled, Names};
-use crate::account::{self, Encoding, Flag, HttpFields, Record};
+use crate::account::{Encoding, Flag, Format, HttpFields, Record};
 use crate::decide::host::HostName;
 use crate::decide::route::{Abort, Destination, Forward, LocalReply};
 use crate::decide::traffic::{Origination, Trust, UpstreamProtocol, Verify};
@@ -391,7 +391,7 @@ fn tls(origination: Option<&Origination>, question: &Question) -> UpstreamTls {
 
 /// The text line, with words in place of what varies from one connection to the next.
 fn line(record: &Record, dialled: &Dialled) -> String {
-    let line = account::line(Encoding::Text, record);
+    let line = Format::built_in(Encoding::Text).line(record);
     let line = line.trim_end().replacen("[1970-01-01T00:00:00.000Z]", "[TIME]", 1);
     dialled.word(&line.replace(&UNKNOWN_END.to_string(), "IP:PORT"))
 }

@@ -19,6 +19,7 @@ impl Explanation {
         match self.snapshot.outbound {
             Outbound::AllowAny => "ALLOW_ANY",
             Outbound::RegistryOnly => "REGISTRY_ONLY",
+            Outbound::AllowAnyDynamicDns => "ALLOW_ANY_DYNAMIC_DNS",
         }
     }
 

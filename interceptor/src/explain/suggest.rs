@@ -29,7 +29,7 @@ pub(super) fn suggest(
 ) -> Option<String> {
     drafts(question, dialled)
         .iter()
-        .map(|draft| yaml(draft, asker.namespace, question, dialled))
+        .map(|draft| yaml(draft, &asker.caller.namespace, question, dialled))
         .find(|text| allows(asker, policy, text))
 }
 
@@ -101,7 +101,7 @@ fn allows(asker: &Asker<'_>, before: &Policy, text: &str) -> bool {
     let mut sources = asker.sources.clone();
     sources.texts.push((PathBuf::from("suggested.yaml"), text.to_owned()));
     let Ok((loaded, answer)) = asker.ask(&sources) else { return false };
-    let key = |service: &Service| (service.rule.clone(), service.cluster.clone());
+    let key = |service: &Service| (service.rule.clone(), service.cluster.name.clone());
     let after: HashSet<_> = loaded.snapshot.policy.services().iter().map(key).collect();
     answer.outcome.allowed && before.services().iter().all(|service| after.contains(&key(service)))
 }

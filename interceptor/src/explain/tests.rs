@@ -57,7 +57,7 @@ impl Files {
                 enforcement: Some(enforcement),
                 ..Sources::default()
             },
-            namespace: "default".into(),
+            caller: crate::policy::Caller::new("default"),
             bypass: vec!["198.18.0.0/15".parse().expect("a network")],
             resolvers: None,
         }

@@ -33,6 +33,8 @@ use crate::origin::{Origin, OriginalDst};
 use crate::policy::{Enforcement, Store};
 use crate::sniff::prefixed::Prefixed;
 
+pub(crate) use reply::refusal_body;
+
 use exchange::Session;
 use framing::Violation;
 use wire::{End, Wire};

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::account::Flag;
 use crate::act::dial::DialError;
-use crate::decide::{Decision, Reason};
+use crate::decide::Decision;
 
 /// An answer without an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +139,7 @@ const BEFORE_HEADERS: &str = "upstream connect error or disconnect/reset before 
 
 /// What a refused client reads (GAP-3): who refused what, why, by which rule, and the way out.
 /// `host` is the client's own text, so it is cut and shown without controls.
-pub(super) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String {
+pub(crate) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String {
     let host: String = host.chars().filter(|c| c.is_ascii_graphic()).take(255).collect();
     let host = if host.is_empty() { "no host".to_owned() } else { host };
     let mut text = format!(
@@ -156,6 +156,7 @@ pub(super) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::Reason;
 
     /// LOG-20, LOG-21, LOG-47, LOG-48: texts and their lengths.
     #[test]
