@@ -159,12 +159,22 @@ pub enum Flag {
     UPE,
     /// Idle timeout.
     SI,
-    /// A limit of the cluster is reached.
+    /// A cluster's limit is reached.
     UO,
-    /// There is no such cluster.
+    /// The named cluster does not exist.
     NC,
     /// An injected delay.
     DI,
     /// An injected abort.
     FI,
+    /// The longest duration of a stream is reached.
+    UMSDR,
+    /// The longest duration of a connection is reached.
+    DT,
+    /// Reset by us.
+    LR,
+    /// The upstream's health check failed.
+    LH,
+    /// A name did not resolve (dynamic resolution).
+    DF,
 }
