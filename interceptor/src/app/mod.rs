@@ -110,7 +110,10 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             match status.output {
                 Output::Text => print!("{report}"),
                 Output::Json => {
-                    println!("{}", report.to_json().map_err(|error| system("status")(error.into()))?);
+                    println!(
+                        "{}",
+                        report.to_json().map_err(|error| system("status")(error.into()))?
+                    );
                 }
             }
             Ok(Exit::Success)
@@ -147,7 +150,8 @@ async fn detach(name: &str) -> Result<Exit, AppError> {
             (false, false) => format!("nothing of {name} was left"),
             (true, false) => format!("detached {name}: links and maps are unpinned"),
             (false, true) => format!("removed the cgroups of {name}"),
-            (true, true) => format!("detached {name}: links and maps are unpinned, its cgroups removed"),
+            (true, true) =>
+                format!("detached {name}: links and maps are unpinned, its cgroups removed"),
         }
     );
     Ok(Exit::Success)

@@ -75,7 +75,9 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         ..Sources::default()
     };
     let loaded = policy::load(&sources, &Caller::new(NAMESPACE)).map_err(|errors| {
-        AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))
+        AppError::Resources(format!(
+            "these resources cannot be used; nothing was started\n{errors}"
+        ))
     })?;
     for warning in &loaded.warnings {
         eprintln!("interceptor: warning: {warning}");
@@ -87,7 +89,10 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
     if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
         return Err(AppError::Resources("no valid resource is left; nothing was started".into()));
     }
-    if args.outbound.is_none() && args.mesh_config.is_none() && loaded.snapshot.outbound == policy::Outbound::AllowAny {
+    if args.outbound.is_none()
+        && args.mesh_config.is_none()
+        && loaded.snapshot.outbound == policy::Outbound::AllowAny
+    {
         eprintln!(
             "interceptor: outbound policy ALLOW_ANY (the default): destinations that no resource names \
              pass and are logged; --outbound registry-only refuses them"
@@ -106,7 +111,12 @@ struct Started {
     stop_reporter: oneshot::Sender<()>,
 }
 
-async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Server) -> Result<Started, AppError> {
+async fn start(
+    args: &cli::Run,
+    loaded: Loaded,
+    session: &Session,
+    server: Server,
+) -> Result<Started, AppError> {
     let snapshot = loaded.snapshot;
     let cgroups = covered_cgroups(args, session)?;
     let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
@@ -213,7 +223,10 @@ fn covered_cgroups(args: &cli::Run, session: &Session) -> Result<Vec<Cgroup>, Ap
 
 /// With COMMAND the namespace that it runs in; else those that the cgroups' processes are in now,
 /// or, where there are none yet, ours. Gives the name for /etc/netns too.
-fn covered_namespaces(args: &cli::Run, cgroups: &[Cgroup]) -> Result<(Vec<NetNs>, Option<String>), AppError> {
+fn covered_namespaces(
+    args: &cli::Run,
+    cgroups: &[Cgroup],
+) -> Result<(Vec<NetNs>, Option<String>), AppError> {
     let mut namespaces = Vec::new();
     let mut etc_netns = None;
     if let Some(given) = &args.netns {
@@ -256,7 +269,9 @@ fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>
         }
     }
     if servers.is_empty() {
-        eprintln!("interceptor: warning: /etc/resolv.conf names no server; names will not resolve (--resolver IP)");
+        eprintln!(
+            "interceptor: warning: /etc/resolv.conf names no server; names will not resolve (--resolver IP)"
+        );
     }
     Ok(servers)
 }
@@ -268,7 +283,9 @@ fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> LogSettings {
     let encoding = governed.as_ref().map(|settings| settings.encoding).unwrap_or_default();
     match &args.access_log {
         Some(cli::LogTarget::Stdout) => LogSettings { target: LogTarget::Stdout, encoding },
-        Some(cli::LogTarget::File(path)) => LogSettings { target: LogTarget::File(path.clone()), encoding },
+        Some(cli::LogTarget::File(path)) => {
+            LogSettings { target: LogTarget::File(path.clone()), encoding }
+        }
         None => governed.unwrap_or(LogSettings {
             target: if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr },
             encoding,
@@ -313,7 +330,9 @@ async fn supervise(
     let launch = Launch {
         argv: args.command.clone(),
         cgroup: workload,
-        netns: Some(started.netns.try_clone_fd().map_err(system("cannot hold the network namespace"))?),
+        netns: Some(
+            started.netns.try_clone_fd().map_err(system("cannot hold the network namespace"))?,
+        ),
         etc_netns: started.etc_netns.clone(),
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
@@ -334,7 +353,11 @@ async fn supervise(
 
 /// Passes signals on. After SIGTERM, SIGHUP or a SIGINT that the terminal did not send to COMMAND
 /// itself, it has [`GRACE`] to end.
-async fn wait_for(command: &mut Launched, workload: &Cgroup, signals: &mut Signals) -> Result<Exit, AppError> {
+async fn wait_for(
+    command: &mut Launched,
+    workload: &Cgroup,
+    signals: &mut Signals,
+) -> Result<Exit, AppError> {
     loop {
         tokio::select! {
             exit = command.wait() => return exit.map_err(waiting),

@@ -351,7 +351,8 @@ impl Headers for () {
 /// Pairs of lower-case name and value.
 impl Headers for [(String, String)] {
     fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
-        let mut values = self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
+        let mut values =
+            self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
         let first = values.next()?;
         Some(values.fold(Cow::Borrowed(first), |all, value| Cow::Owned(format!("{all},{value}"))))
     }

@@ -121,7 +121,8 @@ impl HostIndex {
     /// The services for `name`, best first: exact, then the longest suffix (HTTP-2).
     pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
         let exact = self.exact.get(name.as_str()).into_iter().flatten().copied();
-        let wildcard = name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
+        let wildcard =
+            name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
         let name = name.as_str();
         let mut partial: Vec<_> = self
             .partial

@@ -108,7 +108,8 @@ mod tests {
     use super::*;
 
     fn host(authority: Option<&str>, hosts: &[&str], profile: Enforcement) -> Option<String> {
-        let head = RequestHead { method: "GET", authority, hosts, path: "/", version: 11, headers: &() };
+        let head =
+            RequestHead { method: "GET", authority, hosts, path: "/", version: 11, headers: &() };
         let dst = "203.0.113.1:80".parse().expect("an address");
         effective_host(&head, dst, profile).ok().map(|(host, _)| match host {
             Host::Name(name) => name.to_string(),

@@ -2,6 +2,7 @@
 //! to the namespace that the thread entered.
 
 mod http;
+mod protocols;
 mod raw;
 
 use std::future::Future;
@@ -31,6 +32,10 @@ pub mod port {
     pub const SOURCE: u16 = 19;
     /// Speaks first (`220 stub ready`), then echoes.
     pub const BANNER: u16 = 25;
+    /// A WebSocket that sends every message back.
+    pub const WEBSOCKET: u16 = 8081;
+    /// gRPC's health service, plaintext; it knows the service `stub`.
+    pub const GRPC: u16 = 50051;
     /// Accepts and then neither reads nor writes.
     pub const STALL: u16 = 9000;
     /// Resets the connection at the first byte that it gets.
@@ -136,6 +141,8 @@ async fn open(
     listen(port::WHOAMI, raw::whoami)?;
     listen(port::SOURCE, raw::source)?;
     listen(port::BANNER, raw::banner)?;
+    listen(port::WEBSOCKET, protocols::websocket)?;
+    listen(port::GRPC, protocols::grpc)?;
     listen(port::STALL, raw::stall)?;
     listen(port::RESET, raw::reset)?;
     raw::udp_echo((crate::world::UDP_ECHO, port::ECHO).into()).await
