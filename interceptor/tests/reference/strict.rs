@@ -1,0 +1,228 @@
+//! The strict profile: section 5 with the rows of profiles.md over it.
+//!
+//! What competes for a connection is ranked as in LIS-6, address before name, but a candidate whose
+//! conditions do not hold is passed over instead of ending the search (GAP-15).
+
+use std::net::{IpAddr, SocketAddr};
+
+use interceptor::policy::{Enforcement, Outbound};
+
+use crate::observe::{Seen, To, Verdicts};
+use crate::registry::{Host, Kind, Service, black_hole, passthrough, services, unknown_request};
+use crate::request;
+use crate::world::{Bytes, Flow, World};
+
+struct Reading<'a> {
+    world: &'a World,
+    dst: SocketAddr,
+    /// The services of the dialled port.
+    here: Vec<Service<'a>>,
+}
+
+/// How specifically a candidate claims the address: the bits that it gives, or none at all.
+type Rank = Option<u8>;
+
+pub fn verdicts(world: &World, flow: &Flow) -> Verdicts {
+    let mut here = services(world);
+    here.retain(|service| service.port.number == flow.dst.port());
+    let reading = Reading { world, dst: flow.dst, here };
+    if reading.closed() && !reading.here.iter().any(|s| s.prefix(flow.dst.ip(), None).is_some()) {
+        return Verdicts { inspects: false, dialled: Seen::Reset, hello: None, request: None };
+    }
+    let dialled = reading.nameless(black_hole());
+    if reading.bytes_do_not_matter() {
+        return Verdicts { inspects: false, dialled, hello: None, request: None };
+    }
+    let hello = reading.hello(flow.hello);
+    let request = hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
+        Ok(host) => reading.request(&host),
+        Err(answer) => answer,
+    });
+    Verdicts { inspects: true, dialled, hello: Some(hello), request }
+}
+
+impl<'a> Reading<'a> {
+    /// T-13: a special address that takes an entry that lists it.
+    fn closed(&self) -> bool {
+        let ip = self.dst.ip();
+        match self.world.mode {
+            Outbound::RegistryOnly => special(ip),
+            Outbound::AllowAny | Outbound::AllowAnyDynamicDns => metadata(ip),
+        }
+    }
+
+    fn rank(&self, service: &Service<'_>) -> Rank {
+        service.prefix(self.dst.ip(), None)
+    }
+
+    fn covers(&self, service: &Service<'_>) -> bool {
+        service.covers(self.dst.ip())
+    }
+
+    /// Services of opaque bytes to which the operator's own word gives this address: by
+    /// `addresses`, or, as unspecifically as LIS-14, by the endpoints (R3). The best first.
+    fn owners(&self, kinds: &[Kind]) -> Vec<(Rank, &Service<'a>)> {
+        let ip = self.dst.ip();
+        let given = |service: &&Service<'_>| match service.has_addresses() {
+            true => self.rank(service).is_some(),
+            false => service.entry.resolution == "STATIC" && service.has_endpoint(ip),
+        };
+        let mut owners: Vec<_> = self
+            .here
+            .iter()
+            .filter(|service| kinds.contains(&service.kind()))
+            .filter(given)
+            .map(|service| (self.rank(service), service))
+            .collect();
+        // Stable: among equals the first (REG-4).
+        owners.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+        owners
+    }
+
+    /// A TCP service takes any bytes to its address. They need no look where nothing that looks at
+    /// names claims the address as specifically.
+    fn bytes_do_not_matter(&self) -> bool {
+        let owners = self.owners(&[Kind::Tcp]);
+        let Some((rank, _)) = owners.first() else { return false };
+        self.here.iter().all(|service| match service.kind() {
+            Kind::Tcp => true,
+            Kind::Http => rank.is_some(),
+            Kind::Tls | Kind::Sniffed => !self.covers(service) || self.rank(service) < *rank,
+        })
+    }
+
+    fn hello(&self, bytes: Bytes) -> Seen {
+        match bytes {
+            Bytes::Closed => Seen::Close { cluster: None },
+            Bytes::Tls(name) => self.tls(name),
+            Bytes::Http1 | Bytes::Http2 => self.http(),
+            Bytes::Opaque => self.nameless(Seen::Reset),
+            Bytes::Silent => self.nameless(black_hole()),
+            // Bytes that hide a name are refused, unless no name decides anything here.
+            Bytes::Malformed => {
+                let named = self.here.iter().any(|service| service.kind() != Kind::Tcp);
+                if named || self.world.mode == Outbound::RegistryOnly {
+                    black_hole()
+                } else {
+                    self.nameless(black_hole())
+                }
+            }
+        }
+    }
+
+    fn tls(&self, name: Option<&str>) -> Seen {
+        let owner = self.owners(&[Kind::Tcp]).into_iter().next();
+        let listing = self.here.iter().filter(|service| {
+            matches!(service.kind(), Kind::Tls | Kind::Sniffed)
+                && self.covers(service)
+                && name.is_some_and(|name| service.fit(name).is_some())
+        });
+        let fit = |service: &Service<'_>| name.and_then(|name| service.fit(name));
+        let named = listing.min_by_key(|s| (std::cmp::Reverse(self.rank(s)), fit(s)));
+        match (named, owner) {
+            (Some(service), Some((rank, owner))) if self.rank(service) < rank => {
+                owner.relay(self.dst, None, Enforcement::Strict)
+            }
+            (Some(service), _) => service.relay(self.dst, name, Enforcement::Strict),
+            (None, Some((_, owner))) => owner.relay(self.dst, None, Enforcement::Strict),
+            (None, None) => self.hanging(&[Kind::Tcp], self.unknown(name, black_hole())),
+        }
+    }
+
+    /// GAP-20: judged request by request, unless the address is one of opaque bytes.
+    fn http(&self) -> Seen {
+        let sniffed = self.here.iter().filter(|s| s.kind() == Kind::Sniffed && self.covers(s));
+        let sniffed = sniffed.map(|service| self.rank(service)).max();
+        let routed = self.here.iter().any(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed));
+        match self.owners(&[Kind::Tcp, Kind::Sniffed]).first() {
+            Some((Some(_), owner)) if owner.kind() == Kind::Sniffed => Seen::Requests,
+            Some((Some(rank), owner)) if sniffed <= Some(Some(*rank)) => {
+                owner.relay(self.dst, None, Enforcement::Strict)
+            }
+            _ if routed => Seen::Requests,
+            Some((_, owner)) => owner.relay(self.dst, None, Enforcement::Strict),
+            None => self.hanging(&[Kind::Tcp], Seen::Requests),
+        }
+    }
+
+    /// Bytes that show no name, or none at all.
+    fn nameless(&self, refusal: Seen) -> Seen {
+        match self.owners(&[Kind::Tcp, Kind::Sniffed]).first() {
+            Some((_, owner)) => owner.relay(self.dst, None, Enforcement::Strict),
+            None => self.hanging(&[Kind::Tcp, Kind::Sniffed], self.unknown(None, refusal)),
+        }
+    }
+
+    /// GAP-1: services without addresses own what the daemon resolves for their hosts.
+    fn hanging(&self, kinds: &[Kind], otherwise: Seen) -> Seen {
+        let claiming = self.here.iter().filter(|s| kinds.contains(&s.kind()) && !s.has_addresses());
+        let claim = |service: &Service<'_>| {
+            let host = service.exact()?.to_owned();
+            let to = match service.upstream(self.dst, None, Enforcement::Strict) {
+                // What is asked is the check itself.
+                To::Checked { port, .. } => To::Dialled { port, name: None },
+                to => to,
+            };
+            Some((host, service.relay_to(to)))
+        };
+        let claims: Vec<_> = claiming.filter_map(claim).collect();
+        if claims.is_empty() {
+            return otherwise;
+        }
+        Seen::Hanging { claims, otherwise: Box::new(otherwise) }
+    }
+
+    fn unknown(&self, name: Option<&str>, refusal: Seen) -> Seen {
+        if self.closed() || self.world.mode == Outbound::RegistryOnly {
+            return refusal;
+        }
+        Seen::Relay { to: vec![passthrough(self.dst, name, Enforcement::Strict)], rule: None }
+    }
+
+    fn request(&self, host: &Host) -> Seen {
+        let ip = self.dst.ip();
+        // HTTP-3: any address, unless the request goes to that address (R3).
+        let accepts = |service: &&Service<'_>| match service.kind() {
+            Kind::Http if service.entry.resolution != "NONE" => true,
+            Kind::Http | Kind::Sniffed => service.covers(ip),
+            Kind::Tls | Kind::Tcp => false,
+        };
+        // LIS-6: the address of a sniffed service before the names of others.
+        let rank = |service: &Service<'_>| match service.kind() {
+            Kind::Sniffed => self.rank(service),
+            _ => None,
+        };
+        let candidates = self.here.iter().filter(accepts);
+        let found = match &host.name {
+            Some(name) => candidates
+                .filter(|service| service.fit(name).is_some())
+                .min_by_key(|s| (std::cmp::Reverse(rank(s)), s.fit(name))),
+            None => candidates.into_iter().find(|service| {
+                service.kind() == Kind::Http && service.prefix(ip, Some(true)).is_some()
+            }),
+        };
+        match found {
+            Some(service) => service.forward(self.dst, host.name.as_deref(), Enforcement::Strict),
+            None => unknown_request(self.world, self.dst, host, self.closed()),
+        }
+    }
+}
+
+fn metadata(ip: IpAddr) -> bool {
+    ["169.254.169.254", "fd00:ec2::254"].iter().any(|text| text.parse() == Ok(ip))
+}
+
+/// The list of T-13, as far as addresses alone tell.
+fn special(ip: IpAddr) -> bool {
+    metadata(ip)
+        || match ip {
+            IpAddr::V4(ip) => {
+                let [a, b, ..] = ip.octets();
+                matches!(a, 0 | 127 | 224..=239) || (a, b) == (169, 254) || ip.to_bits() == u32::MAX
+            }
+            IpAddr::V6(ip) => {
+                let first = ip.segments()[0];
+                ip.to_bits() <= 1 || first & 0xffc0 == 0xfe80 || first >> 8 == 0xff
+            }
+        }
+}
