@@ -108,7 +108,7 @@ impl<W: World> Session<W> {
                 reply.close &= !http2;
                 entry.edit(|record| {
                     record.response_code = reply.status;
-                    record.flags.splice(..0, reply.flags.iter().copied());
+                    record.flags.extend(&reply.flags);
                     record.response_code_details = Some(reply.details.clone());
                     record.upstream_transport_failure_reason.clone_from(&reply.transport);
                 });
