@@ -25,7 +25,10 @@ impl Endpoint {
     #[inline(always)]
     pub const fn v4(a: [u8; 4], port: u16) -> Self {
         let p = V4_PREFIX;
-        let addr = [p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], a[0], a[1], a[2], a[3]];
+        let addr = [
+            p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], a[0], a[1],
+            a[2], a[3],
+        ];
         Self::new(addr, port)
     }
 
@@ -46,7 +49,8 @@ impl Endpoint {
     pub fn as_v4(&self) -> Option<[u8; 4]> {
         let a = &self.addr;
         let mapped = u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]) == 0
-            && u32::from_ne_bytes([a[8], a[9], a[10], a[11]]) == u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+            && u32::from_ne_bytes([a[8], a[9], a[10], a[11]])
+                == u32::from_ne_bytes([0, 0, 0xff, 0xff]);
         if mapped { Some([a[12], a[13], a[14], a[15]]) } else { None }
     }
 
@@ -59,7 +63,8 @@ impl Endpoint {
             None => {
                 let a = &self.addr;
                 u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]) == 0
-                    && u64::from_be_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]) <= 1
+                    && u64::from_be_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]])
+                        <= 1
             }
         }
     }

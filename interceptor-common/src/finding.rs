@@ -56,8 +56,9 @@ findings! {
     DatagramUnrestricted = 14, "datagram_unrestricted";
     /// Refused: a datagram that nothing allows.
     DatagramRefused = 15, "refused_datagram";
-    /// Dropped: a SYN from a socket that no connect hook approved.
-    SynUnapproved = 16, "dropped_syn_unapproved";
+    /// Dropped: a TCP packet out of the namespace that no connect hook approved, or with a routing
+    /// header or IP options.
+    Unapproved = 16, "dropped_unapproved";
     /// The table of hand-overs is full: the proxy refuses the connection.
     HandoverFull = 17, "handover_table_full";
     /// An accepted connection took its original destination over.

@@ -32,8 +32,8 @@ pub struct SocketState {
     pub src: Endpoint,
     /// The socket's own end once established, for the hand-over key.
     pub local: Endpoint,
-    /// Listener that the socket was turned to, host order.
-    pub listener_port: u16,
+    /// The listener that the socket was turned to.
+    pub listener: Endpoint,
     /// A [`Tier`].
     pub tier: u8,
     /// 1 once our FIN was acknowledged: it is counted in `bytes_acked`.
@@ -41,12 +41,14 @@ pub struct SocketState {
     /// 1 once the peer's FIN came: it is counted in `bytes_received`.
     pub fin_received: u8,
     /// Always zero.
-    pub pad: [u8; 7],
+    pub pad: [u8; 5],
 }
 
-const _: () = assert!(size_of::<SocketState>() == 24 + 60 + 12);
+const _: () = assert!(size_of::<SocketState>() == 24 + 80 + 8);
 
-/// Finds a redirected connection from the other end of its handshake.
+/// Finds a redirected connection from the other end of its handshake. All four parts of the tuple:
+/// the kernel gives one source port to several connections if their destinations differ, and a
+/// namespace has several listeners (T-14).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandoverKey {
@@ -54,13 +56,11 @@ pub struct HandoverKey {
     pub netns: u64,
     /// The workload's end of the loopback connection.
     pub client: Endpoint,
-    /// The listener's port, host order.
-    pub listener_port: u16,
-    /// Always zero.
-    pub pad: [u8; 2],
+    /// The listener's end.
+    pub listener: Endpoint,
 }
 
-const _: () = assert!(size_of::<HandoverKey>() == 32);
+const _: () = assert!(size_of::<HandoverKey>() == 48);
 
 /// What the accepted socket learns. Lives in the accepted socket (SK_STORAGE).
 #[repr(C)]
@@ -77,3 +77,21 @@ pub struct Handover {
 }
 
 const _: () = assert!(size_of::<Handover>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T-14: the kernel may use one client port for two listeners at the same time.
+    #[test]
+    fn one_client_end_at_two_listeners_is_two_keys() {
+        let client = Endpoint::v4([127, 0, 0, 1], 40_000);
+        let key = |last| HandoverKey {
+            netns: 1,
+            client,
+            listener: Endpoint::v4([127, 0, 0, last], 15_001),
+        };
+        assert_eq!(key(1), key(1));
+        assert_ne!(key(1), key(2));
+    }
+}

@@ -15,4 +15,15 @@ macro_rules! pod {
     };
 }
 
-pod!(DatagramKey, DatagramPeer, Event, Handover, HandoverKey, Namespace, Route, RouteKey, Settings, SocketState);
+pod!(
+    DatagramKey,
+    DatagramPeer,
+    Event,
+    Handover,
+    HandoverKey,
+    Namespace,
+    Route,
+    RouteKey,
+    Settings,
+    SocketState
+);

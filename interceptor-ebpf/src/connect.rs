@@ -3,7 +3,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use interceptor_common::{
-    Endpoint, Event, Finding, FlowKind, Namespace, Permit, SocketState, Tier,
+    Endpoint, Event, Finding, FlowKind, Namespace, Permit, Route, SocketState, Tier,
 };
 
 use crate::count::{count, report};
@@ -32,9 +32,11 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
     count(finding);
     debug!(ctx, "connect port {}: {}", dst.port(), finding.label());
     match finding {
-        Finding::Redirected | Finding::Bypassed | Finding::Resolver | Finding::Loopback | Finding::Daemon => {
-            Verdict::Allow
-        }
+        Finding::Redirected
+        | Finding::Bypassed
+        | Finding::Resolver
+        | Finding::Loopback
+        | Finding::Daemon => Verdict::Allow,
         // What a connect without us would have said: clients that race families go on at once.
         Finding::NoRoute => ctx::refuse_with(ctx::NETUNREACH),
         _ => {
@@ -45,7 +47,13 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
 }
 
 #[inline(always)]
-fn judge(ctx: &SockAddrContext, dst: &Endpoint, family: Family, netns: u64, cgroup: u64) -> Finding {
+fn judge(
+    ctx: &SockAddrContext,
+    dst: &Endpoint,
+    family: Family,
+    netns: u64,
+    cgroup: u64,
+) -> Finding {
     if dst.is_loopback() {
         // A socket may have been connected elsewhere before (AF_UNSPEC): forget that.
         if let Some(state) = ctx::state_of_sock_addr(ctx) {
@@ -82,6 +90,11 @@ fn judge(ctx: &SockAddrContext, dst: &Endpoint, family: Family, netns: u64, cgro
         return Finding::Resolver;
     }
     let Some(route) = select::route(netns, dst) else { return Finding::NoRoute };
+    // An address of the workload's own namespace is its own loopback (CAP-2, T-16): the packets stay
+    // inside, and with no tier none of them may leave.
+    if route.kind == Route::LOCAL {
+        return Finding::Loopback;
+    }
     state.src = Endpoint::new(route.src, 0);
     redirect(ctx, namespace, state, dst, family)
 }
@@ -102,18 +115,18 @@ fn redirect(
     if !ctx::unbind_device(ctx) {
         return Finding::BoundDevice;
     }
-    match (family, v4) {
-        (Family::V4, Some(v4)) => ctx::set_addr_v4(ctx, listener_v4(namespace, v4, dst.port())),
+    let listener = match v4 {
+        Some(v4) => Endpoint::v4(listener_v4(namespace, v4, dst.port()), port),
+        None => Endpoint::new(LOOPBACK_V6, port),
+    };
+    match (family, listener.as_v4()) {
+        (Family::V4, Some(v4)) => ctx::set_addr_v4(ctx, v4),
         // An AF_INET connect always has a v4 destination.
         (Family::V4, None) => return Finding::NoListener,
-        (Family::V6, Some(v4)) => {
-            let listener = Endpoint::v4(listener_v4(namespace, v4, dst.port()), 0);
-            ctx::set_addr_v6(ctx, listener.addr());
-        }
-        (Family::V6, None) => ctx::set_addr_v6(ctx, LOOPBACK_V6),
+        (Family::V6, _) => ctx::set_addr_v6(ctx, listener.addr()),
     }
     ctx::set_port(ctx, port);
-    state.listener_port = port;
+    state.listener = listener;
     state.tier = Tier::Redirected as u8;
     Finding::Redirected
 }

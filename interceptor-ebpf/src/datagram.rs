@@ -50,7 +50,9 @@ pub fn judge(settings: &Settings, socket: u64, dst: &Endpoint) -> Finding {
     let key = DatagramPeer { socket, peer: *dst, pad: [0; 4] };
     // SAFETY: a torn read of the time at worst misjudges one reply's age.
     match unsafe { maps::PEERS.get(&key) } {
-        Some(&heard) if ctx::now_ns().wrapping_sub(heard) < REPLY_WINDOW_NS => Finding::DatagramReply,
+        Some(&heard) if ctx::now_ns().wrapping_sub(heard) < REPLY_WINDOW_NS => {
+            Finding::DatagramReply
+        }
         _ => Finding::DatagramRefused,
     }
 }

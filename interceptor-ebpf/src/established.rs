@@ -80,12 +80,7 @@ fn shown_source(state: &SocketState) -> [u8; 16] {
 
 #[inline(always)]
 fn key(state: &SocketState) -> HandoverKey {
-    HandoverKey {
-        netns: state.netns,
-        client: state.local,
-        listener_port: state.listener_port,
-        pad: [0; 2],
-    }
+    HandoverKey { netns: state.netns, client: state.local, listener: state.listener }
 }
 
 #[inline(always)]

@@ -19,8 +19,7 @@ pub fn daemon(ctx: &SockOpsContext) {
     let key = HandoverKey {
         netns: ctx::netns_cookie(ctx.ops),
         client: ctx::ops_end(ctx, End::Remote),
-        listener_port: ctx::ops_end(ctx, End::Local).port(),
-        pad: [0; 2],
+        listener: ctx::ops_end(ctx, End::Local),
     };
     // SAFETY: only this handshake's own end writes under this key, and it did so before.
     let Some(handover) = (unsafe { maps::HANDOVERS.get(&key) }) else {

@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use interceptor_common::{
-    DatagramKey, DatagramPeer, Finding, Handover, HandoverKey, Namespace, Route, RouteKey, Settings,
-    SocketState, capacity,
+    DatagramKey, DatagramPeer, Finding, Handover, HandoverKey, Namespace, Route, RouteKey,
+    Settings, SocketState, capacity,
 };
 
 /// Written by the daemon, read by every hook. One element.
@@ -44,8 +44,7 @@ pub static DATAGRAMS: LpmTrie<DatagramKey, u32> =
 /// Who wrote to which UDP socket, and when. Written by the ingress hook. An LRU: an entry that is
 /// pushed out means a refused reply, never a wrong permission.
 #[map]
-pub static PEERS: LruHashMap<DatagramPeer, u64> =
-    LruHashMap::with_max_entries(capacity::PEERS, 0);
+pub static PEERS: LruHashMap<DatagramPeer, u64> = LruHashMap::with_max_entries(capacity::PEERS, 0);
 
 /// What connect decided for a workload's socket. Lives and dies with the socket.
 #[btf_map]
@@ -72,5 +71,4 @@ pub static REFUSALS: RingBuf = RingBuf::with_byte_size(capacity::REFUSALS_BYTES,
 
 /// How often each finding was made, per CPU.
 #[map]
-pub static COUNTERS: PerCpuArray<u64> =
-    PerCpuArray::with_max_entries(Finding::ALL.len() as u32, 0);
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Finding::ALL.len() as u32, 0);

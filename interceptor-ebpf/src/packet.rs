@@ -58,21 +58,45 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
     Verdict::Allow
 }
 
+/// A socket of the workload, TCP. Over loopback it may do as it likes. Out of the namespace goes
+/// only what connect let go direct, and what was accepted from outside; and nothing whose header
+/// leads it elsewhere than its socket says: a routing header or source-route option, set before the
+/// SYN or on an open connection, takes it to a hop of the workload's choice (T-2).
 #[inline(always)]
 fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
-    if socket.state != SYN_SENT || ctx::packet_ifindex(ctx) == LOOPBACK_IFINDEX {
+    if ctx::packet_ifindex(ctx) == LOOPBACK_IFINDEX {
         return Verdict::Allow;
     }
-    if socket.state_slot().is_some_and(|state| state.tier != Tier::None as u8) {
-        return Verdict::Allow;
+    if is_plain(ctx) {
+        if socket.state != SYN_SENT {
+            return Verdict::Allow;
+        }
+        if socket.state_slot().is_some_and(|state| is_direct(state.tier)) {
+            return Verdict::Allow;
+        }
+        if let Some(settings) = select::settings()
+            && select::is_daemon(settings, ctx::packet_cgroup(ctx))
+        {
+            return Verdict::Allow;
+        }
     }
-    if let Some(settings) = select::settings()
-        && select::is_daemon(settings, ctx::packet_cgroup(ctx))
-    {
-        return Verdict::Allow;
-    }
-    count(Finding::SynUnapproved);
+    count(Finding::Unapproved);
     Verdict::Refuse
+}
+
+#[inline(always)]
+fn is_direct(tier: u8) -> bool {
+    tier == Tier::Bypassed as u8 || tier == Tier::Resolver as u8
+}
+
+/// Whether the IP header has neither options nor extension headers, so that nothing in it sends the
+/// packet elsewhere than where it says it goes.
+#[inline(always)]
+fn is_plain(ctx: &SkBuffContext) -> bool {
+    const V4_WITHOUT_OPTIONS: u8 = 0x45;
+    let Ok(first) = ctx.load::<u8>(0) else { return false };
+    first == V4_WITHOUT_OPTIONS
+        || (first >> 4 == 6 && ctx.load::<u8>(6).is_ok_and(|next| u32::from(next) == TCP))
 }
 
 /// Ingress: a peer that wrote to a UDP socket may be answered for a while.

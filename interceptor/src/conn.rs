@@ -127,7 +127,9 @@ async fn proxy(intercepted: Intercepted, site: Site) {
     let snapshot = site.policy.current();
     let account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
-        ByAddress::Decided(decision) => Sniffed::without_bytes(settle(decision, &origin, &site).await),
+        ByAddress::Decided(decision) => {
+            Sniffed::without_bytes(settle(decision, &origin, &site).await)
+        }
         ByAddress::Inspect { unless_client_speaks } => {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
             match sniff(&client, &origin, &site, &snapshot, otherwise).await {
@@ -191,10 +193,12 @@ async fn sniff(
     if first != Hello::Silent {
         return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
     }
+    // No verdict hangs on these bytes any more, only names and routes do: they may take their time.
+    let patience = Some(origin.accepted + IDLE);
     let mut dial = std::pin::pin!(site.dialer.dial(&upstream, origin.dst));
     let dialled = tokio::select! {
         dialled = &mut dial => dialled,
-        hello = sniffer.read_from(client, None) => {
+        hello = sniffer.read_from(client, patience) => {
             let mut sniffed = decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
             // The dial under way is used if the bytes changed nothing about where to.
             if same_place(&sniffed.decision, &upstream) {
@@ -212,7 +216,7 @@ async fn sniff(
     let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
     tokio::select! {
         biased;
-        hello = sniffer.read_from(client, None) => {
+        hello = sniffer.read_from(client, patience) => {
             let mut sniffed =
                 decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
             if same_place(&sniffed.decision, &upstream) {
@@ -236,7 +240,9 @@ async fn decide_hello(
     let decision = match hello {
         // In ALLOW_ANY a client that half-closes at once may still be answered.
         Hello::Silent | Hello::Closed => otherwise,
-        hello => settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await,
+        hello => {
+            settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
+        }
     };
     let sni = match hello {
         Hello::Tls(client_hello) => client_hello.sni.as_ref().map(ToString::to_string),
@@ -327,7 +333,11 @@ fn dial_failed(account: &mut ConnectionAccount, error: &DialError, explain: bool
         DialError::Special(_) => account.refused(Reason::SpecialAddress, explain),
         DialError::NotVerified { .. } => account.refused(Reason::AddressNotVerified, explain),
         DialError::Connect { .. } => {
-            account.upstream_failed(error.tried(), vec![Flag::UF, Flag::URX], Some(error.details()));
+            account.upstream_failed(
+                error.tried(),
+                vec![Flag::UF, Flag::URX],
+                Some(error.details()),
+            );
         }
     }
 }

@@ -22,5 +22,6 @@ pub mod netns;
 pub mod scenario;
 
 pub mod admin;
+pub mod explain;
 pub mod app;
 pub mod cli;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::Result;
 use interceptor_tests::client::{name_of, nth_address};
@@ -137,5 +138,29 @@ fn a_client_that_is_gone_before_it_is_accepted_is_still_told_apart() -> Result<(
     let reset = client(&product, "many 203.0.113.1 --count 500 --concurrency 4 --end reset")?;
     assert_eq!(reset.finished.stdout, "reset=500\n", "{}", reset.finished.stderr);
     check_destinations(&reset.log);
+    Ok(())
+}
+
+/// T-2: neither the SYN of a redirected connection nor a byte of an open one follows a routing
+/// header out of the namespace. Without us both do.
+#[test]
+fn t2_a_routing_header_leads_nothing_out() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let to = SocketAddr::new(world::EXAMPLE_V6, 80).to_string();
+    let via: IpAddr = "2001:db8:1::bad".parse()?;
+    let product = Interceptor::new(&world, &binary(), &["--outbound", "registry-only"]);
+    for when in ["before-connect", "over-loopback"] {
+        let arguments = ["routing-header", &to, &via.to_string(), "--when", when];
+        let control = world.capture()?;
+        world.output(world.command(CLIENT).args(arguments), Duration::from_secs(10))?;
+        assert!(control.packets_to(via) > 0, "{when}: the control does not get out");
+
+        let capture = world.capture()?;
+        let covered = product.run(&[&[CLIENT][..], &arguments].concat())?;
+        assert_eq!(capture.packets_to(via), 0, "{when}: {}", covered.finished.stdout);
+    }
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod build;
 mod install;
 mod lint;
+mod picture;
 mod run;
 mod shell;
 mod test;
@@ -34,7 +35,9 @@ enum Task {
     Build(build::Args),
     Setup(SetupArgs),
     Lint(lint::Args),
-    /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files
+    Picture(picture::Args),
+    /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
+    /// documents that no longer say what the code does
     Tidy,
 }
 
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Some(Task::Build(args)) => build::run(&args),
         Some(Task::Setup(args)) => toolchain::set_up(&args.install).map(|_| ()),
         Some(Task::Lint(args)) => lint::run(&args),
+        Some(Task::Picture(args)) => picture::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
     match done {

@@ -1,5 +1,7 @@
 //! `cargo xtask tidy`: what no compiler checks.
 
+mod documents;
+
 use std::fs;
 use std::path::Path;
 
@@ -26,6 +28,10 @@ pub(crate) fn run() -> Result<()> {
         if Path::new(name).extension().is_some_and(|extension| extension == "rs") && lines > LINES {
             say(format_args!("{name}: {lines} lines: is it still one job?"));
         }
+    }
+    for complaint in documents::complaints()? {
+        println!("{complaint}");
+        found += 1;
     }
     if found > 0 {
         bail!("{found} lines to tidy");

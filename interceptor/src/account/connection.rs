@@ -68,7 +68,12 @@ impl ConnectionAccount {
     }
 
     /// There is no upstream connection (LOG-54).
-    pub fn upstream_failed(&mut self, tried: Option<SocketAddr>, flags: Vec<Flag>, why: Option<String>) {
+    pub fn upstream_failed(
+        &mut self,
+        tried: Option<SocketAddr>,
+        flags: Vec<Flag>,
+        why: Option<String>,
+    ) {
         if let Some(record) = &mut self.record {
             record.upstream_host = tried;
             record.flags = flags;

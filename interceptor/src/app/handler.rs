@@ -9,7 +9,9 @@ use interceptor_common::Namespace;
 use ipnet::IpNet;
 
 use crate::account::AccessLog;
-use crate::admin::report::{Attachment, Connections, Namespace as NamespaceReport, StatusReport, Table};
+use crate::admin::report::{
+    Attachment, Connections, Namespace as NamespaceReport, StatusReport, Table,
+};
 use crate::admin::{ExecInfo, Handler};
 use crate::conn::Counts;
 use crate::kernel::Kernel;
@@ -45,6 +47,7 @@ impl Handler for Running {
             outbound: match snapshot.outbound {
                 Outbound::AllowAny => "ALLOW_ANY",
                 Outbound::RegistryOnly => "REGISTRY_ONLY",
+                Outbound::AllowAnyDynamicDns => "ALLOW_ANY_DYNAMIC_DNS",
             }
             .into(),
             generation: snapshot.generation,
@@ -69,7 +72,11 @@ impl Handler for Running {
                     capacity: fill.capacity as u64,
                 })
                 .collect(),
-            counters: tables.counters().into_iter().map(|(name, count)| (name.into(), count)).collect(),
+            counters: tables
+                .counters()
+                .into_iter()
+                .map(|(name, count)| (name.into(), count))
+                .collect(),
             connections: Connections { active: self.counts.active(), total: self.counts.total() },
             access_log_dropped: self.log.dropped(),
             bypass: tables.bypass_list().iter().map(ToString::to_string).collect(),
@@ -84,7 +91,9 @@ impl Handler for Running {
     fn bypass_del(&self, net: IpNet) -> Result<(), String> {
         match self.kernel.tables().bypass_del(net) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(format!("{net} is not bypassed; `interceptor bypass list` shows what is")),
+            Ok(false) => {
+                Err(format!("{net} is not bypassed; `interceptor bypass list` shows what is"))
+            }
             Err(error) => Err(error.to_string()),
         }
     }
@@ -102,7 +111,8 @@ fn namespace(netns: &NetNs, at: Namespace) -> NamespaceReport {
     NamespaceReport {
         label: netns.label().into(),
         cookie: netns.cookie(),
-        listener_v4: (at.port_v4 != 0).then(|| format!("127.0.0.1-{}:{}", at.v4_listeners, at.port_v4)),
+        listener_v4: (at.port_v4 != 0)
+            .then(|| format!("127.0.0.1-{}:{}", at.v4_listeners, at.port_v4)),
         listener_v6: (at.port_v6 != 0).then(|| format!("[::1]:{}", at.port_v6)),
     }
 }

@@ -1,6 +1,7 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod enrol;
+mod explain;
 mod handler;
 mod report;
 mod resolv_conf;
@@ -26,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(5);
 enum AppError {
     #[error("{0}")]
     Resources(String),
+    #[error("{0}")]
+    Usage(String),
     #[error("needs root: {0}")]
     Root(&'static str),
     #[error(transparent)]
@@ -50,6 +53,7 @@ impl AppError {
     fn exit(&self) -> Exit {
         match self {
             Self::Resources(_) => Exit::Resources,
+            Self::Usage(_) => Exit::Usage,
             Self::Root(_) | Self::Kernel(KernelError::Privilege(_)) => Exit::Privilege,
             Self::Kernel(KernelError::Missing(_)) => Exit::MissingKernelFeature,
             Self::Kernel(KernelError::Cgroup(error)) | Self::Cgroup(error) => error.exit(),
@@ -111,7 +115,10 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             match status.output {
                 Output::Text => print!("{report}"),
                 Output::Json => {
-                    println!("{}", report.to_json().map_err(|error| system("status")(error.into()))?);
+                    println!(
+                        "{}",
+                        report.to_json().map_err(|error| system("status")(error.into()))?
+                    );
                 }
             }
             Ok(Exit::Success)
@@ -128,6 +135,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             }
             Ok(Exit::Success)
         }
+        Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
         Verb::Test(test) => self::test::run(&test),
     }
@@ -149,7 +157,8 @@ async fn detach(name: &str) -> Result<Exit, AppError> {
             (false, false) => format!("nothing of {name} was left"),
             (true, false) => format!("detached {name}: links and maps are unpinned"),
             (false, true) => format!("removed the cgroups of {name}"),
-            (true, true) => format!("detached {name}: links and maps are unpinned, its cgroups removed"),
+            (true, true) =>
+                format!("detached {name}: links and maps are unpinned, its cgroups removed"),
         }
     );
     Ok(Exit::Success)

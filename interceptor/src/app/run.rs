@@ -18,22 +18,19 @@ use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::report::Reporter;
 use super::{AppError, GRACE, resolv_conf, system};
-use crate::account::{AccessLog, LogSettings, LogTarget};
+use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
 use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
 use crate::netns::NetNs;
-use crate::policy::{self, Enforcement, Loaded, Snapshot, Sources, Store};
+use crate::policy::{Caller, Enforcement, Loaded, Snapshot, Sources, Store, self};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
-
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
 
 /// How long open connections may finish after the hooks are gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -74,8 +71,14 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         enforcement: args.enforcement,
         ..Sources::default()
     };
-    let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
-        AppError::Resources(format!("these resources cannot be used; nothing was started\n{errors}"))
+    let caller = Caller {
+        namespace: args.workload.namespace.clone(),
+        labels: args.workload.labels.clone(),
+    };
+    let loaded = policy::load(&sources, &caller).map_err(|errors| {
+        AppError::Resources(format!(
+            "these resources cannot be used; nothing was started\n{errors}"
+        ))
     })?;
     for warning in &loaded.warnings {
         eprintln!("interceptor: warning: {warning}");
@@ -87,7 +90,10 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
     if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
         return Err(AppError::Resources("no valid resource is left; nothing was started".into()));
     }
-    if args.outbound.is_none() && args.mesh_config.is_none() && loaded.snapshot.outbound == policy::Outbound::AllowAny {
+    if args.outbound.is_none()
+        && args.mesh_config.is_none()
+        && loaded.snapshot.outbound == policy::Outbound::AllowAny
+    {
         eprintln!(
             "interceptor: outbound policy ALLOW_ANY (the default): destinations that no resource names \
              pass and are logged; --outbound registry-only refuses them"
@@ -106,7 +112,12 @@ struct Started {
     stop_reporter: oneshot::Sender<()>,
 }
 
-async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Server) -> Result<Started, AppError> {
+async fn start(
+    args: &cli::Run,
+    loaded: Loaded,
+    session: &Session,
+    server: Server,
+) -> Result<Started, AppError> {
     let snapshot = loaded.snapshot;
     let cgroups = covered_cgroups(args, session)?;
     let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
@@ -135,9 +146,9 @@ async fn start(args: &cli::Run, loaded: Loaded, session: &Session, server: Serve
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
     let workload = Arc::new(Workload {
-        namespace: NAMESPACE.into(),
+        namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
-        labels: Default::default(),
+        labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
@@ -213,7 +224,10 @@ fn covered_cgroups(args: &cli::Run, session: &Session) -> Result<Vec<Cgroup>, Ap
 
 /// With COMMAND the namespace that it runs in; else those that the cgroups' processes are in now,
 /// or, where there are none yet, ours. Gives the name for /etc/netns too.
-fn covered_namespaces(args: &cli::Run, cgroups: &[Cgroup]) -> Result<(Vec<NetNs>, Option<String>), AppError> {
+fn covered_namespaces(
+    args: &cli::Run,
+    cgroups: &[Cgroup],
+) -> Result<(Vec<NetNs>, Option<String>), AppError> {
     let mut namespaces = Vec::new();
     let mut etc_netns = None;
     if let Some(given) = &args.netns {
@@ -256,23 +270,38 @@ fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>
         }
     }
     if servers.is_empty() {
-        eprintln!("interceptor: warning: /etc/resolv.conf names no server; names will not resolve (--resolver IP)");
+        eprintln!(
+            "interceptor: warning: /etc/resolv.conf names no server; names will not resolve (--resolver IP)"
+        );
     }
     Ok(servers)
 }
 
 /// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
-/// output, else standard output.
-fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> LogSettings {
-    let governed = snapshot.access_log.clone();
-    let encoding = governed.as_ref().map(|settings| settings.encoding).unwrap_or_default();
-    match &args.access_log {
-        Some(cli::LogTarget::Stdout) => LogSettings { target: LogTarget::Stdout, encoding },
-        Some(cli::LogTarget::File(path)) => LogSettings { target: LogTarget::File(path.clone()), encoding },
-        None => governed.unwrap_or(LogSettings {
-            target: if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr },
-            encoding,
-        }),
+/// output, else standard output. The flag moves every output to its place; formats and filters stay.
+pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSettings> {
+    let forced = args.access_log.as_ref().map(|flag| match flag {
+        cli::LogTarget::Stdout => LogTarget::Stdout,
+        cli::LogTarget::File(path) => LogTarget::File(path.clone()),
+    });
+    let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
+    let built_in = |target| vec![LogSettings::built_in(target, Encoding::Text)];
+    match (forced, snapshot.access_log.clone()) {
+        (None, None) => built_in(default),
+        (None, Some(governed)) => governed,
+        (Some(target), None) => built_in(target),
+        (Some(target), Some(governed)) if governed.is_empty() => built_in(target),
+        (Some(target), Some(governed)) => {
+            let mut moved: Vec<LogSettings> = Vec::new();
+            for one in governed {
+                let one = LogSettings { target: target.clone(), ..one };
+                // Two places that became one need no line twice.
+                if !moved.contains(&one) {
+                    moved.push(one);
+                }
+            }
+            moved
+        }
     }
 }
 
@@ -313,7 +342,9 @@ async fn supervise(
     let launch = Launch {
         argv: args.command.clone(),
         cgroup: workload,
-        netns: Some(started.netns.try_clone_fd().map_err(system("cannot hold the network namespace"))?),
+        netns: Some(
+            started.netns.try_clone_fd().map_err(system("cannot hold the network namespace"))?,
+        ),
         etc_netns: started.etc_netns.clone(),
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
@@ -334,7 +365,11 @@ async fn supervise(
 
 /// Passes signals on. After SIGTERM, SIGHUP or a SIGINT that the terminal did not send to COMMAND
 /// itself, it has [`GRACE`] to end.
-async fn wait_for(command: &mut Launched, workload: &Cgroup, signals: &mut Signals) -> Result<Exit, AppError> {
+async fn wait_for(
+    command: &mut Launched,
+    workload: &Cgroup,
+    signals: &mut Signals,
+) -> Result<Exit, AppError> {
     loop {
         tokio::select! {
             exit = command.wait() => return exit.map_err(waiting),

@@ -163,6 +163,11 @@ impl ClusterName {
         Self("BlackHoleCluster".into())
     }
 
+    /// Unknown requests whose Host the proxy resolves (MESH-31).
+    pub fn allow_any_dynamic_dns() -> Self {
+        Self("AllowAnyDynamicDNSCluster".into())
+    }
+
     /// Traffic that an operator's CIDR let go in the kernel (profiles.md, SEED-18).
     pub fn bypass() -> Self {
         Self("BypassCluster".into())
@@ -170,7 +175,12 @@ impl ClusterName {
 
     /// A service's own cluster: `outbound|PORT||HOST` with the *service* port.
     pub fn outbound(port: u16, host: &str) -> Self {
-        Self(format!("outbound|{port}||{host}").into())
+        Self::subset(port, "", host)
+    }
+
+    /// The cluster of a subset: `outbound|PORT|SUBSET|HOST` (LOG-10).
+    pub fn subset(port: u16, subset: &str, host: &str) -> Self {
+        Self(format!("outbound|{port}|{subset}|{host}").into())
     }
 }
 
@@ -232,6 +242,8 @@ pub enum Reason {
     Bypassed,
     /// Policy could not be loaded: deny all (T-61).
     NoPolicy,
+    /// Its host has a VirtualService, and no rule of it matches (VS-9).
+    NoRoute,
 }
 
 impl Reason {
@@ -254,6 +266,7 @@ impl Reason {
             Self::HttpVersion => "http_version",
             Self::Bypassed => "bypassed",
             Self::NoPolicy => "no_policy",
+            Self::NoRoute => "no_route",
         }
     }
 
@@ -299,6 +312,7 @@ impl Reason {
             Self::HttpVersion => "this version of HTTP is not served; use HTTP/1.1",
             Self::Bypassed => "an operator's bypass CIDR covers it",
             Self::NoPolicy => "no policy is in force for it, and then everything is refused",
+            Self::NoRoute => "no rule of its host's VirtualService matches it",
         }
     }
 }
@@ -337,7 +351,8 @@ impl Headers for () {
 /// Pairs of lower-case name and value.
 impl Headers for [(String, String)] {
     fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
-        let mut values = self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
+        let mut values =
+            self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
         let first = values.next()?;
         Some(values.fold(Cow::Borrowed(first), |all, value| Cow::Owned(format!("{all},{value}"))))
     }

@@ -87,6 +87,11 @@ impl<T> Prefixes<T> {
         })
     }
 
+    /// Whether nothing was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.networks.is_empty()
+    }
+
     /// Whether some network holds `ip`.
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         self.longest(ip).is_some()

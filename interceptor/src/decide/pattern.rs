@@ -39,6 +39,38 @@ impl EntryHost {
         HostName::parse(host).map(kind)
     }
 
+    /// Whether `name` is one of its names (HTTP-4, HTTP-6).
+    pub(crate) fn matches(&self, name: &HostName) -> bool {
+        match self {
+            Self::Exact(own) => own == name,
+            Self::Wildcard(suffix) => name.parents().any(|parent| parent == suffix.as_str()),
+            Self::Partial(suffix) => {
+                let (name, suffix) = (name.as_str(), suffix.as_str());
+                name.len() > suffix.len() && name.ends_with(suffix)
+            }
+        }
+    }
+
+    /// Whether every name of `other` is one of its names.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::Exact(name)) => self.matches(name),
+            (Self::Wildcard(_), Self::Wildcard(suffix)) => self == other || self.matches(suffix),
+            (Self::Partial(own), Self::Wildcard(suffix) | Self::Partial(suffix)) => {
+                suffix.as_str().ends_with(own.as_str())
+            }
+            (Self::Exact(_), _) | (Self::Wildcard(_), Self::Partial(_)) => false,
+        }
+    }
+
+    /// How specific it is: an exact name before any wildcard, then the longer suffix (HTTP-2).
+    pub(crate) fn specificity(&self) -> (bool, usize) {
+        match self {
+            Self::Exact(name) => (true, name.as_str().len()),
+            Self::Wildcard(suffix) | Self::Partial(suffix) => (false, suffix.as_str().len()),
+        }
+    }
+
     /// The one name that this is, if it is one.
     pub(crate) fn exact(&self) -> Option<&HostName> {
         match self {
@@ -89,7 +121,8 @@ impl HostIndex {
     /// The services for `name`, best first: exact, then the longest suffix (HTTP-2).
     pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
         let exact = self.exact.get(name.as_str()).into_iter().flatten().copied();
-        let wildcard = name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
+        let wildcard =
+            name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
         let name = name.as_str();
         let mut partial: Vec<_> = self
             .partial

@@ -11,9 +11,10 @@ use super::host::HostName;
 use super::net::{Prefixes, is_metadata, is_special};
 use super::pattern::HostIndex;
 use super::request::Host;
+use super::service::Asked;
 use super::{
     Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Reason, Service, Target,
-    Upstream, block_all, judge_requests, refuse,
+    Upstream, judge_requests, refuse,
 };
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
@@ -21,18 +22,20 @@ use crate::sniff::Hello;
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     ports: HashMap<u16, Port>,
+    /// What chain numbers stand for: a service, and the rule in place of its own chain.
+    chains: Vec<(u32, Option<u32>)>,
 }
 
 /// What the registry says of one port.
 #[derive(Debug, Default)]
 struct Port {
-    /// TLS and sniffed services, by SNI.
+    /// Chains of TLS and sniffed services, by SNI.
     tls: HostIndex,
     /// HTTP and sniffed services, by Host.
     http: HostIndex,
-    /// TCP services by address: any bytes to there.
+    /// Chains of TCP services by address: any bytes to there.
     tcp: Prefixes<u32>,
-    /// Sniffed services by address: bytes that show no name.
+    /// Chains of sniffed services by address: bytes that show no name.
     sniffed: Prefixes<u32>,
     /// Every network that some service lists (T-13).
     listed: Prefixes<()>,
@@ -49,13 +52,25 @@ impl Tables {
         let mut tables = Self::default();
         let mut claims: HashMap<u16, Vec<(Group, Claim)>> = HashMap::new();
         for (id, service) in (0..).zip(services) {
-            tables.ports.entry(service.port).or_default().add(id, service);
-            if matches!(service.group, Group::Tcp | Group::Sniffed)
-                && service.addresses.is_empty()
-                && let Some(host) = service.host.exact()
+            tables.add(id, service);
+            let opaque = matches!(service.group, Group::Tcp | Group::Sniffed);
+            if !opaque || !service.cluster.addresses.is_empty() {
+                continue;
+            }
+            // A rule for some addresses only is found by those.
+            let unconditional = |rule: &Option<u32>| {
+                rule.and_then(|rule| service.chains.get(rule as usize))
+                    .is_none_or(|rule| rule.subnets.is_empty())
+            };
+            if let Some(host) = service.host().exact()
+                && let Some(rule) = service.chain_numbers().find(unconditional)
             {
-                let upstream = service.upstream(service.port, Some(host));
-                let claim = Claim { host: host.clone(), decision: service.relay(upstream) };
+                let dst = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), service.port);
+                let decision = match rule {
+                    None => service.relay_to(service.cluster.claimed(service.port)),
+                    rule => service.relay(rule, &asked(dst, Some(host))),
+                };
+                let claim = Claim { host: host.clone(), decision };
                 claims.entry(service.port).or_default().push((service.group, claim));
             }
         }
@@ -68,82 +83,163 @@ impl Tables {
         tables
     }
 
+    /// Adds a service: its own chain, or those of the rules in place of it.
+    fn add(&mut self, id: u32, service: &Service) {
+        let port = self.ports.entry(service.port).or_default();
+        port.add(id, service);
+        for rule in service.chain_numbers() {
+            // Memory ends long before 2^32 chains.
+            let Ok(number) = u32::try_from(self.chains.len()) else { break };
+            self.chains.push((id, rule));
+            port.add_chain(number, service, rule);
+        }
+    }
+
+    /// The verdict of a chain.
+    fn relay(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        name: Option<&HostName>,
+        number: u32,
+    ) -> Option<Decision> {
+        let (id, rule) = self.chains.get(number as usize)?;
+        Some(rules.service(*id).relay(*rule, &asked(dst, name)))
+    }
+
+    /// Whether the address condition of a chain holds.
+    fn holds(&self, rules: &Inner, dst: SocketAddr, number: u32) -> bool {
+        let Some((id, rule)) = self.chains.get(number as usize) else { return false };
+        let service = rules.service(*id);
+        match rule.and_then(|rule| service.chains.get(rule as usize)) {
+            Some(rule) if !rule.subnets.is_empty() => {
+                rule.subnets.iter().any(|network| network.contains(&dst.ip()))
+            }
+            _ => service.holds(dst.ip()),
+        }
+    }
+
     pub(super) fn by_address(&self, rules: &Inner, dst: SocketAddr) -> ByAddress {
         let port = self.ports.get(&dst.port());
         let listed = port.is_some_and(|port| port.listed.contains(dst.ip()));
         if closed_special(rules, dst) && !listed {
             return ByAddress::Decided(refuse(Block::Reset, Reason::SpecialAddress));
         }
-        if let Some(id) = port.and_then(|port| port.tcp.longest(dst.ip())) {
-            let service = rules.service(*id);
-            return ByAddress::Decided(service.relay(service.verified(dst.port(), None)));
+        if let Some(number) = port.and_then(|port| port.tcp.longest(dst.ip()))
+            && let Some(decision) = self.relay(rules, dst, None, *number)
+        {
+            return ByAddress::Decided(decision);
         }
         // MESH-21: nothing that a client says changes the verdict on what nobody claims, so the
         // bytes are only noticed in passing and a server may speak first.
         let silent = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-        ByAddress::Inspect { unless_client_speaks: nameless(port, rules, dst, silent) }
+        ByAddress::Inspect { unless_client_speaks: self.nameless(port, rules, dst, silent) }
     }
 
     pub(super) fn by_hello(&self, rules: &Inner, dst: SocketAddr, hello: &Hello) -> Decision {
         let port = self.ports.get(&dst.port());
         match hello {
-            Hello::Tls(hello) => tls(port, rules, dst, hello.sni.as_ref()),
+            Hello::Tls(hello) => self.tls(port, rules, dst, hello.sni.as_ref()),
             Hello::Http1 | Hello::Http2 => http(port),
             Hello::Opaque => {
                 let named = port.is_some_and(|port| !port.tls.is_empty() || !port.http.is_empty());
                 let reason = if named { Reason::WrongProtocol } else { Reason::NotRegistered };
                 let otherwise = unknown(rules, dst, None, Block::Reset, reason);
-                nameless(port, rules, dst, otherwise)
+                self.nameless(port, rules, dst, otherwise)
             }
             Hello::Silent | Hello::Closed => {
                 let otherwise = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-                nameless(port, rules, dst, otherwise)
+                self.nameless(port, rules, dst, otherwise)
             }
             // Where names decide, bytes that hide the name are refused. On a port that no entry
             // with names uses, ALLOW_ANY passes any bytes, these included.
             Hello::Malformed(_) => match rules.outbound {
-                Outbound::AllowAny if port.is_none_or(Port::is_nameless) => {
+                mode if mode.is_open() && port.is_none_or(Port::is_nameless) => {
                     let otherwise = unknown(rules, dst, None, Block::Close, Reason::Malformed);
-                    nameless(port, rules, dst, otherwise)
+                    self.nameless(port, rules, dst, otherwise)
                 }
                 _ => refuse(Block::Close, Reason::Malformed),
             },
         }
     }
 
-    pub(super) fn by_request(&self, rules: &Inner, dst: SocketAddr, host: &Host) -> Decision {
-        let port = self.ports.get(&dst.port());
-        let name = match host {
-            Host::Name(name) => Some(name),
-            Host::Ip(_) => None,
-        };
+    /// The service that a request belongs to, or why none.
+    pub(super) fn by_request(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        host: &Host,
+    ) -> Result<u32, Reason> {
         let mut candidates = Vec::new();
-        match (port, host) {
+        match (self.ports.get(&dst.port()), host) {
             (Some(port), Host::Name(name)) => candidates.extend(port.http.matches(name)),
             (Some(port), Host::Ip(ip)) => candidates.extend(port.literals.get(ip)),
             (None, _) => {}
         }
-        let mut services = candidates.iter().map(|id| rules.service(*id));
-        if let Some(service) = services.find(|service| accepts_request(service, dst)) {
-            return service.forward(service.verified(dst.port(), name));
+        let accepts = |id: &&u32| accepts_request(rules.service(**id), dst);
+        if let Some(id) = candidates.iter().find(accepts) {
+            return Ok(*id);
         }
-        if rules.outbound == Outbound::AllowAny && !closed_special(rules, dst) {
-            return rules.pass_request(dst, host);
-        }
-        let reason = if closed_special(rules, dst) {
+        Err(if closed_special(rules, dst) {
             Reason::SpecialAddress
         } else if candidates.is_empty() {
-            rules.unknown_reason(dst, name)
+            rules.unknown_reason(dst, host.name())
         } else {
             Reason::AddressNotVerified
-        };
-        block_all(Enforcement::Strict, reason)
+        })
     }
+
+    /// A ClientHello: by its name, among all chains whose address condition holds (GAP-15, T-27).
+    fn tls(
+        &self,
+        port: Option<&Port>,
+        rules: &Inner,
+        dst: SocketAddr,
+        sni: Option<&HostName>,
+    ) -> Decision {
+        let claims = port.and_then(|port| port.tcp_claims.as_ref());
+        let Some(name) = sni else {
+            let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
+            return by_resolution(claims, otherwise);
+        };
+        let candidates = || port.into_iter().flat_map(|port| port.tls.matches(name));
+        let found = candidates().find(|number| self.holds(rules, dst, *number));
+        if let Some(decision) = found.and_then(|n| self.relay(rules, dst, Some(name), n)) {
+            return decision;
+        }
+        let reason = if candidates().next().is_some() {
+            Reason::AddressNotVerified
+        } else {
+            rules.unknown_reason(dst, Some(name))
+        };
+        by_resolution(claims, unknown(rules, dst, Some(name), Block::Close, reason))
+    }
+
+    /// Bytes without a name, or no bytes: by address only.
+    fn nameless(
+        &self,
+        port: Option<&Port>,
+        rules: &Inner,
+        dst: SocketAddr,
+        otherwise: Decision,
+    ) -> Decision {
+        let Some(port) = port else { return otherwise };
+        let sniffed = port.sniffed.longest(dst.ip());
+        if let Some(decision) = sniffed.and_then(|n| self.relay(rules, dst, None, *n)) {
+            return decision;
+        }
+        by_resolution(port.all_claims.as_ref(), otherwise)
+    }
+}
+
+/// What upstreams depend on, in this profile.
+fn asked(dst: SocketAddr, name: Option<&HostName>) -> Asked<'_> {
+    Asked { dst, name, profile: Enforcement::Strict }
 }
 
 impl Port {
     fn add(&mut self, id: u32, service: &Service) {
-        for network in &service.addresses {
+        for network in service.cluster.addresses.iter() {
             self.listed.entry(*network, || ());
             if service.group == Group::Http
                 && let Some(ip) = super::net::single(network)
@@ -151,21 +247,37 @@ impl Port {
                 self.literals.entry(ip).or_insert(id);
             }
         }
-        match service.group {
-            Group::Http => self.http.insert(&service.host, id),
-            Group::Tls => self.tls.insert(&service.host, id),
-            Group::Tcp => {
-                for network in own_networks(service) {
-                    self.tcp.entry(network, || id);
-                }
+        if matches!(service.group, Group::Http | Group::Sniffed) {
+            for name in service.names() {
+                self.http.insert(name, id);
             }
-            Group::Sniffed => {
-                self.tls.insert(&service.host, id);
-                self.http.insert(&service.host, id);
-                for network in own_networks(service) {
-                    self.sniffed.entry(network, || id);
+        }
+    }
+
+    fn add_chain(&mut self, number: u32, service: &Service, rule: Option<u32>) {
+        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
+        let subnets = rule.map_or(&[][..], |rule| &rule.subnets);
+        match rule {
+            Some(rule) if !rule.sni.is_empty() => {
+                for host in &rule.sni {
+                    self.tls.insert(host, number);
                 }
+                return;
             }
+            // A rule for connections without a name concerns a sniffed service's names as well.
+            _ if matches!(service.group, Group::Tls | Group::Sniffed) => {
+                self.tls.insert(service.host(), number);
+            }
+            _ => {}
+        }
+        let networks = if subnets.is_empty() { own_networks(service) } else { subnets.to_vec() };
+        let table = match service.group {
+            Group::Tcp => &mut self.tcp,
+            Group::Sniffed => &mut self.sniffed,
+            Group::Http | Group::Tls => return,
+        };
+        for network in networks {
+            table.entry(network, || number);
         }
     }
 
@@ -177,32 +289,12 @@ impl Port {
 /// The networks that are a service's by the operator's word: its addresses, else the addresses of
 /// its endpoints (R3).
 fn own_networks(service: &Service) -> Vec<IpNet> {
-    match &service.target {
-        Target::Fixed(Upstream::Static(endpoints)) if service.addresses.is_empty() => {
+    match &service.cluster.target {
+        Target::Fixed(Upstream::Static(endpoints)) if service.cluster.addresses.is_empty() => {
             endpoints.iter().map(|endpoint| IpNet::from(endpoint.target.ip())).collect()
         }
-        _ => service.addresses.clone(),
+        _ => service.cluster.addresses.to_vec(),
     }
-}
-
-/// A ClientHello: by its name, among all services whose address condition holds (GAP-15, T-27).
-fn tls(port: Option<&Port>, rules: &Inner, dst: SocketAddr, sni: Option<&HostName>) -> Decision {
-    let claims = port.and_then(|port| port.tcp_claims.as_ref());
-    let Some(name) = sni else {
-        let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
-        return by_resolution(claims, otherwise);
-    };
-    let candidates = || port.into_iter().flat_map(|port| port.tls.matches(name));
-    let mut services = candidates().map(|id| rules.service(id));
-    if let Some(service) = services.find(|service| service.holds(dst.ip())) {
-        return service.relay(service.verified(dst.port(), Some(name)));
-    }
-    let reason = if candidates().next().is_some() {
-        Reason::AddressNotVerified
-    } else {
-        rules.unknown_reason(dst, Some(name))
-    };
-    by_resolution(claims, unknown(rules, dst, Some(name), Block::Close, reason))
 }
 
 /// Plaintext HTTP is judged request by request on every port, unless the port is for opaque bytes
@@ -210,16 +302,6 @@ fn tls(port: Option<&Port>, rules: &Inner, dst: SocketAddr, sni: Option<&HostNam
 fn http(port: Option<&Port>) -> Decision {
     let claims = port.filter(|port| port.http.is_empty()).and_then(|port| port.tcp_claims.as_ref());
     by_resolution(claims, judge_requests())
-}
-
-/// Bytes without a name, or no bytes: by address only.
-fn nameless(port: Option<&Port>, rules: &Inner, dst: SocketAddr, otherwise: Decision) -> Decision {
-    let Some(port) = port else { return otherwise };
-    if let Some(id) = port.sniffed.longest(dst.ip()) {
-        let service = rules.service(*id);
-        return service.relay(service.verified(dst.port(), None));
-    }
-    by_resolution(port.all_claims.as_ref(), otherwise)
 }
 
 fn by_resolution(claims: Option<&Arc<[Claim]>>, otherwise: Decision) -> Decision {
@@ -239,17 +321,14 @@ fn unknown(
     if closed_special(rules, dst) {
         return refuse(block, Reason::SpecialAddress);
     }
-    match rules.outbound {
-        Outbound::AllowAny => rules.pass_connection(dst, name),
-        Outbound::RegistryOnly => refuse(block, reason),
-    }
+    if rules.outbound.is_open() { rules.pass_connection(dst, name) } else { refuse(block, reason) }
 }
 
 /// T-13: special addresses need an entry that lists them; in ALLOW_ANY that is asked for metadata
 /// services only.
 fn closed_special(rules: &Inner, dst: SocketAddr) -> bool {
     match rules.outbound {
-        Outbound::AllowAny => is_metadata(dst.ip()),
+        Outbound::AllowAny | Outbound::AllowAnyDynamicDns => is_metadata(dst.ip()),
         Outbound::RegistryOnly => is_special(dst.ip()),
     }
 }
@@ -257,7 +336,7 @@ fn closed_special(rules: &Inner, dst: SocketAddr) -> bool {
 /// SE-2: Host decides for HTTP services at any dialled address, except where the dialled address is
 /// also where the request goes.
 fn accepts_request(service: &Service, dst: SocketAddr) -> bool {
-    match (service.group, &service.target) {
+    match (service.group, service.cluster.target()) {
         (Group::Http, Target::Fixed(_) | Target::Concrete { .. }) => true,
         _ => service.holds(dst.ip()),
     }

@@ -61,7 +61,10 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    pub(super) fn new(flows: RingBuf<MapData>, refusals: RingBuf<MapData>) -> std::io::Result<Self> {
+    pub(super) fn new(
+        flows: RingBuf<MapData>,
+        refusals: RingBuf<MapData>,
+    ) -> std::io::Result<Self> {
         Ok(Self { flows: watch(flows)?, refusals: watch(refusals)? })
     }
 
@@ -117,7 +120,8 @@ fn read(bytes: &[u8]) -> Option<Event> {
 fn translate(event: &Event) -> Option<KernelEvent> {
     let dst = socket_addr(&event.dst);
     let start = wall_clock(event.started_ns);
-    let finding = Finding::ALL.get(event.finding as usize).map_or("unknown", |finding| finding.label());
+    let finding =
+        Finding::ALL.get(event.finding as usize).map_or("unknown", |finding| finding.label());
     Some(match event.kind {
         kind if kind == FlowKind::Bypassed as u32 || kind == FlowKind::Resolver as u32 => {
             KernelEvent::Closed(Closed {
@@ -131,7 +135,9 @@ fn translate(event: &Event) -> Option<KernelEvent> {
                 established: event.established != 0,
             })
         }
-        kind if kind == FlowKind::RefusedConnect as u32 || kind == FlowKind::RefusedDatagram as u32 => {
+        kind if kind == FlowKind::RefusedConnect as u32
+            || kind == FlowKind::RefusedDatagram as u32 =>
+        {
             KernelEvent::Refused(Refused { at: start, dst, why: finding, protocol: event.protocol })
         }
         _ => return None,

@@ -17,7 +17,9 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 use aya::maps::{MapData, RingBuf, SkStorage};
-use aya::programs::{CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps};
+use aya::programs::{
+    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps,
+};
 use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
@@ -137,7 +139,9 @@ impl Kernel {
         let mut tables = Tables::take(&mut ebpf)?;
         prepare(&mut tables)?;
         let attachments = attach_all(&ebpf, pins, plan)?;
-        let accepted = SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
+        pins.remove_other_maps()?;
+        let accepted =
+            SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
         let events = EventReader::new(
             RingBuf::try_from(take(&mut ebpf, maps::FLOWS)?).map_err(load_failed)?,
             RingBuf::try_from(take(&mut ebpf, maps::REFUSALS)?).map_err(load_failed)?,
@@ -181,7 +185,12 @@ impl Kernel {
     }
 }
 
-fn load_object(object: &[u8], pins: &Pins, version: KernelVersion, log: bool) -> Result<Ebpf, KernelError> {
+fn load_object(
+    object: &[u8],
+    pins: &Pins,
+    version: KernelVersion,
+    log: bool,
+) -> Result<Ebpf, KernelError> {
     const DEBUG: u8 = 4;
     const SILENT: u8 = 0;
     let level = if log { DEBUG } else { SILENT };
@@ -211,9 +220,9 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
         if !loaded.insert(hook.program) {
             continue;
         }
-        let program = ebpf
-            .program_mut(hook.program)
-            .ok_or_else(|| KernelError::Load(format!("the object has no program {}", hook.program)))?;
+        let program = ebpf.program_mut(hook.program).ok_or_else(|| {
+            KernelError::Load(format!("the object has no program {}", hook.program))
+        })?;
         load_program(program, hook.kind).map_err(|error| probe::explain_load(hook, &error))?;
     }
     Ok(())
@@ -251,7 +260,12 @@ fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachmen
     Ok(attachments)
 }
 
-fn attach(ebpf: &Ebpf, hook: &'static Hook, cgroup: &Cgroup, pin: &Path) -> Result<Attachment, KernelError> {
+fn attach(
+    ebpf: &Ebpf,
+    hook: &'static Hook,
+    cgroup: &Cgroup,
+    pin: &Path,
+) -> Result<Attachment, KernelError> {
     let path = cgroup.path().display().to_string();
     let failed = |source| KernelError::Attach { hook: hook.name, cgroup: path.clone(), source };
     let program = ebpf
@@ -264,8 +278,11 @@ fn attach(ebpf: &Ebpf, hook: &'static Hook, cgroup: &Cgroup, pin: &Path) -> Resu
         Some(link) => link,
         None => {
             let target = File::open(cgroup.path()).map_err(failed)?;
-            let link = sys::link_create(program, target.as_fd(), hook.attach_type)
-                .map_err(|error| probe::explain_attach(hook, &error).map_or_else(|| failed(error), KernelError::Missing))?;
+            let link =
+                sys::link_create(program, target.as_fd(), hook.attach_type).map_err(|error| {
+                    probe::explain_attach(hook, &error)
+                        .map_or_else(|| failed(error), KernelError::Missing)
+                })?;
             sys::pin(link.as_fd(), pin).map_err(failed)?;
             link
         }

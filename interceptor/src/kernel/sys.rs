@@ -19,9 +19,8 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<i32> {
     // SAFETY: `attr` is a repr(C) prefix of union bpf_attr for this command, outlives the call,
     // and its size is passed along; the kernel takes what is missing as zero.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>())
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
@@ -44,7 +43,11 @@ struct LinkCreate {
 ///
 /// # Errors
 /// The kernel's: EINVAL where the hook does not exist, EPERM without privilege.
-pub fn link_create(prog: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+pub(super) fn link_create(
+    prog: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         prog_fd: prog.as_raw_fd() as u32,
         target_fd: cgroup.as_raw_fd() as u32,
@@ -67,7 +70,7 @@ struct LinkUpdate {
 ///
 /// # Errors
 /// The kernel's, for instance for a program of another type.
-pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate {
         link_fd: link.as_raw_fd() as u32,
         new_prog_fd: prog.as_raw_fd() as u32,
@@ -86,7 +89,7 @@ struct LinkDetach {
 ///
 /// # Errors
 /// The kernel's.
-pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkDetach { link_fd: link.as_raw_fd() as u32 };
     bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
@@ -107,7 +110,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 ///
 /// # Errors
 /// EEXIST; or `path` is not on bpffs.
-pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attr =
         Object { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
@@ -118,7 +121,7 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// ENOENT; EPERM.
-pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let mut attr = Object { pathname: path.as_ptr() as u64, ..Object::default() };
     bpf(BPF_OBJ_GET, &mut attr).map(own)
@@ -135,7 +138,7 @@ struct InfoByFd {
 /// The head of `struct bpf_link_info`, with the cgroup variant of its union.
 #[repr(C)]
 #[derive(Default, Debug, Clone, Copy)]
-pub struct CgroupLinkInfo {
+pub(super) struct CgroupLinkInfo {
     kind: u32,
     /// The link's number.
     pub id: u32,
@@ -152,7 +155,7 @@ pub struct CgroupLinkInfo {
 ///
 /// # Errors
 /// The descriptor is not a link.
-pub fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
     let mut info = CgroupLinkInfo::default();
     let mut attr = InfoByFd {
         bpf_fd: link.as_raw_fd() as u32,

@@ -7,8 +7,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use interceptor_common::{
-    DatagramKey, Endpoint, Finding, HandoverKey, Handover, Namespace, Permit, Route, RouteKey, Settings,
-    capacity, maps,
+    DatagramKey, Endpoint, Finding, Handover, HandoverKey, Namespace, Permit, Route, RouteKey,
+    Settings, capacity, maps,
 };
 use ipnet::IpNet;
 
@@ -71,7 +71,10 @@ pub enum RouteKind {
 
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(
+            ebpf: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, KernelError> {
             Ok(T::try_from(take(ebpf, name)?).map_err(at(name))?)
         }
         Ok(Self {
@@ -107,7 +110,8 @@ impl Tables {
     /// # Errors
     /// [`TableError`].
     pub fn keep_namespaces(&mut self, kept: &[u64]) -> Result<(), TableError> {
-        let covered: Vec<u64> = self.namespaces.keys().collect::<Result<_, _>>().map_err(at(maps::NAMESPACES))?;
+        let covered: Vec<u64> =
+            self.namespaces.keys().collect::<Result<_, _>>().map_err(at(maps::NAMESPACES))?;
         for cookie in covered.into_iter().filter(|cookie| !kept.contains(cookie)) {
             self.namespaces.remove(&cookie).map_err(at(maps::NAMESPACES))?;
             self.set_routes(cookie, &[])?;
@@ -176,15 +180,27 @@ impl Tables {
         match result {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(false)
+            }
             Err(source) => Err(TableError { table, source }),
         }
     }
 
     /// The prefixes that go direct, sorted.
     pub fn bypass_list(&self) -> Vec<IpNet> {
-        let v4 = self.bypass4.keys().filter_map(Result::ok).map(|key| (IpAddr::from(key.data()), key.prefix_len()));
-        let v6 = self.bypass6.keys().filter_map(Result::ok).map(|key| (IpAddr::from(key.data()), key.prefix_len()));
+        let v4 = self
+            .bypass4
+            .keys()
+            .filter_map(Result::ok)
+            .map(|key| (IpAddr::from(key.data()), key.prefix_len()));
+        let v6 = self
+            .bypass6
+            .keys()
+            .filter_map(Result::ok)
+            .map(|key| (IpAddr::from(key.data()), key.prefix_len()));
         let mut list: Vec<IpNet> =
             v4.chain(v6).filter_map(|(addr, len)| IpNet::new(addr, len as u8).ok()).collect();
         list.sort();
@@ -206,7 +222,11 @@ impl Tables {
     ///
     /// # Errors
     /// [`TableError`]; the table is full.
-    pub fn set_datagrams(&mut self, resolvers: &[SocketAddr], allowed: &[(IpNet, u16)]) -> Result<(), TableError> {
+    pub fn set_datagrams(
+        &mut self,
+        resolvers: &[SocketAddr],
+        allowed: &[(IpNet, u16)],
+    ) -> Result<(), TableError> {
         let stale: Vec<_> = self.datagrams.keys().filter_map(Result::ok).collect();
         for key in stale {
             self.datagrams.remove(&key).map_err(at(maps::DATAGRAMS))?;
@@ -271,7 +291,9 @@ fn route_row(cookie: u64, entry: &RouteEntry) -> (Key<RouteKey>, Route) {
     };
     let value = match entry.route {
         RouteKind::Via(src) => Route { src: mapped(src), kind: Route::VIA, pad: [0; 3] },
-        RouteKind::Local => Route { src: mapped(entry.prefix.addr()), kind: Route::LOCAL, pad: [0; 3] },
+        RouteKind::Local => {
+            Route { src: mapped(entry.prefix.addr()), kind: Route::LOCAL, pad: [0; 3] }
+        }
         RouteKind::Unreachable => Route { src: [0; 16], kind: Route::UNREACHABLE, pad: [0; 3] },
     };
     (key, value)

@@ -5,6 +5,7 @@ mod routes;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use routes::Routes;
@@ -18,6 +19,8 @@ pub struct NetNs {
     file: File,
     path: PathBuf,
     cookie: u64,
+    /// Ours: nothing needs to be entered.
+    home: bool,
     label: String,
 }
 
@@ -53,9 +56,11 @@ impl NetNs {
 
     fn open(path: &Path, label: String) -> io::Result<Self> {
         let file = File::open(path)?;
-        let mut ns = Self { file, path: path.to_owned(), cookie: 0, label };
+        let home = file.metadata()?.ino() == std::fs::metadata("/proc/self/ns/net")?.ino();
+        let mut ns = Self { file, path: path.to_owned(), cookie: 0, home, label };
         ns.cookie = ns.run(|| {
-            let probe = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+            let probe =
+                socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
             cookie_of(&probe)
         })??;
         Ok(ns)
@@ -64,6 +69,11 @@ impl NetNs {
     /// The kernel's number for this namespace: never reused while the machine runs.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Whether it is the daemon's own.
+    pub fn is_home(&self) -> bool {
+        self.home
     }
 
     /// How people call it.
@@ -95,11 +105,16 @@ impl NetNs {
     /// The namespace cannot be entered. A thread that cannot come back ends the process: it would
     /// make every later socket in the wrong namespace.
     pub fn run<T>(&self, make: impl FnOnce() -> T) -> io::Result<T> {
+        if self.home {
+            return Ok(make());
+        }
         let home = File::open("/proc/thread-self/ns/net")?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let made = make();
         if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
-            eprintln!("interceptor: cannot return to the daemon's own network namespace: {error}; stopping");
+            eprintln!(
+                "interceptor: cannot return to the daemon's own network namespace: {error}; stopping"
+            );
             std::process::abort();
         }
         Ok(made)

@@ -60,7 +60,7 @@ impl Routes {
                 found.extend(destination(&message));
             }
         }
-        netns.run(|| entries(found))
+        netns.run(|| entries(found, netns.is_home()))
     }
 
     /// Waits for the next change (and for the burst that it belongs to). False: netlink ended.
@@ -78,7 +78,11 @@ fn destination(message: &RouteMessage) -> Option<(IpNet, RouteType)> {
     let kind = message.header.kind;
     if !matches!(
         kind,
-        RouteType::Unicast | RouteType::Local | RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit
+        RouteType::Unicast
+            | RouteType::Local
+            | RouteType::Unreachable
+            | RouteType::BlackHole
+            | RouteType::Prohibit
     ) {
         return None;
     }
@@ -102,15 +106,20 @@ fn destination(message: &RouteMessage) -> Option<(IpNet, RouteType)> {
 }
 
 /// Gives each prefix one meaning. Several tables or metrics may name it: a way out beats none,
-/// since the proxy's own dial then tells the truth.
-fn entries(found: Vec<(IpNet, RouteType)>) -> Vec<RouteEntry> {
-    let ways: HashSet<IpNet> =
-        found.iter().filter(|(_, kind)| *kind == RouteType::Unicast).map(|(prefix, _)| *prefix).collect();
+/// since the proxy's own dial then tells the truth. In the daemon's own namespace the addresses are
+/// the node's, not the workload's: they are judged like any other (T-13).
+fn entries(found: Vec<(IpNet, RouteType)>, home: bool) -> Vec<RouteEntry> {
+    let ways: HashSet<IpNet> = found
+        .iter()
+        .filter(|(_, kind)| *kind == RouteType::Unicast)
+        .map(|(prefix, _)| *prefix)
+        .collect();
     let mut seen = HashSet::new();
     found
         .into_iter()
         .filter_map(|(prefix, kind)| {
             let route = match kind {
+                RouteType::Local if home => RouteKind::Via(prefix.addr()),
                 RouteType::Local => RouteKind::Local,
                 _ if ways.contains(&prefix) => RouteKind::Via(source_towards(prefix)?),
                 _ => RouteKind::Unreachable,
@@ -138,7 +147,9 @@ fn source_towards(prefix: IpNet) -> Option<IpAddr> {
 fn representative(prefix: IpNet) -> IpAddr {
     match prefix {
         IpNet::V4(net) if net.prefix_len() == 0 => Ipv4Addr::new(203, 0, 113, 1).into(),
-        IpNet::V6(net) if net.prefix_len() == 0 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        IpNet::V6(net) if net.prefix_len() == 0 => {
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+        }
         _ => prefix.hosts().next().unwrap_or(prefix.addr()),
     }
 }
@@ -155,11 +166,15 @@ mod tests {
     fn a_way_out_beats_unreachable_for_the_same_prefix() {
         let unreachable = (net("::/0"), RouteType::Unreachable);
         assert_eq!(
-            entries(vec![unreachable]),
+            entries(vec![unreachable], false),
             [RouteEntry { prefix: net("::/0"), route: RouteKind::Unreachable }]
         );
-        let local = entries(vec![(net("192.0.2.9/32"), RouteType::Local), (net("192.0.2.9/32"), RouteType::Local)]);
+        let twice = vec![(net("192.0.2.9/32"), RouteType::Local); 2];
+        let local = entries(twice.clone(), false);
         assert_eq!(local, [RouteEntry { prefix: net("192.0.2.9/32"), route: RouteKind::Local }]);
+        // T-13: the node's addresses are not the workload's own.
+        let own = "192.0.2.9".parse().expect("an address");
+        assert_eq!(entries(twice, true)[0].route, RouteKind::Via(own));
     }
 
     #[test]

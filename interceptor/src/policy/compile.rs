@@ -12,7 +12,7 @@ use super::entry::{EndpointAddress, Entry, Protocol, ServicePort};
 use super::fields::Findings;
 use super::service_entry::Resolution;
 use crate::decide::pattern::EntryHost;
-use crate::decide::{ClusterName, Endpoint, Group, Service, Target, Upstream};
+use crate::decide::{Cluster, ClusterName, Endpoint, Group, Service, Target, Upstream};
 
 /// What is compiled from the entries that one namespace sees.
 #[derive(Debug, Default)]
@@ -132,17 +132,27 @@ impl Registry {
                     }
                 }
             }
-            Protocol::Stream(group, exclusive) => self.services.push(Service {
-                host: host.clone(),
-                port: port.number,
-                group,
-                exclusive,
-                addresses: entry.addresses.clone(),
-                target: target(entry, host, port),
-                cluster: ClusterName::outbound(port.number, &host.to_string()),
-                traffic: Arc::default(),
-                rule: entry.id.clone(),
-            }),
+            Protocol::Stream(group, exclusive) => {
+                let cluster = Cluster {
+                    name: ClusterName::outbound(port.number, &host.to_string()),
+                    host: host.clone(),
+                    addresses: entry.addresses.clone().into(),
+                    target: target(entry, host, port),
+                    traffic: Arc::default(),
+                };
+                self.services.push(Service {
+                    cluster: Arc::new(cluster),
+                    port: port.number,
+                    group,
+                    exclusive,
+                    rule: entry.id.clone(),
+                    aliases: Arc::default(),
+                    routes: None,
+                    chains: Arc::default(),
+                    actions: Arc::default(),
+                    nominal: false,
+                });
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::destination_rule::PortKind;
 use super::fields::{Context, Located};
 use super::resource::Meta;
 use super::service_entry::Resolution;
@@ -25,9 +26,23 @@ pub(super) struct Entry {
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
+    /// Identities of the upstream where TLS is originated (SE-10).
+    pub(super) subject_alt_names: Vec<String>,
+    /// Set where it stands for a Kubernetes Service.
+    pub(super) platform: Option<Platform>,
     /// For messages about the entry as a whole.
     pub(super) notice_at: Located<()>,
     pub(super) context: Context,
+}
+
+/// What makes a platform Service different from a ServiceEntry: it wins over those of its name
+/// whatever their age (REG-2), and answers to short names, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Platform {
+    /// `svc`: for callers of its own namespace only (HTTP-9).
+    pub(super) local_name: HostName,
+    /// `svc.ns` and `svc.ns.svc`, for everybody (HTTP-9).
+    pub(super) short_names: Vec<HostName>,
 }
 
 /// One port; `protocol` decides everything in LIS-2.
@@ -36,6 +51,8 @@ pub(super) struct ServicePort {
     pub(super) number: u16,
     pub(super) name: String,
     pub(super) protocol: Protocol,
+    /// What the protocol says of HTTP upstream (SE-15).
+    pub(super) kind: PortKind,
     pub(super) target_port: Option<u16>,
 }
 
@@ -45,6 +62,8 @@ pub(super) struct ServiceEndpoint {
     pub(super) address: EndpointAddress,
     pub(super) ports: Vec<(String, u16)>,
     pub(super) weight: u32,
+    /// What subsets select by (DR-8); sorted.
+    pub(super) labels: Vec<(String, String)>,
 }
 
 /// What an endpoint's address may be.

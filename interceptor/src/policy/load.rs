@@ -14,8 +14,7 @@ use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
 use super::resource::Resources;
 use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
-use crate::account::{LogSettings, LogTarget};
-use crate::decide::Policy;
+use crate::decide::{Policy, Rules};
 
 /// Where rules come from, and what overrides them.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +31,30 @@ pub struct Sources {
     pub outbound: Option<Outbound>,
     /// Overrides `InterceptorConfig`'s `enforcement`.
     pub enforcement: Option<Enforcement>,
+    /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
+    /// addresses are recognised by automatic ones (RES-18, RES-19).
+    pub dns_capture: bool,
+}
+
+/// The workload that the rules are compiled for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Its namespace: visibility (SE-9), Sidecars (SC-1), `sourceNamespace` (VS-14).
+    pub namespace: String,
+    /// Its labels: `workloadSelector` (SC-1), `sourceLabels` (VS-14).
+    pub labels: Vec<(String, String)>,
+}
+
+impl Caller {
+    /// A workload of `namespace` without labels.
+    pub fn new(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), labels: Vec::new() }
+    }
+
+    /// Whether it has all of `labels`.
+    pub(super) fn has(&self, labels: &[(String, String)]) -> bool {
+        labels.iter().all(|label| self.labels.contains(label))
+    }
 }
 
 /// A set of files that can be used.
@@ -74,14 +97,15 @@ impl fmt::Display for Summary {
 /// T-28: strict's wait for first bytes where nothing is configured.
 const STRICT_SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads, validates and compiles `sources` for workloads of `namespace`.
+/// Reads, validates and compiles `sources` for `caller`.
 ///
 /// # Errors
 /// Everything that is wrong with the set, in the order of the files: unreadable files, YAML that
 /// does not parse, unknown fields and kinds, and what is not supported yet and would restrict.
 /// Resources that only Istio's validation rejects are errors beside others, but alone they come
 /// back in [`Loaded::rejected`].
-pub fn load(sources: &Sources, namespace: &str) -> Result<Loaded, LoadErrors> {
+pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
+    let namespace = caller.namespace.as_str();
     let mut out = Findings::default();
     let mut resources = Resources::default();
     for path in &sources.files {
@@ -138,7 +162,8 @@ pub fn load(sources: &Sources, namespace: &str) -> Result<Loaded, LoadErrors> {
     let registry = compile(entries, namespace, &default_export, profile, &mut out);
     let summary = Summary { services: registry.services.len(), ..summary };
     let outbound = sources.outbound.or(mesh.outbound).unwrap_or_default();
-    let access_log = access_log(&mesh, &resources, namespace);
+    let logged = telemetry::Logged { namespace, labels: &caller.labels };
+    let access_log = telemetry::outputs(&resources.telemetries, &mesh, logged, &mut out);
     let sniff_timeout = sniff_timeout(&mesh, profile, &mut out);
     let snapshot = snapshot(registry, mesh, profile, outbound, namespace);
     let snapshot = Snapshot { access_log, sniff_timeout, ..snapshot };
@@ -154,7 +179,11 @@ fn snapshot(
 ) -> Snapshot {
     Snapshot {
         generation: 1,
-        policy: Policy::new(namespace, enforcement, outbound, registry.services),
+        policy: Policy::new(
+            namespace,
+            enforcement,
+            Rules { outbound, services: registry.services, ..Rules::default() },
+        ),
         enforcement,
         outbound,
         sniff_timeout: None,
@@ -181,18 +210,6 @@ fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) ->
             Some(STRICT_SNIFF_TIMEOUT)
         }
     }
-}
-
-/// MESH-2 and TEL-2: Telemetry where it speaks, else the mesh configuration where it speaks.
-fn access_log(mesh: &MeshConfig, resources: &Resources, namespace: &str) -> Option<LogSettings> {
-    let root = mesh.root_namespace.as_deref().unwrap_or("istio-system");
-    let encoding = mesh.log_encoding;
-    let target = match telemetry::combine(&resources.telemetries, root, namespace) {
-        telemetry::Verdict::Silent | telemetry::Verdict::MeshFile => mesh.log_target.clone()?,
-        telemetry::Verdict::Off => LogTarget::Off,
-        telemetry::Verdict::Envoy => LogTarget::Stdout,
-    };
-    Some(LogSettings { target, encoding })
 }
 
 /// Two resources of one name would shadow each other silently.

@@ -1,20 +1,27 @@
 //! MeshConfig, as far as it governs egress (MESH-1 to MESH-9).
 
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Outbound;
 use super::fields::{Context, Fields, Findings, Located};
+use super::providers::{self, Provider};
 use super::service_entry::one_of;
-use crate::account::{Encoding, LogTarget};
+use crate::account::{Encoding, Format, LogTarget};
 
 /// A mesh configuration as written; `None` where a field is absent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MeshConfig {
     pub(super) context: Option<Context>,
     pub(super) outbound: Option<Outbound>,
-    pub(super) log_target: Option<LogTarget>,
-    pub(super) log_encoding: Encoding,
+    /// MESH-2; `Some(None)` where it is given and empty.
+    pub(super) log_target: Option<Option<LogTarget>>,
+    /// MESH-3 and MESH-4 together.
+    pub(super) log_format: Arc<Format>,
+    /// MESH-14.
+    pub(super) providers: Vec<Provider>,
+    /// MESH-15.
+    pub(super) default_logging: Vec<Located<String>>,
     pub(super) detection_timeout: Option<Located<Duration>>,
     pub(super) connect_timeout: Option<Duration>,
     pub(super) dns_refresh: Option<Duration>,
@@ -31,7 +38,6 @@ const UNUSED: &[&str] = &[
     "defaultConfig",
     "defaultDestinationRuleExportTo",
     "defaultHttpRetryPolicy",
-    "defaultProviders",
     "defaultTrafficPolicy",
     "defaultVirtualServiceExportTo",
     "disableEnvoyListenerLog",
@@ -40,7 +46,6 @@ const UNUSED: &[&str] = &[
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "enableTracing",
-    "extensionProviders",
     "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",
@@ -76,19 +81,11 @@ impl MeshConfig {
         let mut f = fields;
         let outbound = outbound(&mut f, cx, out);
         let encodings = [("TEXT", Encoding::Text), ("JSON", Encoding::Json)];
-        let log_encoding = one_of(f.text("accessLogEncoding", cx, out), &encodings, cx, out);
-        let log_target = f.text("accessLogFile", cx, out).map(|file| match file.value.as_str() {
-            "" => LogTarget::Off,
-            "/dev/stdout" => LogTarget::Stdout,
-            "/dev/stderr" => LogTarget::Stderr,
-            path => LogTarget::File(PathBuf::from(path)),
-        });
-        if let Some(format) = f.text("accessLogFormat", cx, out)
-            && !format.value.is_empty()
-        {
-            let message = "not supported yet; remove it for the default format";
-            out.errors.push(cx.notice(format.at, &format.path, message));
-        }
+        let encoding = one_of(f.text("accessLogEncoding", cx, out), &encodings, cx, out);
+        let log_target =
+            f.text("accessLogFile", cx, out).map(|file| providers::target(&file.value));
+        let format = f.text("accessLogFormat", cx, out);
+        let log_format = providers::mesh_format(format, encoding.unwrap_or_default(), cx, out);
         let detection_timeout = f.duration("protocolDetectionTimeout", cx, out);
         if let Some(timeout) = &detection_timeout
             && timeout.value.subsec_nanos() % 1_000_000 != 0
@@ -109,7 +106,9 @@ impl MeshConfig {
             context: Some(cx.clone()),
             outbound,
             log_target,
-            log_encoding: log_encoding.unwrap_or_default(),
+            log_format,
+            providers: providers::read(&mut f, cx, out),
+            default_logging: providers::read_defaults(&mut f, cx, out),
             detection_timeout,
             connect_timeout: connect_timeout.map(|t| t.value),
             dns_refresh: f.duration("dnsRefreshRate", cx, out).map(|t| t.value),

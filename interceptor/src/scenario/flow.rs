@@ -85,7 +85,7 @@ impl<'a> Site<'a> {
     fn lines(&self, record: &Record) -> Vec<String> {
         match &self.snapshot.access_log {
             Some(settings) => {
-                let lines = settings.line(record).into_iter();
+                let lines = settings.iter().filter_map(|output| output.line(record));
                 lines.map(|line| line.trim_end().to_owned()).collect()
             }
             None if self.strict() => vec![built_in(Encoding::Text, record)],

@@ -33,7 +33,7 @@ use self::case::{Flow, Kind, Layer, Network, Question, Setting};
 use self::expect::Expect;
 use self::flow::Site;
 use self::world::{Habits, World};
-use crate::policy::{Enforcement, LoadErrors, Loaded, Notice, Sources, load};
+use crate::policy::{Caller, Enforcement, LoadErrors, Loaded, Notice, Sources, load};
 use crate::workloads::annotations::CaptureLists;
 
 /// Requests of a case that asks for shares and does not say of how many (README of the format).
@@ -76,7 +76,9 @@ fn rules(setting: &Setting, profile: Enforcement) -> Result<Loaded, LoadErrors> 
         enforcement: Some(profile),
         ..Sources::default()
     };
-    load(&sources, &setting.workload.namespace)
+    let labels = setting.workload.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let namespace = setting.workload.namespace.clone();
+    load(&sources, &Caller { namespace, labels: labels.collect() })
 }
 
 /// Whether the loader takes the case's resources, and what it says.

@@ -167,11 +167,17 @@ impl Hierarchy {
         Ok(Cgroup { path })
     }
 
-    /// Every cgroup of this directory name, wherever it is in the tree.
+    /// Every cgroup of this directory name that is root's, wherever it is in the tree. One that a
+    /// user made under a cgroup of their own is no leftover of ours: adopting it would let that user
+    /// put processes in with the daemon (T-8).
     pub(super) fn find_named(&self, name: &str) -> Vec<Cgroup> {
         let top = Cgroup { path: self.point.clone() };
         let all = top.subtree().unwrap_or_default();
-        all.into_iter().filter(|cgroup| cgroup.path.ends_with(name)).collect()
+        let is_ours = |cgroup: &Cgroup| {
+            cgroup.path.ends_with(name)
+                && cgroup.path.symlink_metadata().is_ok_and(|meta| meta.uid() == 0)
+        };
+        all.into_iter().filter(is_ours).collect()
     }
 
     /// `join("")` would leave a `/` at the end.

@@ -221,6 +221,9 @@ impl Launch<'_> {
         }
         steps.extend([Step::NewMountNs, Step::PrivateMounts]);
         mount_steps(&mut steps, &self.hide)?;
+        if !self.keep_caps {
+            kernel_settings_steps(&mut steps)?;
+        }
         if let Some(name) = &self.etc_netns {
             etc_steps(&mut steps, Path::new("/etc/netns"), name)?;
         }
@@ -269,6 +272,31 @@ fn mount_steps(steps: &mut Vec<Step>, hide: &[PathBuf]) -> Result<(), LaunchErro
     let here = std::env::current_dir();
     if here.is_ok_and(|here| covered.iter().any(|path| here.starts_with(path))) {
         steps.push(Step::ChangeDir(c"/".to_owned()));
+    }
+    Ok(())
+}
+
+/// The kernel's settings become read-only, as in a container. Root may write most of them without
+/// any capability, and what `kernel.core_pattern`, `kernel.modprobe` or `uevent_helper` name runs
+/// as full root outside every covered cgroup (T-9).
+fn kernel_settings_steps(steps: &mut Vec<Step>) -> Result<(), LaunchError> {
+    let mounts = mounts::mounts().map_err(LaunchError::prepare("read /proc".into()))?;
+    for mount in mounts.iter().filter(|mount| mount.is_reachable()) {
+        let keep = mount.flags - MsFlags::MS_RDONLY;
+        match mount.fs_type.as_str() {
+            "sysfs" => steps.push(Step::ReadOnly { point: c_path(&mount.point)?, keep }),
+            "proc" => {
+                for name in ["sys", "sysrq-trigger"] {
+                    let path = mount.point.join(name);
+                    if path.exists() {
+                        let path = c_path(&path)?;
+                        steps.push(Step::Bind { from: path.clone(), over: path.clone() });
+                        steps.push(Step::ReadOnly { point: path, keep });
+                    }
+                }
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

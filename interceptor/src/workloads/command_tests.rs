@@ -362,3 +362,20 @@ fn the_invoker_is_who_sudo_says() {
         assert_eq!(got, want, "{env:?}");
     }
 }
+
+/// Root needs no capability to have a program of its choice run by the kernel, outside the cgroup.
+#[tokio::test]
+async fn kernel_settings_are_read_only() {
+    if !kernel("kernel_settings_are_read_only") {
+        return;
+    }
+    let room = Room::new();
+    // Opens for writing and writes nothing.
+    let script = r#"exec >"$1"; for file in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe \
+        /proc/sysrq-trigger /sys/kernel/profiling; do
+        [ -e "$file" ] || continue; (: >>"$file") 2>/dev/null && echo "$file=open" || echo "$file=closed"
+    done"#;
+    let report = room.report(script, |_| {}).await;
+    assert_eq!(report["/proc/sys/kernel/core_pattern"], "closed", "{report:?}");
+    assert!(report.values().all(|state| state == "closed"), "{report:?}");
+}

@@ -1,10 +1,12 @@
 //! What `interceptor-test-client` can do: one job a run, its result on one line.
 
+mod detour;
 mod plain;
+mod protocols;
 mod tls;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -88,6 +90,44 @@ pub enum Job {
         #[arg(long)]
         connect: bool,
     },
+    /// Sends TCP packets by way of another host, with a routing header; prints `sent` or the
+    /// error's name
+    RoutingHeader {
+        /// Where to, as far as the socket knows
+        to: SocketAddr,
+        /// Whom the packets pass
+        via: Ipv6Addr,
+        /// When the header is put on
+        #[arg(long, value_enum)]
+        when: When,
+    },
+    /// gRPC health calls: one answered, one refused in its trailers, one streamed
+    Grpc {
+        /// Where to
+        to: SocketAddr,
+        /// Host and port, as the client knows them
+        authority: String,
+    },
+    /// A WebSocket to an echo service
+    WebSocket {
+        /// Where to
+        to: SocketAddr,
+        /// Host and port, as the client knows them
+        host: String,
+        /// Messages of each kind
+        #[arg(long, default_value_t = 20)]
+        count: usize,
+    },
+    /// Many requests on one connection, for several hosts in turn
+    Alternate {
+        /// Where to
+        to: SocketAddr,
+        /// The hosts
+        hosts: Vec<String>,
+        /// How many requests in all
+        #[arg(long)]
+        count: usize,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -104,6 +144,15 @@ pub enum Style {
     NonBlocking,
     /// An IPv6 socket that dials an IPv4 address
     Mapped,
+}
+
+/// When [`Job::RoutingHeader`] puts its header on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum When {
+    /// Before the connect: the SYN has it already
+    BeforeConnect,
+    /// On an open connection to the client itself, over loopback
+    OverLoopback,
 }
 
 /// How a connection of [`Job::Many`] ends.
@@ -150,6 +199,10 @@ pub fn run(job: Job) -> Result<String> {
         }
         Job::Echo { to, name, bytes } => tls::echo(to, name.as_deref(), bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
+        Job::Grpc { to, authority } => protocols::grpc(to, &authority),
+        Job::WebSocket { to, host, count } => protocols::websocket(to, &host, count),
+        Job::Alternate { to, hosts, count } => protocols::alternate(to, &hosts, count),
+        Job::RoutingHeader { to, via, when } => detour::routing_header(to, via, when),
         Job::Connect { to } => plain::connect(to),
     }
 }

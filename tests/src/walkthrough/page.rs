@@ -9,7 +9,7 @@ use crate::product::Outcome;
 /// Lines of a command's output that are shown.
 const SHOWN_LINES: usize = 10;
 /// Characters of a line that are shown, of output and in the table.
-const SHOWN_WIDTH: usize = 110;
+const SHOWN_WIDTH: usize = 240;
 /// The width of the column of commands in the table.
 const COMMAND_WIDTH: usize = 58;
 

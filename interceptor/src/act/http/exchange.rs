@@ -47,7 +47,8 @@ struct Sent<'a>(&'a HeaderMap);
 
 impl Headers for Sent<'_> {
     fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
-        let values: Vec<_> = self.0.get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}")).collect();
+        let values: Vec<_> =
+            self.0.get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}")).collect();
         match values.as_slice() {
             [] => None,
             [one] => Some(Cow::Borrowed(one)),

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::account::Flag;
 use crate::act::dial::DialError;
-use crate::decide::{Decision, Reason};
+use crate::decide::Decision;
 
 /// An answer without an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +156,7 @@ pub(crate) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::Reason;
 
     /// LOG-20, LOG-21, LOG-47, LOG-48: texts and their lengths.
     #[test]

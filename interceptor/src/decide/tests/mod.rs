@@ -7,7 +7,7 @@ mod strict;
 
 use super::host::HostName;
 use super::*;
-use crate::policy::{Sources, load};
+use crate::policy::{Caller, Sources, load};
 use crate::sniff::{ClientHello, Malformed};
 
 pub(super) use crate::policy::Enforcement::{Istio, Strict};
@@ -29,7 +29,7 @@ pub(super) fn policy(yaml: &str, profile: Enforcement, outbound: Outbound) -> Po
         enforcement: Some(profile),
         ..Sources::default()
     };
-    let loaded = load(&sources, "default").unwrap_or_else(|errors| panic!("{errors}"));
+    let loaded = load(&sources, &Caller::new("default")).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(loaded.rejected.is_empty(), "{:?}", loaded.rejected);
     loaded.snapshot.policy
 }
@@ -57,7 +57,7 @@ pub(super) fn malformed() -> Hello {
     Hello::Malformed(Malformed("two names"))
 }
 
-fn flow(dst: &str) -> Flow<'static> {
+pub(super) fn flow(dst: &str) -> Flow<'static> {
     Flow { dst: OriginalDst::new(dst.parse().expect("an address")), namespace: "default" }
 }
 

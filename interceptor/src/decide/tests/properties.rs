@@ -62,7 +62,7 @@ fn compile(entries: &[String], profile: Enforcement, outbound: Outbound) -> Poli
         enforcement: Some(profile),
         ..Sources::default()
     };
-    load(&sources, "default").unwrap_or_else(|errors| panic!("{errors}")).snapshot.policy
+    load(&sources, &Caller::new("default")).unwrap_or_else(|errors| panic!("{errors}")).snapshot.policy
 }
 
 /// Whether the decision lets anything out that no entry named.
@@ -126,8 +126,8 @@ proptest! {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("p.yaml");
         std::fs::write(&file, text).expect("written");
-        let _ = load(&Sources { files: vec![file.clone()], ..Sources::default() }, "default");
+        let _ = load(&Sources { files: vec![file.clone()], ..Sources::default() }, &Caller::new("default"));
         let mesh = Sources { mesh_config: Some(file), ..Sources::default() };
-        let _ = load(&mesh, "default");
+        let _ = load(&mesh, &Caller::new("default"));
     }
 }

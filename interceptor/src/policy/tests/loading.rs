@@ -110,7 +110,7 @@ fn files_that_cannot_be_read_and_those_beside_them() {
         files: vec![dir.path().join("absent.yaml"), dir.path().to_owned()],
         ..Sources::default()
     };
-    let errors = load(&sources, "default").expect_err("must be refused");
+    let errors = load(&sources, &Caller::new("default")).expect_err("must be refused");
     assert_eq!(
         lines(&errors, dir.path()),
         [
@@ -128,7 +128,7 @@ fn a_file_above_the_limit_is_refused() {
     let file = std::fs::File::create(&path).expect("made");
     file.set_len(51 * 1024 * 1024).expect("grown");
     let sources = Sources { files: vec![path], ..Sources::default() };
-    let errors = load(&sources, "default").expect_err("must be refused");
+    let errors = load(&sources, &Caller::new("default")).expect_err("must be refused");
     assert_eq!(lines(&errors, dir.path()), ["big.yaml: is larger than 50 MiB"]);
 }
 
@@ -188,7 +188,7 @@ fn what_is_not_supported_yet_is_said() {
         );
     }
     let fields = GOOD.to_owned()
-        + "  subjectAltNames: [x]\n  endpoints:\n  - address: b.com\n    locality: r/z\n";
+        + "  endpoints:\n  - address: b.com\n    locality: r/z\n    serviceAccount: sa\n";
     let said = warned(&fields);
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said.iter().all(|line| line.contains("not supported yet")), "{said:?}");
@@ -285,7 +285,7 @@ fn the_examples_load_in_both_profiles() {
                 enforcement: Some(enforcement),
                 ..Sources::default()
             };
-            let loaded = load(&sources, "default").unwrap_or_else(|e| panic!("{e}"));
+            let loaded = load(&sources, &Caller::new("default")).unwrap_or_else(|e| panic!("{e}"));
             assert!(loaded.rejected.is_empty(), "{}: {:?}", path.display(), loaded.rejected);
             seen += 1;
         }

@@ -196,9 +196,7 @@ fn a_rejected_resource_is_left_out_and_the_others_stay() {
     assert_eq!(loaded.summary.service_entries, 1);
     assert_eq!(
         texts(&loaded.rejected),
-        [
-            "p.yaml:4:16: ServiceEntry default/bad: spec.hosts[0]: \"*\": \
-             \"*\" matches every host; name the hosts, or the domain as *.example.com (SEV-1)"
-        ]
+        ["p.yaml:4:16: ServiceEntry default/bad: spec.hosts[0]: \"*\": \
+             \"*\" matches every host; name the hosts, or the domain as *.example.com (SEV-1)"]
     );
 }
