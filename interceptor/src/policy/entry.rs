@@ -1,6 +1,7 @@
 //! A ServiceEntry that holds: its parts in parsed form.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -22,7 +23,7 @@ pub(super) struct Entry {
     pub(super) ports: Vec<ServicePort>,
     pub(super) resolution: Resolution,
     pub(super) endpoints: Vec<ServiceEndpoint>,
-    /// Endpoints come from a selector, which is not followed yet: there are none.
+    /// Endpoints are the workloads with these labels (SE-8).
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
@@ -62,8 +63,30 @@ pub(super) struct ServiceEndpoint {
     pub(super) address: EndpointAddress,
     pub(super) ports: Vec<(String, u16)>,
     pub(super) weight: u32,
-    /// What subsets select by (DR-8); sorted.
+    /// What subsets select by (DR-8).
     pub(super) labels: Vec<(String, String)>,
+}
+
+/// A workload that entries may select (SE-8, SE-11).
+#[derive(Debug, Clone)]
+pub(super) struct Workload {
+    pub(super) namespace: Arc<str>,
+    pub(super) labels: Vec<(String, String)>,
+    pub(super) endpoint: ServiceEndpoint,
+}
+
+/// The endpoints that a selector of `namespace` takes; one without labels takes none (SEV-10).
+pub(super) fn selected(
+    workloads: &[Workload],
+    namespace: &str,
+    selector: &[(String, String)],
+) -> Vec<ServiceEndpoint> {
+    let takes = |workload: &&Workload| {
+        *workload.namespace == *namespace
+            && !selector.is_empty()
+            && selector.iter().all(|label| workload.labels.contains(label))
+    };
+    workloads.iter().filter(takes).map(|workload| workload.endpoint.clone()).collect()
 }
 
 /// What an endpoint's address may be.

@@ -10,12 +10,16 @@ mod mesh;
 mod node;
 mod notice;
 mod providers;
+mod reader;
+mod registry;
 mod resource;
 mod service_entry;
+mod sidecar;
 mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod virtual_service;
 mod workload_entry;
 
 use std::sync::Arc;

@@ -162,7 +162,7 @@ fn json(node: &Node) -> Option<serde_json::Value> {
         Value::Null => serde_json::Value::Null,
         Value::Bool(value) => (*value).into(),
         Value::Int(value) => (*value).into(),
-        Value::Float => return None,
+        Value::Float(value) => (*value).into(),
         Value::Text(text) => text.as_str().into(),
         Value::List(items) => items.iter().map(json).collect::<Option<Vec<_>>>()?.into(),
         Value::Map(entries) => {

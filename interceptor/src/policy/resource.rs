@@ -10,7 +10,9 @@ use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore};
 use super::mesh::MeshConfig;
 use super::node::{At, Node, Value, parse};
 use super::service_entry::{ServiceEntry, string_map};
+use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
+use super::virtual_service::VirtualService;
 use super::workload_entry::WorkloadEntry;
 
 /// Name, namespace and age.
@@ -33,6 +35,8 @@ pub(super) struct Resources {
     pub(super) services: Vec<KubernetesService>,
     pub(super) endpoint_slices: Vec<EndpointSlice>,
     pub(super) secrets: SecretStore,
+    pub(super) virtual_services: Vec<VirtualService>,
+    pub(super) sidecars: Vec<Sidecar>,
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
@@ -42,8 +46,7 @@ pub(super) struct Resources {
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
 /// would not open.
-const LATER: [&str; 9] = [
-    "VirtualService",
+const LATER: [&str; 8] = [
     "WorkloadGroup",
     "Gateway",
     "EnvoyFilter",
@@ -122,7 +125,7 @@ impl Resources {
         self.documents += 1;
         let meta = read_meta(node, &mut top, &kind.value, &mut cx, out);
         let known: &[&str] = match kind.value.as_str() {
-            "ServiceEntry" | "DestinationRule" | "WorkloadEntry" => &[
+            "ServiceEntry" | "VirtualService" | "Sidecar" | "DestinationRule" | "WorkloadEntry" => &[
                 "networking.istio.io/v1",
                 "networking.istio.io/v1beta1",
                 "networking.istio.io/v1alpha3",
@@ -177,6 +180,16 @@ impl Resources {
                 self.secrets.read_config_map(&meta, &mut top, &cx, out);
                 return;
             }
+            "VirtualService" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.virtual_services.extend(VirtualService::read(meta, spec, &cx, out));
+            }
+            "Sidecar" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.sidecars.extend(Sidecar::read(meta, spec, &cx, out));
+            }
             "Telemetry" => {
                 top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
@@ -191,12 +204,6 @@ impl Resources {
                 return;
             }
             "InterceptorConfig" => self.interceptor_config(&mut top, node, &cx, out),
-            "Sidecar" => {
-                let message = "not supported yet, and refused because a Sidecar restricts: ignoring \
-                               it would allow what it forbids; remove it";
-                out.errors.push(cx.notice(kind.at, "kind", message));
-                return;
-            }
             other
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
@@ -316,7 +323,7 @@ fn spec<'n>(top: &mut Fields<'n>, node: &'n Node, cx: &Context, out: &mut Findin
 }
 
 /// Kinds that nothing can be said about without a name.
-const NAMED: [&str; 8] = [
+const NAMED: [&str; 9] = [
     "ServiceEntry",
     "Telemetry",
     "DestinationRule",
@@ -325,6 +332,7 @@ const NAMED: [&str; 8] = [
     "EndpointSlice",
     "Secret",
     "VirtualService",
+    "Sidecar",
 ];
 
 fn read_meta(

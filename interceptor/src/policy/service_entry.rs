@@ -78,7 +78,6 @@ impl ServiceEntry {
             one_of(location, &[("MESH_EXTERNAL", false), ("MESH_INTERNAL", true)], cx, out);
         let resolution = one_of(f.text("resolution", cx, out), &Resolution::NAMES, cx, out);
         let selector = f.take("workloadSelector").map(|node| {
-            not_yet(cx, out, &node, "its endpoints are treated as empty (UH)");
             let mut inner = Fields::of(node.value, node.path.clone(), cx, out);
             let labels = string_map(inner.entries("labels", cx, out), cx, out);
             inner.finish(cx, out);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::destination_rule::{Reader, string_pairs};
-use super::entry::{EndpointAddress, ServiceEndpoint, is_dns_label};
+use super::entry::{EndpointAddress, ServiceEndpoint, Workload, is_dns_label};
 use super::fields::{Context, Fields, Findings, Located, int};
 use super::resource::Meta;
 use crate::decide::RuleId;
@@ -87,25 +87,19 @@ impl WorkloadEntry {
         }
     }
 
-    /// Whether a selector of a ServiceEntry in `namespace` takes it (SE-8). A selector without labels
-    /// selects nothing (SEV-10).
-    pub(super) fn is_selected(&self, namespace: &str, selector: &[(String, String)]) -> bool {
-        *self.meta.namespace == *namespace
-            && !selector.is_empty()
-            && selector.iter().all(|label| self.labels.contains(label))
-    }
-
-    /// It as an endpoint of the entry that selects it, where it has an IP address or a name.
-    pub(super) fn to_endpoint(&self) -> Option<ServiceEndpoint> {
-        match &self.address {
-            Some(WorkloadAddress::Inet(address)) => Some(ServiceEndpoint {
+    /// It as entries select it, where it has an IP address or a name.
+    pub(super) fn to_workload(&self) -> Option<Workload> {
+        let Some(WorkloadAddress::Inet(address)) = &self.address else { return None };
+        Some(Workload {
+            namespace: Arc::clone(&self.meta.namespace),
+            labels: self.labels.clone(),
+            endpoint: ServiceEndpoint {
                 address: address.clone(),
                 ports: self.ports.clone(),
                 weight: self.weight,
                 labels: self.labels.clone(),
-            }),
-            Some(WorkloadAddress::Unix(_)) | None => None,
-        }
+            },
+        })
     }
 }
 

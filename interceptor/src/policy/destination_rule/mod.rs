@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use self::blocks::Policy;
 pub(super) use self::reader::{Reader, string_pairs};
-pub(crate) use self::rules::{Caller, Defaults, Lookup, PortKind, Rules, ServicePort};
+pub(crate) use self::rules::{Defaults, PortKind, Rules, ServicePort};
 use super::entry::is_dns_label;
 use super::fields::{Context, Fields, Findings, Located};
 use super::node::Node;

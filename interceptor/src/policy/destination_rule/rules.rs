@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::Enforcement;
 use super::super::entry::{self, Entry};
 use super::super::fields::Findings;
 use super::super::notice::Notice;
+use super::super::{Caller, Enforcement};
 use super::blocks::{Blocks, Policy};
 use super::tls::Mode;
 use super::{DestinationRule, Subset};
@@ -22,13 +22,6 @@ pub(crate) struct Defaults {
     pub(crate) export_to: Vec<String>,
     /// Profile in force.
     pub(crate) profile: Enforcement,
-}
-
-/// The workload that calls.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Caller<'a> {
-    pub(crate) namespace: &'a str,
-    pub(crate) labels: &'a [(String, String)],
 }
 
 /// The port of the service that is called.
@@ -135,10 +128,15 @@ impl Rules {
         Self { defaults, by_namespace }
     }
 
+    /// The profile that they are read in.
+    pub(crate) fn profile(&self) -> Enforcement {
+        self.defaults.profile
+    }
+
     /// What `caller`'s traffic to `service` gets, or to one subset of it.
     pub(crate) fn lookup(
         &self,
-        caller: &Caller<'_>,
+        caller: &Caller,
         service: &ServicePort<'_>,
         subset: Option<&str>,
     ) -> Lookup {
@@ -165,7 +163,7 @@ impl Rules {
     /// and whether each carries the client's own TLS.
     pub(crate) fn double_tls(
         &self,
-        caller: &Caller<'_>,
+        caller: &Caller,
         host: &str,
         namespace: &str,
         ports: &[(u16, bool)],
@@ -187,10 +185,15 @@ impl Rules {
         Some(rule.context.notice(tls.at.at, &tls.at.path, message))
     }
 
+    /// Whether any rule speaks for the host.
+    pub(crate) fn concern(&self, caller: &Caller, host: &str, namespace: &str) -> bool {
+        self.find(caller, host, namespace).is_some()
+    }
+
     /// DR-1: the caller's namespace (unless it is the root), the service's, the root.
-    fn find(&self, caller: &Caller<'_>, host: &str, namespace: &str) -> Option<Found<'_>> {
+    fn find(&self, caller: &Caller, host: &str, namespace: &str) -> Option<Found<'_>> {
         let root = self.defaults.root_namespace.as_str();
-        let own = (caller.namespace != root).then_some(caller.namespace);
+        let own = (caller.namespace != root).then_some(caller.namespace.as_str());
         let namespaces = own.into_iter().chain([namespace, root]);
         namespaces
             .filter_map(|name| self.by_namespace.get(name))
@@ -201,7 +204,7 @@ impl Rules {
     fn find_in<'r>(
         &'r self,
         rules: &'r Namespace,
-        caller: &Caller<'_>,
+        caller: &Caller,
         host: &str,
     ) -> Option<Found<'r>> {
         let exact = rules.by_host.get(host);
@@ -212,9 +215,9 @@ impl Rules {
 
     /// DR-3 and DR-4: of the rules of one host those that apply: selecting ones first, then the
     /// oldest, and what merges with it.
-    fn applying<'r>(&self, list: &'r [DestinationRule], caller: &Caller<'_>) -> Option<Found<'r>> {
+    fn applying<'r>(&self, list: &'r [DestinationRule], caller: &Caller) -> Option<Found<'r>> {
         let applies =
-            |rule: &&DestinationRule| self.visible(rule, caller.namespace) && rule.selects(caller);
+            |rule: &&DestinationRule| self.visible(rule, &caller.namespace) && rule.selects(caller);
         let selecting = list.iter().filter(applies).find(|rule| rule.selector.is_some());
         let head = selecting.or_else(|| list.iter().find(applies))?;
         let merges = |rule: &&DestinationRule| {
@@ -252,10 +255,9 @@ fn covering(host: &str) -> impl Iterator<Item = String> + '_ {
 
 impl DestinationRule {
     /// DR-4.
-    fn selects(&self, caller: &Caller<'_>) -> bool {
+    fn selects(&self, caller: &Caller) -> bool {
         let Some(selector) = &self.selector else { return true };
-        *self.meta.namespace == *caller.namespace
-            && selector.iter().all(|label| caller.labels.contains(label))
+        *self.meta.namespace == *caller.namespace && caller.has(selector)
     }
 
     /// What of it will be refused in strict, for want of a credential.

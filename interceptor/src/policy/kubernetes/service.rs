@@ -108,10 +108,14 @@ impl KubernetesService {
         Some(Self { meta, context: cx.clone(), spec, kind, ports, export_to })
     }
 
-    /// The entry that it stands for. Without `slices` (REG-12: no VirtualService or DestinationRule
-    /// concerns it) traffic goes to the ClusterIP and the platform balances; with its slices among
-    /// `slices`, to its endpoints. `None` where its name is no host name.
-    pub(in crate::policy) fn to_entry(&self, slices: &[EndpointSlice]) -> Option<Entry> {
+    /// The entry that it stands for. Where no rule concerns its host (REG-12) traffic goes to the
+    /// ClusterIP and the platform balances, else to its endpoints. `None` where its name is no host
+    /// name.
+    pub(in crate::policy) fn to_entry(
+        &self,
+        slices: &[EndpointSlice],
+        concerned: impl Fn(&HostName) -> bool,
+    ) -> Option<Entry> {
         let (name, namespace) = (&*self.meta.name, &*self.meta.namespace);
         let host = |text: String| HostName::parse(&text).ok();
         let platform = Platform {
@@ -122,6 +126,7 @@ impl KubernetesService {
             ],
         };
         let full = host(format!("{name}.{namespace}.svc.cluster.local"))?;
+        let slices = if self.kind == Kind::Headless || concerned(&full) { slices } else { &[] };
         let mine = slices.iter().filter(|s| *s.namespace == *namespace && s.service == name);
         let behind: Vec<ServiceEndpoint> = mine.flat_map(EndpointSlice::endpoints).collect();
         let mut ports: Vec<ServicePort> = self.ports.iter().filter_map(Port::to_port).collect();

@@ -8,6 +8,7 @@ use super::super::fields::Findings;
 use super::super::resource::Resources;
 use super::*;
 use crate::decide::Group;
+use crate::decide::host::HostName;
 
 fn read(text: &str) -> (Resources, Findings) {
     let mut out = Findings::default();
@@ -28,12 +29,12 @@ const SLICE: &str = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n
     - {addresses: [10.1.0.2], conditions: {ready: false}}\n- {addresses: [10.1.0.3], nodeName: n}\n\
     ports: [{name: http, port: 8080, protocol: TCP}]\n";
 
-/// The entry of the one Service of `text`, and whether with its slices.
+/// The entry of the one Service of `text`, and whether a rule concerns it.
 fn entry(text: &str, balanced: bool) -> Entry {
     let (resources, out) = read(text);
     assert!(out.errors.is_empty() && out.warnings.is_empty(), "{out:?}");
-    let slices = if balanced { &resources.endpoint_slices[..] } else { &[] };
-    resources.services[0].to_entry(slices).expect("an entry")
+    let concerned = |host: &HostName| balanced && host.as_str() == "web.shop.svc.cluster.local";
+    resources.services[0].to_entry(&resources.endpoint_slices, concerned).expect("an entry")
 }
 
 /// Addresses, endpoints and target ports of an entry, as text.
@@ -60,12 +61,13 @@ fn reg_12_by_address_or_balanced() {
             "Static [10.0.0.1/32] [Ip(10.1.0.1)[(http, 8080)], Ip(10.1.0.3)[(http, 8080)]] [80>Some(8080), 9>None]",
         ),
         (&headless, true, "None [10.1.0.1/32, 10.1.0.3/32] [] [80>None, 9>None]"),
-        // A TCP port without any address would take everybody's traffic.
-        (&headless, false, "None [] [] [80>None]"),
+        (&headless, false, "None [10.1.0.1/32, 10.1.0.3/32] [] [80>None, 9>None]"),
         (&external, false, "Dns [] [Name(HostName(db.example.com))[]] [80>Some(8080), 9>None]"),
     ] {
         assert_eq!(reached(&entry(&format!("{text}{SLICE}"), balanced)), expected, "{text}");
     }
+    // A TCP port without any address would take everybody's traffic.
+    assert_eq!(reached(&entry(&headless, false)), "None [] [] [80>None]");
     let foreign = SLICE.replace("namespace: shop", "namespace: other");
     let found = entry(&format!("{cluster}{foreign}"), true);
     assert!(reached(&found).contains("[Ip(10.0.0.1)[]]"), "{}", reached(&found));

@@ -1,5 +1,6 @@
 //! SEV-24, SE-8, SE-7.
 
+use super::super::entry::selected;
 use super::super::resource::Resources;
 use super::*;
 
@@ -58,7 +59,8 @@ fn se_7_and_se_8_fields_selection_and_endpoint() {
     assert_eq!(entry.locality.as_deref(), Some("a/b/c"));
     assert_eq!(entry.network.as_deref(), Some("n"));
     assert_eq!(entry.service_account.as_deref(), Some("sa"));
-    let endpoint = entry.to_endpoint().expect("an endpoint");
+    let workload = entry.to_workload().expect("a workload");
+    let endpoint = workload.endpoint.clone();
     assert_eq!(endpoint.address, EndpointAddress::Ip([192, 0, 2, 91].into()));
     assert_eq!((endpoint.ports, endpoint.weight), (vec![("http".into(), 8080)], 3));
     let label = |k: &str, v: &str| (k.to_owned(), v.to_owned());
@@ -70,12 +72,13 @@ fn se_7_and_se_8_fields_selection_and_endpoint() {
         ("bar", vec![], false),
         ("elsewhere", vec![label("app", "details")], false),
     ] {
-        assert_eq!(entry.is_selected(namespace, &selector), expected, "{namespace} {selector:?}");
+        let found = selected(std::slice::from_ref(&workload), namespace, &selector);
+        assert_eq!(found.len(), usize::from(expected), "{namespace} {selector:?}");
     }
     for (spec, weight) in [("address: 1.2.3.4", 1), ("address: 1.2.3.4, weight: 0", 1)] {
         assert_eq!(read(spec).0[0].weight, weight, "{spec}");
     }
     let unix = read("address: 'unix:///run/a.sock'").0.remove(0);
     assert_eq!(unix.address, Some(WorkloadAddress::Unix("/run/a.sock".into())));
-    assert!(unix.to_endpoint().is_none());
+    assert!(unix.to_workload().is_none());
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::decide::traffic::*;
 
 /// The names of the rules that decided, for callers of some namespaces.
-fn deciding(rules: &Rules, caller: &Caller<'_>, service: &ServicePort<'_>) -> Option<String> {
+fn deciding(rules: &Rules, caller: &Caller, service: &ServicePort<'_>) -> Option<String> {
     rules.lookup(caller, service, None).rule.map(|id| format!("{}/{}", id.namespace, id.name))
 }
 
@@ -41,7 +41,7 @@ fn dr_1_the_first_namespace_that_has_a_rule_supplies_it() {
     ] {
         let texts: Vec<String> = texts.into_iter().cloned().collect();
         let rules = rules(&texts, Enforcement::Istio);
-        let caller = Caller { namespace: caller, labels: &[] };
+        let caller = Caller::new(caller);
         let found = deciding(&rules, &caller, &port("a.com", 80));
         assert_eq!(found.as_deref(), expected, "{} {texts:#?}", caller.namespace);
     }
@@ -59,7 +59,7 @@ fn mesh_8_the_default_export_hides_rules_from_other_namespaces_only() {
         ("default", "shared", true),
     ] {
         let rules = rules_with(&texts, Enforcement::Istio, &[default]);
-        let caller = Caller { namespace: caller, labels: &[] };
+        let caller = Caller::new(caller);
         let found = deciding(&rules, &caller, &port("a.com", 80)).is_some();
         assert_eq!(found, expected, "{default} {}", caller.namespace);
     }
@@ -187,7 +187,7 @@ fn dr_4_selecting_rules_first_and_only_at_home() {
         // In the service's namespace, but the caller is of another.
         (&both[..], "b.com", None),
     ] {
-        let caller = Caller { namespace: "default", labels };
+        let caller = Caller { namespace: "default".into(), labels: labels.to_vec() };
         assert_eq!(deciding(&rules, &caller, &port(host, 80)).as_deref(), expected, "{labels:?}");
     }
 }

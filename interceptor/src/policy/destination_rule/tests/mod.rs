@@ -5,9 +5,12 @@ mod origination;
 mod recipes;
 mod validation;
 
-use super::super::Enforcement;
+use std::sync::LazyLock;
+
 use super::super::fields::Findings;
 use super::super::resource::Resources;
+use super::super::{Caller, Enforcement};
+use super::rules::Lookup;
 use super::*;
 
 /// Reads `text` as resources.
@@ -42,7 +45,8 @@ fn rules_with(texts: &[String], profile: Enforcement, export_to: &[&str]) -> Rul
     Rules::new(rules, defaults, &mut out)
 }
 
-const CALLER: Caller<'_> = Caller { namespace: "default", labels: &[] };
+/// A workload of the namespace `default`.
+static CALLER: LazyLock<Caller> = LazyLock::new(|| Caller::new("default"));
 
 fn port(host: &str, port: u16) -> ServicePort<'_> {
     ServicePort { host, namespace: "shared", port, kind: PortKind::Http1, subject_alt_names: &[] }

@@ -15,8 +15,8 @@ fn origination(
     let host = service.host;
     let spec = format!("host: \"{host}\", trafficPolicy: {{tls: {{{tls}}}}}{more}");
     let rules = rules(&[rule("default/d", &spec)], profile);
-    let labels = [("app".to_owned(), "x".to_owned())];
-    let caller = Caller { namespace: "default", labels: &labels };
+    let labels = vec![("app".to_owned(), "x".to_owned())];
+    let caller = Caller { namespace: "default".into(), labels };
     rules.lookup(&caller, service, None).traffic.tls.as_deref().cloned()
 }
 
