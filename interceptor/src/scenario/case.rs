@@ -59,6 +59,8 @@ pub(super) struct Setting {
     pub(super) mesh: Map<String, Value>,
     /// `values: {global.proxy.*}`, keyed without that prefix.
     pub(super) values: BTreeMap<String, String>,
+    /// `proxyMetadata` switches DNS capture on (RES-18).
+    pub(super) dns_capture: bool,
     pub(super) workload: Workload,
     pub(super) resources: Vec<Value>,
 }

@@ -229,7 +229,10 @@ impl Expect {
             let copies: BTreeSet<String> = ups()
                 .flatten()
                 .flat_map(|up| &up.mirrored)
-                .flat_map(|(address, cluster)| [address.to_string(), cluster.clone()])
+                .flat_map(|(address, cluster)| {
+                    let host = cluster.rsplit('|').next().unwrap_or(cluster).to_owned();
+                    [address.to_string(), host, cluster.clone()]
+                })
                 .collect();
             out.note(copies.contains(place), "also_sent_to", place, copies);
         }

@@ -200,15 +200,23 @@ impl Parts {
             Some(values) => install_values(values)?,
             None => BTreeMap::new(),
         };
+        let mut dns_capture = false;
         if let Some(environment) = mesh.remove("proxyMetadata") {
-            // Where MeshConfig itself has it.
-            let config = mesh.entry("defaultConfig").or_insert_with(|| Value::Object(Map::new()));
-            let config = config.as_object_mut().ok_or("mesh.defaultConfig: not a mapping")?;
-            config.insert("proxyMetadata".into(), environment);
+            let environment: BTreeMap<String, String> = serde_json::from_value(environment)
+                .map_err(|error| format!("mesh.proxyMetadata: {error}"))?;
+            for (name, value) in environment {
+                match name.as_str() {
+                    "ISTIO_META_DNS_CAPTURE" => dns_capture = value == "true",
+                    // Automatic addresses come with it, as in every current version.
+                    "ISTIO_META_DNS_AUTO_ALLOCATE" => {}
+                    _ => return Err(format!("mesh.proxyMetadata.{name}: unknown key")),
+                }
+            }
         }
         Ok(Setting {
             mesh,
             values,
+            dns_capture,
             workload: self.take("workload")?.unwrap_or_default(),
             resources: self.take("resources")?.unwrap_or_default(),
         })

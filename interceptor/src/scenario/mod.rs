@@ -74,6 +74,7 @@ fn rules(setting: &Setting, profile: Enforcement) -> Result<Loaded, LoadErrors> 
         texts: setting.resources.iter().enumerate().map(named).collect(),
         mesh_text: (!setting.mesh.is_empty()).then(mesh),
         enforcement: Some(profile),
+        dns_capture: setting.dns_capture,
         ..Sources::default()
     };
     let labels = setting.workload.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
