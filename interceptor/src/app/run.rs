@@ -19,7 +19,9 @@ use super::handler::{Running, hidden};
 use super::report::Reporter;
 use super::{AppError, GRACE, resolv_conf, system};
 use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
+use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
+use crate::act::tls::NoSecrets;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
@@ -169,6 +171,7 @@ async fn start(
                 connect_timeout,
                 dial_special: !strict,
             },
+            outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))),
             log: log.clone(),
             workload: Arc::clone(&workload),
             counts: Arc::clone(&counts),
