@@ -151,9 +151,11 @@ fn a_broken_file_leaves_the_old_policy_in_force() -> Result<()> {
     policy.write("google.yaml", &google())?;
     let mut running = policy.start(&world, &[])?;
     let file = policy.dir.join("google.yaml");
-    for (text, place) in
-        [("kind: [\n", ":1:7: not readable as YAML"), ("", ": is empty"), ("kind: X\n", ":1:7: kind: unknown")]
-    {
+    for (text, place) in [
+        ("kind: [\n", ":1:7: not readable as YAML"),
+        ("", ": is empty"),
+        ("kind: X\n", ":1:7: kind: unknown"),
+    ] {
         policy.write("google.yaml", text)?;
         let words = format!("{}{place}", file.display());
         until_said(&mut running, &words)?;

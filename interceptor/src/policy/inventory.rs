@@ -150,8 +150,7 @@ impl fmt::Display for Changes {
             if i > 0 {
                 f.write_str(", ")?;
             }
-            for (sign, count) in
-                [('+', change.added), ('-', change.removed), ('~', change.changed)]
+            for (sign, count) in [('+', change.added), ('-', change.removed), ('~', change.changed)]
             {
                 if count > 0 {
                     write!(f, "{sign}{count} ")?;

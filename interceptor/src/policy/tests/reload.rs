@@ -60,7 +60,10 @@ fn changes_are_counted_by_kind() {
         "+2 ServiceEntry, +1 Telemetry"
     );
     assert_eq!(files.reload().expect("accepted").0, "no resource changed");
-    files.write("p.yaml", &("# a comment\n".to_owned() + &entry("a", "a.com") + &entry("b", "c.com")));
+    files.write(
+        "p.yaml",
+        &("# a comment\n".to_owned() + &entry("a", "a.com") + &entry("b", "c.com")),
+    );
     assert_eq!(files.reload().expect("accepted").0, "~1 ServiceEntry, -1 Telemetry");
     files.write("q.yaml", &(entry("c", "c.org") + &entry("d", "d.org")));
     files.write("p.yaml", &entry("b", "c.com"));
@@ -112,7 +115,7 @@ fn a_broken_set_is_refused_whole() {
         (b" \n\n".to_vec(), "p.yaml: is empty"),
         (half.as_bytes()[..half.len() - 40].to_vec(), "p.yaml:"),
         (b"\xff\xfe".to_vec(), "p.yaml: is not UTF-8 (byte 0)"),
-        (b"kind: Nonsense\n".to_vec(), "p.yaml:1:7: unknown kind"),
+        (b"kind: Nonsense\n".to_vec(), "p.yaml:1:7: kind: unknown kind"),
         (b"a: &a [*a]\n".to_vec(), "p.yaml:"),
     ] {
         fs::write(files.dir.path().join("p.yaml"), &bytes).expect("written");
