@@ -25,6 +25,10 @@ pub use handover::{Handover, HandoverKey, SocketState, Tier};
 pub use namespace::{Namespace, Route, RouteKey};
 pub use settings::Settings;
 
+/// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
+/// another version left pinned are not adopted; its links are, with programs of this version.
+pub const VERSION: u32 = 1;
+
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {
     /// `Array<Settings>`, one element.

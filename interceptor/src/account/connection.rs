@@ -82,8 +82,9 @@ impl ConnectionAccount {
     }
 
     /// The proxy itself ended the connection.
-    pub fn terminated(&mut self, why: &'static str) {
+    pub fn terminated(&mut self, flag: Option<Flag>, why: &'static str) {
         if let Some(record) = &mut self.record {
+            record.flags.extend(flag);
             record.connection_termination_details = Some(Cow::Borrowed(why));
         }
     }

@@ -1,10 +1,14 @@
 //! Acting on a decision; one file a verb. Nothing in here decides.
 
 pub mod block;
+pub mod carrier;
+pub mod cluster;
 pub mod dial;
 pub mod http;
+mod preamble;
 mod race;
 pub mod relay;
+pub mod tls;
 
 use crate::decide::route::Destination;
 

@@ -18,8 +18,10 @@ use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::report::Reporter;
 use super::{AppError, GRACE, resolv_conf, system};
-use crate::account::{AccessLog, LogSettings, LogTarget};
+use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
+use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
+use crate::act::tls::NoSecrets;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
@@ -31,9 +33,6 @@ use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
-
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
 
 /// How long open connections may finish after the hooks are gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -74,7 +73,11 @@ fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
         enforcement: args.enforcement,
         ..Sources::default()
     };
-    let loaded = policy::load(&sources, &Caller::new(NAMESPACE)).map_err(|errors| {
+    let caller = Caller {
+        namespace: args.workload.namespace.clone(),
+        labels: args.workload.labels.clone(),
+    };
+    let loaded = policy::load(&sources, &caller).map_err(|errors| {
         AppError::Resources(format!(
             "these resources cannot be used; nothing was started\n{errors}"
         ))
@@ -145,9 +148,9 @@ async fn start(
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
     let workload = Arc::new(Workload {
-        namespace: NAMESPACE.into(),
+        namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
-        labels: Default::default(),
+        labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
@@ -168,6 +171,7 @@ async fn start(
                 connect_timeout,
                 dial_special: !strict,
             },
+            outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))),
             log: log.clone(),
             workload: Arc::clone(&workload),
             counts: Arc::clone(&counts),
@@ -277,19 +281,30 @@ fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>
 }
 
 /// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
-/// output, else standard output.
-fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> LogSettings {
-    let governed = snapshot.access_log.clone();
-    let encoding = governed.as_ref().map(|settings| settings.encoding).unwrap_or_default();
-    match &args.access_log {
-        Some(cli::LogTarget::Stdout) => LogSettings { target: LogTarget::Stdout, encoding },
-        Some(cli::LogTarget::File(path)) => {
-            LogSettings { target: LogTarget::File(path.clone()), encoding }
+/// output, else standard output. The flag moves every output to its place; formats and filters stay.
+pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSettings> {
+    let forced = args.access_log.as_ref().map(|flag| match flag {
+        cli::LogTarget::Stdout => LogTarget::Stdout,
+        cli::LogTarget::File(path) => LogTarget::File(path.clone()),
+    });
+    let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
+    let built_in = |target| vec![LogSettings::built_in(target, Encoding::Text)];
+    match (forced, snapshot.access_log.clone()) {
+        (None, None) => built_in(default),
+        (None, Some(governed)) => governed,
+        (Some(target), None) => built_in(target),
+        (Some(target), Some(governed)) if governed.is_empty() => built_in(target),
+        (Some(target), Some(governed)) => {
+            let mut moved: Vec<LogSettings> = Vec::new();
+            for one in governed {
+                let one = LogSettings { target: target.clone(), ..one };
+                // Two places that became one need no line twice.
+                if !moved.contains(&one) {
+                    moved.push(one);
+                }
+            }
+            moved
         }
-        None => governed.unwrap_or(LogSettings {
-            target: if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr },
-            encoding,
-        }),
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct HttpRule {
 }
 
 /// All of these.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct HttpMatch {
     pub(crate) name: String,
     pub(crate) uri: Option<UriMatch>,
@@ -65,7 +65,7 @@ pub(crate) struct HttpForward {
 }
 
 /// `rewrite`, and `Host` of `headers.request.set` (VS-27).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct RewriteRule {
     pub(crate) uri: Option<String>,
     pub(crate) regex: Option<RegexRewrite>,

@@ -111,12 +111,12 @@ impl Service {
     }
 
     /// Whether the entry's addresses, if it has any, hold the dialled one.
-    pub(super) fn holds(&self, ip: IpAddr) -> bool {
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
         self.cluster.holds(ip)
     }
 
     /// Whether the entry names this address.
-    pub(super) fn lists(&self, ip: IpAddr) -> bool {
+    pub(crate) fn lists(&self, ip: IpAddr) -> bool {
         self.cluster.lists(ip)
     }
 
@@ -171,11 +171,11 @@ pub(super) fn allow(
 }
 
 impl Cluster {
-    pub(super) fn holds(&self, ip: IpAddr) -> bool {
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
         self.addresses.is_empty() || self.lists(ip)
     }
 
-    pub(super) fn lists(&self, ip: IpAddr) -> bool {
+    pub(crate) fn lists(&self, ip: IpAddr) -> bool {
         self.addresses.iter().any(|network| network.contains(&ip))
     }
 

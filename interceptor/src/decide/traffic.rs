@@ -13,6 +13,8 @@ pub struct TrafficPolicy {
     pub connect_timeout: Option<Duration>,
     /// `connectionPool` limits.
     pub limits: Limits,
+    /// `connectionPool.tcp.tcpKeepalive`; `None` = off.
+    pub keepalive: Option<Keepalive>,
     /// How an endpoint is chosen (DR-13).
     pub load_balancer: LoadBalancer,
     /// When endpoints are taken out (DR-12); `None` = never.
@@ -46,6 +48,21 @@ pub struct Limits {
     pub max_retries: Option<u32>,
     /// `http.idleTimeout`: `None` = 1 h.
     pub http_idle_timeout: Option<Duration>,
+    /// `http.maxConcurrentStreams` of one HTTP/2 connection.
+    pub max_concurrent_streams: Option<u32>,
+    /// `http.http2KeepAlive`: interval of pings and the wait for their answer; `None` = no pings.
+    pub http2_keepalive: Option<(Duration, Duration)>,
+}
+
+/// SO_KEEPALIVE of upstream connections; `None` = the system's value.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Keepalive {
+    /// Unanswered probes that end a connection.
+    pub probes: Option<u32>,
+    /// Silence before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
 }
 
 /// How an endpoint is chosen.

@@ -139,6 +139,7 @@ impl Kernel {
         let mut tables = Tables::take(&mut ebpf)?;
         prepare(&mut tables)?;
         let attachments = attach_all(&ebpf, pins, plan)?;
+        pins.remove_other_maps()?;
         let accepted =
             SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
         let events = EventReader::new(

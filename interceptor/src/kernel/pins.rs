@@ -10,7 +10,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The pins of one named instance: `/sys/fs/bpf/interceptor/NAME/{maps,links}`.
+/// The pins of one named instance: `/sys/fs/bpf/interceptor/NAME/{maps-vN,links}`.
 #[derive(Debug, Clone)]
 pub struct Pins {
     root: PathBuf,
@@ -55,9 +55,26 @@ impl Pins {
         Ok(())
     }
 
-    /// Directory of pinned maps.
+    /// Directory of pinned maps of this version of the contract. Maps of another version have other
+    /// layouts and are never opened.
     pub fn maps(&self) -> PathBuf {
-        self.root.join("maps")
+        self.root.join(format!("maps-v{}", interceptor_common::VERSION))
+    }
+
+    /// Unpins the maps of other versions. To be called once every link runs a program of this one.
+    ///
+    /// # Errors
+    /// No privilege.
+    pub fn remove_other_maps(&self) -> Result<(), PinError> {
+        let current = self.maps();
+        let others = self.map_dirs().into_iter().filter(|dir| *dir != current);
+        others.into_iter().try_for_each(|dir| remove_dir(&dir))
+    }
+
+    /// The map directories of every version.
+    fn map_dirs(&self) -> Vec<PathBuf> {
+        let all = names(&self.root).into_iter().filter(|name| name.starts_with("maps"));
+        all.map(|name| self.root.join(name)).collect()
     }
 
     /// Directory of pinned links.
@@ -81,25 +98,26 @@ impl Pins {
     /// # Errors
     /// No privilege.
     pub fn remove(&self) -> Result<(), PinError> {
-        for dir in [self.links(), self.maps()] {
-            for name in names(&dir) {
-                let path = dir.join(name);
-                fs::remove_file(&path).map_err(failed("cannot unpin", &path))?;
-            }
-        }
-        for dir in [self.links(), self.maps(), self.root.clone()] {
-            match fs::remove_dir(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("cannot remove", &dir)(e));
-                }
-                _ => {}
-            }
-        }
+        remove_dir(&self.links())?;
+        self.map_dirs().iter().try_for_each(|dir| remove_dir(dir))?;
+        remove_dir(&self.root)?;
         // The last instance takes the common directory along.
         if let Some(common) = self.root.parent() {
             let _ = fs::remove_dir(common);
         }
         Ok(())
+    }
+}
+
+/// Removes a directory with the pins in it, if it is there.
+fn remove_dir(dir: &Path) -> Result<(), PinError> {
+    for name in names(dir) {
+        let path = dir.join(name);
+        fs::remove_file(&path).map_err(failed("cannot unpin", &path))?;
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("cannot remove", dir)(e)),
+        _ => Ok(()),
     }
 }
 

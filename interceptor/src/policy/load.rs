@@ -1,5 +1,6 @@
 //! Files to a snapshot: read everything, report everything, then compile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
@@ -7,15 +8,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compile::{Registry, compile};
+use super::compile::{Compiled, Input, Mesh, compile};
+use super::destination_rule::{self, Defaults, Rules as DestinationRules};
+use super::entry::{Entry, ServicePort};
 use super::fields::{Context, Findings};
 use super::mesh::MeshConfig;
 use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
+use super::registry::Carriage;
 use super::resource::Resources;
+use super::virtual_service::compile::Settings;
+use super::workload_entry::WorkloadEntry;
 use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
-use crate::account::{LogSettings, LogTarget};
-use crate::decide::{Policy, Rules};
+use crate::decide::pattern::EntryHost;
+use crate::decide::{Group, Policy, Service};
 
 /// Where rules come from, and what overrides them.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +30,10 @@ pub struct Sources {
     pub files: Vec<PathBuf>,
     /// A mesh configuration: bare, as `meshConfig` of an IstioOperator, or Istio's ConfigMap.
     pub mesh_config: Option<PathBuf>,
+    /// Resources given as text, after the files, each under the name that messages call it by.
+    pub texts: Vec<(PathBuf, String)>,
+    /// A mesh configuration given as text, likewise.
+    pub mesh_text: Option<(PathBuf, String)>,
     /// Overrides the mesh configuration's mode.
     pub outbound: Option<Outbound>,
     /// Overrides `InterceptorConfig`'s `enforcement`.
@@ -79,6 +89,10 @@ pub struct Summary {
     pub services: usize,
     /// Telemetry resources read.
     pub telemetries: usize,
+    /// VirtualServices in force.
+    pub virtual_services: usize,
+    /// Sidecars in force.
+    pub sidecars: usize,
 }
 
 impl fmt::Display for Summary {
@@ -112,6 +126,12 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
             }
         }
     }
+    for (name, text) in &sources.texts {
+        resources.read(&name.clone().into(), text, &mut out);
+    }
+    if let Some((name, text)) = &sources.mesh_text {
+        resources.read_mesh(&name.clone().into(), text, &mut out);
+    }
     if let Some(path) = &sources.mesh_config
         && let Some(text) = read(path, &mut out)
     {
@@ -126,11 +146,12 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
     check_unique(&resources, &mut out);
 
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
-    let entries: Vec<_> = resources
+    let mut entries: Vec<_> = resources
         .service_entries
         .iter()
         .filter_map(|entry| validate::check(entry, profile, &mut out))
         .collect();
+    reject_partial(&mut resources, profile, &mut out);
     if !out.errors.is_empty() {
         let mut all = out.errors;
         all.append(&mut out.rejected);
@@ -139,51 +160,138 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
     }
 
     let mesh = resources.meshes.pop().unwrap_or_default();
-    let exports = |m: &MeshConfig| {
-        let given = m.default_export.as_ref().filter(|items| !items.is_empty())?;
-        Some(given.iter().map(|item| item.value.clone()).collect::<Vec<_>>())
-    };
-    let default_export = exports(&mesh).unwrap_or_else(|| vec!["*".to_owned()]);
     let summary = Summary {
         documents: resources.documents,
         service_entries: entries.len(),
         services: 0,
         telemetries: resources.telemetries.len(),
+        virtual_services: resources.virtual_services.len(),
+        sidecars: resources.sidecars.len(),
     };
-    let registry = compile(entries, namespace, &default_export, profile, &mut out);
-    let summary = Summary { services: registry.services.len(), ..summary };
-    let outbound = sources.outbound.or(mesh.outbound).unwrap_or_default();
-    let access_log = access_log(&mesh, &resources, namespace);
-    let sniff_timeout = sniff_timeout(&mesh, profile, &mut out);
-    let snapshot = snapshot(registry, mesh, profile, outbound, namespace);
-    let snapshot = Snapshot { access_log, sniff_timeout, ..snapshot };
+    let rules = destination_rules(&mut resources, &mesh, profile, &mut out);
+    let virtual_services = std::mem::take(&mut resources.virtual_services);
+    let slices = &resources.endpoint_slices;
+    entries.extend(resources.services.iter().filter_map(|service| {
+        service.to_entry(slices, |host| {
+            let routed = virtual_services.iter().flat_map(|routes| &routes.hosts);
+            let mut routed = routed.filter_map(EntryHost::exact);
+            rules.concern(caller, host.as_str(), &service.meta.namespace)
+                || routed.any(|routed| routed == host)
+        })
+    }));
+    let workloads = resources.workload_entries.iter().filter_map(WorkloadEntry::to_workload);
+    let input = Input {
+        entries,
+        virtual_services,
+        sidecars: std::mem::take(&mut resources.sidecars),
+        workloads: workloads.collect(),
+    };
+    let compiled = compile_for(caller, input, &mesh, sources, &rules, &mut out);
+    out.warnings.extend(double_tls(&rules, caller, &compiled.rules.services));
+    let services = compiled.rules.services.iter().filter(|service| !service.nominal).count();
+    let summary = Summary { services, ..summary };
+    let outbound = compiled.rules.outbound;
+    let logged = telemetry::Logged { namespace, labels: &caller.labels };
+    let access_log = telemetry::outputs(&resources.telemetries, &mesh, logged, &mut out);
+    let snapshot = Snapshot {
+        generation: 1,
+        policy: Policy::new(namespace, profile, compiled.rules),
+        enforcement: profile,
+        outbound,
+        sniff_timeout: sniff_timeout(&mesh, profile, &mut out),
+        connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
+        dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
+        access_log,
+        udp_allowed: compiled.udp,
+        refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+    };
     Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary })
 }
 
-fn snapshot(
-    registry: Registry,
-    mesh: MeshConfig,
-    enforcement: Enforcement,
-    outbound: Outbound,
-    namespace: &str,
-) -> Snapshot {
-    Snapshot {
-        generation: 1,
-        policy: Policy::new(
-            namespace,
-            enforcement,
-            Rules { outbound, services: registry.services, ..Rules::default() },
-        ),
-        enforcement,
-        outbound,
-        sniff_timeout: None,
-        connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
-        dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
-        access_log: None,
-        access_log_format: None,
-        udp_allowed: registry.udp,
-        refuse_datagrams: enforcement == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+/// MESH-8 where the mesh configuration says nothing.
+fn or_all(items: &[String]) -> Vec<String> {
+    if items.is_empty() { vec!["*".to_owned()] } else { items.to_vec() }
+}
+
+fn destination_rules(
+    resources: &mut Resources,
+    mesh: &MeshConfig,
+    profile: Enforcement,
+    out: &mut Findings,
+) -> DestinationRules {
+    let defaults = Defaults {
+        root_namespace: mesh.root_namespace.clone().unwrap_or_else(|| "istio-system".to_owned()),
+        export_to: or_all(&mesh.destination_rule_export),
+        profile,
+    };
+    DestinationRules::new(std::mem::take(&mut resources.destination_rules), defaults, out)
+}
+
+/// GAP-18: rules that wrap what is TLS already.
+fn double_tls(rules: &DestinationRules, caller: &Caller, services: &[Service]) -> Vec<Notice> {
+    let mut ports: BTreeMap<(String, &str), Vec<(u16, bool)>> = BTreeMap::new();
+    for service in services {
+        let host = service.cluster.host.to_string();
+        let port = (service.port, service.group == Group::Tls);
+        ports.entry((host, &service.rule.namespace)).or_default().push(port);
     }
+    let found = ports
+        .iter()
+        .filter_map(|((host, namespace), ports)| rules.double_tls(caller, host, namespace, ports));
+    found.collect()
+}
+
+fn compile_for(
+    caller: &Caller,
+    input: Input,
+    config: &MeshConfig,
+    sources: &Sources,
+    rules: &DestinationRules,
+    out: &mut Findings,
+) -> Compiled {
+    let profile = rules.profile();
+    // DestinationRules are asked here and nowhere else: what carries the traffic of this port, or of
+    // a subset of it (VS-21: `None` where no rule defines the subset).
+    let carriage = |entry: &Entry, host: &EntryHost, port: &ServicePort, subset: Option<&str>| {
+        let host = host.to_string();
+        let service = destination_rule::ServicePort::of(entry, &host, port);
+        let found = rules.lookup(caller, &service, subset);
+        let labels = found.subset_labels.unwrap_or_default();
+        (!found.missing_subset).then_some(Carriage { traffic: found.traffic, labels })
+    };
+    let service_export: Vec<String> =
+        config.default_export.iter().flatten().map(|item| item.value.clone()).collect();
+    let mesh = Mesh {
+        root: config.root_namespace.as_deref().unwrap_or("istio-system"),
+        service_export: or_all(&service_export),
+        virtual_service_export: or_all(&config.virtual_service_export),
+        outbound: sources.outbound.or(config.outbound).unwrap_or_default(),
+        dns_capture: sources.dns_capture,
+        dynamic_tls: config.dynamic_tls.clone(),
+        settings: Settings {
+            caller,
+            profile,
+            normalization: config.normalization,
+            retries: config.retries.clone(),
+        },
+        carriage: &carriage,
+    };
+    compile(input, &mesh, out)
+}
+
+/// T-22: strict takes no host that also matches names of other owners.
+fn reject_partial(resources: &mut Resources, profile: Enforcement, out: &mut Findings) {
+    if profile != Enforcement::Strict {
+        return;
+    }
+    resources.virtual_services.retain(|service| {
+        let partial = service.hosts.iter().find(|host| matches!(host, EntryHost::Partial(_)));
+        if let Some(host) = partial {
+            let message = format!("\"{host}\" also matches names of other owners (T-22)");
+            out.rejected.push(service.context.notice(service.at.at, "spec.hosts", message));
+        }
+        partial.is_none()
+    });
 }
 
 /// MESH-5: 0 waits for ever in istio; strict never does (T-28).
@@ -203,26 +311,17 @@ fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) ->
     }
 }
 
-/// MESH-2 and TEL-2: Telemetry where it speaks, else the mesh configuration where it speaks.
-fn access_log(mesh: &MeshConfig, resources: &Resources, namespace: &str) -> Option<LogSettings> {
-    let root = mesh.root_namespace.as_deref().unwrap_or("istio-system");
-    let encoding = mesh.log_encoding;
-    let target = match telemetry::combine(&resources.telemetries, root, namespace) {
-        telemetry::Verdict::Silent | telemetry::Verdict::MeshFile => mesh.log_target.clone()?,
-        telemetry::Verdict::Off => LogTarget::Off,
-        telemetry::Verdict::Envoy => LogTarget::Stdout,
-    };
-    Some(LogSettings { target, encoding })
-}
-
 /// Two resources of one name would shadow each other silently.
 fn check_unique(resources: &Resources, out: &mut Findings) {
     let mut seen = std::collections::HashSet::new();
-    for entry in &resources.service_entries {
-        if !seen.insert((&entry.meta.namespace, &entry.meta.name)) {
-            let at = &entry.spec;
+    let entries =
+        resources.service_entries.iter().map(|e| ("ServiceEntry", &e.meta, &e.context, e.spec.at));
+    let routes =
+        resources.virtual_services.iter().map(|v| ("VirtualService", &v.meta, &v.context, v.at.at));
+    for (kind, meta, context, at) in entries.chain(routes) {
+        if !seen.insert((kind, &meta.namespace, &meta.name)) {
             let message = "a second resource of this name; rename or remove one";
-            out.errors.push(entry.context.notice(at.at, "metadata.name", message));
+            out.errors.push(context.notice(at, "metadata.name", message));
         }
     }
 }

@@ -1,18 +1,26 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
 mod compile;
+mod destination_rule;
 mod entry;
 mod fields;
+mod kubernetes;
 mod load;
 mod mesh;
 mod node;
 mod notice;
+mod providers;
+mod reader;
+mod registry;
 mod resource;
 mod service_entry;
+mod sidecar;
 mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod virtual_service;
+mod workload_entry;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,10 +91,9 @@ pub struct Snapshot {
     pub connect_timeout: Duration,
     /// MESH-7.
     pub dns_refresh: Duration,
-    /// What mesh config and Telemetry say of the access log; `None` where they say nothing.
-    pub access_log: Option<LogSettings>,
-    /// `accessLogFormat` as written; `None` = the built-in format of the encoding (MESH-3).
-    pub access_log_format: Option<String>,
+    /// What mesh config and Telemetry say of the access log, one item an output, none where it is
+    /// switched off; `None` where they say nothing.
+    pub access_log: Option<Vec<LogSettings>>,
     /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
     pub udp_allowed: Vec<(IpNet, u16)>,
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in

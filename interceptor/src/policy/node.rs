@@ -29,8 +29,7 @@ pub(super) enum Value {
     Null,
     Bool(bool),
     Int(i64),
-    /// No field takes one, so only that it is there matters.
-    Float,
+    Float(f64),
     Text(String),
     List(Vec<Node>),
     Map(Vec<(Key, Node)>),
@@ -49,7 +48,7 @@ impl Node {
         match self.value {
             Value::Null => "nothing",
             Value::Bool(_) => "true or false",
-            Value::Int(_) | Value::Float => "a number",
+            Value::Int(_) | Value::Float(_) => "a number",
             Value::Text(_) => "text",
             Value::List(_) => "a list",
             Value::Map(_) => "a mapping",
@@ -178,8 +177,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         i64::try_from(value).map(Value::Int).map_err(|_| E::custom("the number is too large"))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Float)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

@@ -50,6 +50,9 @@ fn compare(profile: Enforcement) {
         let policy = compile(&world, &file)?;
         flows.iter().try_for_each(|flow| agree(&world, &policy, flow))
     });
+    if let Err(proptest::test_runner::TestError::Fail(reason, _)) = &outcome {
+        panic!("{reason}");
+    }
     if let Err(error) = outcome {
         panic!("{error}");
     }

@@ -69,13 +69,14 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts everything in `namespace`; when it returns, all ports are open.
+    /// Starts everything in `namespace`; when it returns, all ports are open. Without an authority
+    /// only names are served.
     ///
     /// # Errors
     /// When the namespace can't be entered or a port is taken.
     pub fn start(
         namespace: &Namespace,
-        authority: Arc<Authority>,
+        authority: Option<Arc<Authority>>,
         zone: Arc<Zone>,
         resolvers: &[SocketAddr],
     ) -> Result<Self> {
@@ -124,7 +125,7 @@ impl Drop for Servers {
 
 /// Opens every port. They are bound to any address: the namespace's routes decide which exist.
 async fn open(
-    authority: Arc<Authority>,
+    authority: Option<Arc<Authority>>,
     zone: Arc<Zone>,
     resolvers: &[SocketAddr],
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -132,6 +133,7 @@ async fn open(
     for &resolver in resolvers {
         dns::serve(Arc::clone(&zone), resolver).await?;
     }
+    let Some(authority) = authority else { return Ok(()) };
     let plain = http::Site::new(Arc::clone(&seen), None)?;
     listen(80, move |stream| plain.clone().serve(stream))?;
     let secure = http::Site::new(seen, Some(authority))?;

@@ -2,6 +2,7 @@
 
 mod loading;
 mod mesh;
+mod telemetry;
 mod validation;
 
 use std::path::Path;
