@@ -110,7 +110,7 @@ impl<W: World> Session<W> {
                     record.response_code = reply.status;
                     record.flags.extend(&reply.flags);
                     record.response_code_details = Some(reply.details.clone());
-                    record.upstream_transport_failure_reason.clone_from(&reply.transport);
+                    record.upstream_transport_failure_reason = reply.transport.as_deref().map(str::to_owned);
                 });
                 local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }

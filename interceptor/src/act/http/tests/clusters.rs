@@ -41,7 +41,8 @@ async fn overflow() {
                 traffic.limits.max_requests = Some(2);
             }
         });
-        let (mut first, mut second) = (Client::connect(&names).await, Client::connect(&names).await);
+        let (mut first, mut second) =
+            (Client::connect(&names).await, Client::connect(&names).await);
         first.send(GET).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         second.send(GET).await;

@@ -1,6 +1,7 @@
 //! Requests inside TLS, behind a PROXY header, and in the upstream's own HTTP version.
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use hyper_util::rt::TokioExecutor;
 
 use super::*;
@@ -47,10 +48,16 @@ async fn simple() {
     }
     let seen = server.seen.lock().expect("no panic").clone();
     assert_eq!(seen.len(), 1);
-    assert_eq!((seen[0].sni.as_deref(), seen[0].alpn.as_slice()), (Some("a.com"), &["http/1.1".to_owned()][..]));
+    assert_eq!(
+        (seen[0].sni.as_deref(), seen[0].alpn.as_slice()),
+        (Some("a.com"), &["http/1.1".to_owned()][..])
+    );
     let records = client.records().await;
     assert_eq!(brief(&records[0]), (200, vec![], "via_upstream", 0, 15));
-    assert_eq!((records[0].upstream_host, &records[0].requested_server_name), (Some(server.at), &None));
+    assert_eq!(
+        (records[0].upstream_host, &records[0].requested_server_name),
+        (Some(server.at), &None)
+    );
 }
 
 /// TLS-5: a rewrite does not change whom the handshake names.
@@ -81,13 +88,20 @@ async fn refused() {
         let mut client = Client::connect(&names).await;
         client.send(GET).await;
         let response = client.response().await;
-        assert!(response.contains("reset reason: remote connection failure, transport failure reason: TLS_error:"), "{response}");
+        assert!(
+            response.contains(
+                "reset reason: remote connection failure, transport failure reason: TLS_error:"
+            ),
+            "{response}"
+        );
         let record = client.records().await.remove(0);
         let expected = if attempts == 0 { vec![Flag::UF] } else { vec![Flag::URX, Flag::UF] };
         assert_eq!((record.response_code, &record.flags), (503, &expected));
         let details = record.response_code_details.expect("details");
         assert!(
-            details.starts_with("upstream_reset_before_response_started{remote_connection_failure|TLS_error:"),
+            details.starts_with(
+                "upstream_reset_before_response_started{remote_connection_failure|TLS_error:"
+            ),
             "{details}"
         );
         assert!(details.contains("CERTIFICATE_VERIFY_FAILED"), "{details}");
@@ -138,7 +152,9 @@ async fn http2_upstream() {
             let asked = format!("{} {} {:?} {size}", parts.method, parts.uri, parts.headers);
             let mut trailers = http::HeaderMap::new();
             trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-            let body = Full::new(Bytes::from(asked)).with_trailers(async { Some(Ok(trailers)) });
+            // As gRPC has it: no length ahead, or there would be no room for trailers in HTTP/1.1.
+            let frames = [Frame::data(Bytes::from(asked)), Frame::trailers(trailers)];
+            let body = StreamBody::new(futures_util::stream::iter(frames.map(hyper::Result::Ok)));
             let response = http::Response::builder().header("trailer", "grpc-status").body(body);
             hyper::Result::Ok(response.expect("a response"))
         });
@@ -159,7 +175,10 @@ async fn http2_upstream() {
         rest.push(char::from(byte.expect("a byte")));
     }
     assert!(rest.starts_with("HTTP/1.1 200 OK\r\n"), "{rest}");
-    assert!(rest.contains("POST https://a.com/p {\"te\": \"trailers\", \"x-request-id\""), "{rest}");
+    assert!(
+        rest.contains("POST https://a.com/p {\"te\": \"trailers\", \"x-request-id\""),
+        "{rest}"
+    );
     assert!(rest.contains(" 3\r\n") && rest.contains("grpc-status: 0"), "{rest}");
     assert!(!rest.contains("x-hop") && !rest.contains("keep-alive"), "{rest}");
     assert_eq!(server.seen.lock().expect("no panic")[0].alpn, ["h2"]);

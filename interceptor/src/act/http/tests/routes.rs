@@ -1,9 +1,7 @@
 //! What routes ask for: time-outs, retries, faults, rewrites, headers, mirrors, replies (10.3-10.5).
 
 use super::*;
-use crate::decide::route::{
-    Abort, Cors, HeaderOps, Mirror, Rewrite, RetryOn, TextMatch,
-};
+use crate::decide::route::{Abort, Cors, HeaderOps, Mirror, RetryOn, Rewrite, TextMatch};
 
 const GET: &str = "GET /p?q HTTP/1.1\r\nHost: a.com\r\n\r\n";
 
@@ -117,8 +115,13 @@ async fn retries() {
     for (attempts, on, statuses, idempotent_only, request, expected, flags) in cases {
         let stub = counting(unavailable).await;
         let names = Names::default().allow("a.com", stub.at).route(|route| {
-            route.retries =
-                crate::decide::route::Retries { attempts, per_try_timeout: None, on, statuses, idempotent_only };
+            route.retries = crate::decide::route::Retries {
+                attempts,
+                per_try_timeout: None,
+                on,
+                statuses,
+                idempotent_only,
+            };
         });
         let (response, records) = ask(&names, request).await;
         assert!(response.ends_with("busy"), "{response}");
@@ -197,7 +200,8 @@ async fn retries_elsewhere() {
     for (size, expected) in [(64 * 1024, 2), (64 * 1024 + 1, 1)] {
         bad.seen.lock().expect("no panic").clear();
         let body = "x".repeat(size);
-        let request = format!("POST / HTTP/1.1\r\nHost: a.com\r\nContent-Length: {size}\r\n\r\n{body}");
+        let request =
+            format!("POST / HTTP/1.1\r\nHost: a.com\r\nContent-Length: {size}\r\n\r\n{body}");
         ask(&names, &request).await;
         assert_eq!(bad.seen().len(), expected, "{size}");
         assert!(bad.seen().iter().all(|seen| seen.ends_with(&format!("\r\n\r\n{body}"))));
@@ -400,10 +404,12 @@ async fn cors() {
     assert_eq!(header(&response, "access-control-allow-origin"), Some("https://x.com"));
     assert_eq!(header(&response, "access-control-allow-methods"), Some("PUT"));
     assert_eq!((records[0].response_code, stub.seen().len()), (200, 0));
-    let (response, _) = ask(&names, "GET / HTTP/1.1\r\nHost: a.com\r\nOrigin: https://x.com\r\n\r\n").await;
+    let (response, _) =
+        ask(&names, "GET / HTTP/1.1\r\nHost: a.com\r\nOrigin: https://x.com\r\n\r\n").await;
     assert_eq!(header(&response, "access-control-allow-origin"), Some("https://x.com"));
     assert!(response.ends_with("ok"));
-    let (response, _) = ask(&names, "GET / HTTP/1.1\r\nHost: a.com\r\nOrigin: https://y.com\r\n\r\n").await;
+    let (response, _) =
+        ask(&names, "GET / HTTP/1.1\r\nHost: a.com\r\nOrigin: https://y.com\r\n\r\n").await;
     assert_eq!(header(&response, "access-control-allow-origin"), None);
 }
 
