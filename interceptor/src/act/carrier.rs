@@ -357,3 +357,6 @@ impl Carrier {
         Dialer { connect_timeout: self.timeout(traffic), ..self.dialer.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests;
