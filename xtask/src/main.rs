@@ -8,6 +8,7 @@ mod install;
 mod lint;
 mod picture;
 mod run;
+mod scenarios;
 mod shell;
 mod test;
 mod tidy;
@@ -32,6 +33,7 @@ struct Cli {
 enum Task {
     Run(run::Args),
     Test(test::Args),
+    Scenarios(scenarios::Args),
     Build(build::Args),
     Setup(SetupArgs),
     Lint(lint::Args),
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
             Err(anyhow::anyhow!("`--` is for `cargo xtask run [OPTIONS] -- COMMAND…` only"))
         }
         Some(Task::Test(args)) => test::run(&args),
+        Some(Task::Scenarios(args)) => scenarios::run(&args),
         Some(Task::Build(args)) => build::run(&args),
         Some(Task::Setup(args)) => toolchain::set_up(&args.install).map(|_| ()),
         Some(Task::Lint(args)) => lint::run(&args),
