@@ -85,6 +85,11 @@ pub fn play(options: &Options, out: &mut (impl Write + Send)) -> Result<Sum> {
         options.only.is_empty() || options.only.iter().any(|part| case.id.contains(part.as_str()))
     };
     cases.retain(wanted);
+    let all = cases.len();
+    cases.retain(|case| case.kind == case::Kind::Flow);
+    if cases.len() < all {
+        writeln!(out, "{} validation cases have no flow to play", all - cases.len())?;
+    }
 
     let next = AtomicUsize::new(0);
     let told = Mutex::new((out, Sum::default()));
