@@ -349,7 +349,7 @@ impl Headers for () {
 }
 
 /// Pairs of lower-case name and value.
-impl Headers for [(String, String)] {
+impl Headers for Vec<(String, String)> {
     fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
         let mut values =
             self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());

@@ -251,7 +251,7 @@ impl Tables {
                 let asked = Asked { dst, name, profile: Enforcement::Istio };
                 rules.service(*id).relay(*rule, &asked)
             }
-            None if rules.outbound.is_open() => rules.pass_connection(dst, name),
+            None if rules.passes_unknown(dst) => rules.pass_connection(dst, name),
             None => refuse(Block::Close, rules.unknown_reason(dst, name)),
         }
     }

@@ -168,6 +168,9 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
     }
 }
 
+/// MESH-10.
+const CAPTURE_PORTS: [u16; 2] = [15001, 15006];
+
 impl Inner {
     fn profile(&self) -> Enforcement {
         match self.tables {
@@ -179,6 +182,12 @@ impl Inner {
     fn service(&self, id: u32) -> &Service {
         // Ids are positions in `services`, given out when the tables were built from it.
         &self.services[id as usize]
+    }
+
+    /// Whether an unknown connection passes. To a capture port it never does: that would be a way
+    /// past the proxy (CAP-11).
+    fn passes_unknown(&self, dst: SocketAddr) -> bool {
+        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port())
     }
 
     /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).
@@ -225,13 +234,13 @@ impl Inner {
         reason: Reason,
     ) -> Decision {
         let closed = reason == Reason::SpecialAddress;
-        let (to, route) = match self.outbound {
-            _ if closed => return block_all(self.profile(), reason),
-            Outbound::RegistryOnly => return block_all(self.profile(), reason),
-            Outbound::AllowAny => (self.unknown_destination(dst, host.name()), "allow_any"),
-            Outbound::AllowAnyDynamicDns => {
-                (self.dynamic(host, port.unwrap_or(dst.port())), "allow_any_dynamic_dns")
-            }
+        if closed || !self.passes_unknown(dst) {
+            return block_all(self.profile(), reason);
+        }
+        let (to, route) = if self.outbound == Outbound::AllowAnyDynamicDns {
+            (self.dynamic(host, port.unwrap_or(dst.port())), "allow_any_dynamic_dns")
+        } else {
+            (self.unknown_destination(dst, host.name()), "allow_any")
         };
         let cluster = to.cluster.clone();
         Decision {

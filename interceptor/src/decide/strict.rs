@@ -321,7 +321,7 @@ fn unknown(
     if closed_special(rules, dst) {
         return refuse(block, Reason::SpecialAddress);
     }
-    if rules.outbound.is_open() { rules.pass_connection(dst, name) } else { refuse(block, reason) }
+    if rules.passes_unknown(dst) { rules.pass_connection(dst, name) } else { refuse(block, reason) }
 }
 
 /// T-13: special addresses need an entry that lists them; in ALLOW_ANY that is asked for metadata

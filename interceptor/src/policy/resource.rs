@@ -188,7 +188,12 @@ impl Resources {
             "Sidecar" => {
                 top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
+                let rejected = out.rejected.len();
                 self.sidecars.extend(Sidecar::read(meta, spec, &cx, out));
+                // A Sidecar restricts: leaving out one that does not hold would allow what it
+                // forbids, so it takes the set with it.
+                let bad = out.rejected.split_off(rejected);
+                out.errors.extend(bad);
             }
             "Telemetry" => {
                 top.take("status");

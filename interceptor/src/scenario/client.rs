@@ -64,14 +64,13 @@ impl Request {
     /// Runs `ask` with the head as decisions read it.
     pub(super) fn with_head<T>(&self, ask: impl FnOnce(&RequestHead<'_>) -> T) -> T {
         let hosts: Vec<&str> = self.hosts.iter().map(String::as_str).collect();
-        let headers = OwnHeaders(&self.headers);
         ask(&RequestHead {
             method: &self.method,
             authority: self.authority.as_deref(),
             hosts: &hosts,
             path: &self.path,
             version: self.version,
-            headers: &headers,
+            headers: &self.headers,
         })
     }
 
@@ -107,14 +106,6 @@ impl Request {
         let all = self.header("cookie")?;
         let mut pairs = all.split(';').filter_map(|pair| pair.trim().split_once('='));
         pairs.find(|(have, _)| *have == name).map(|(_, value)| value.to_owned())
-    }
-}
-
-struct OwnHeaders<'a>(&'a [(String, String)]);
-
-impl crate::decide::Headers for OwnHeaders<'_> {
-    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, str>> {
-        self.0.joined(name)
     }
 }
 

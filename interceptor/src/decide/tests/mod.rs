@@ -3,6 +3,7 @@
 mod istio;
 mod matrix;
 mod properties;
+mod routes;
 mod strict;
 
 use super::host::HostName;

@@ -166,11 +166,6 @@ fn what_an_api_server_adds_is_accepted() {
 fn what_is_not_supported_yet_is_said() {
     let warned =
         |text: &str| texts(&load_text(text, Enforcement::Strict).expect("accepted").warnings);
-    let vs = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\n";
-    assert_eq!(
-        warned(vs),
-        ["p.yaml:2:7: VirtualService default/v: kind: VirtualService: not supported yet; ignored"]
-    );
     for version in ["v1", "apps/v1", "networking.k8s.io/v1"] {
         let said = warned(&format!("apiVersion: {version}\nkind: Some\nmetadata: {{name: s}}\n"));
         assert_eq!(
@@ -192,19 +187,6 @@ fn what_is_not_supported_yet_is_said() {
     let said = warned(&fields);
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said.iter().all(|line| line.contains("not supported yet")), "{said:?}");
-    let selector = GOOD.to_owned() + "  workloadSelector:\n    labels: {a: b}\n";
-    assert_eq!(
-        warned(&selector),
-        ["p.yaml:13:5: ServiceEntry default/a: spec.workloadSelector: not supported yet: its \
-          endpoints are treated as empty (UH)"]
-    );
-    let sidecar =
-        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\nspec: {}\n";
-    assert_eq!(
-        errors(sidecar),
-        ["p.yaml:2:7: Sidecar default/s: kind: not supported yet, and refused because a Sidecar \
-          restricts: ignoring it would allow what it forbids; remove it"]
-    );
     let socket = GOOD.replace("DNS", "STATIC") + "  endpoints:\n  - address: unix:///run/x\n";
     assert_eq!(
         errors(&socket),

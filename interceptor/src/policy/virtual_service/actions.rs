@@ -166,7 +166,7 @@ fn operation(r: &mut Reader<'_>, name: &str, value: &Located<String>) -> Option<
     }
     let plain = value.value.replace("%%", "");
     let tokens: Vec<&str> = plain.split('%').collect();
-    if tokens.len() % 2 == 0 || tokens.iter().skip(1).step_by(2).any(|token| token.is_empty()) {
+    if tokens.len().is_multiple_of(2) || tokens.iter().skip(1).step_by(2).any(|token| token.is_empty()) {
         r.reject(value, "a single % starts a variable; write %% for the character itself");
         return None;
     }
