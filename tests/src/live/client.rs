@@ -30,6 +30,7 @@ use tokio_rustls::TlsConnector;
 
 use super::case::{FirstBytes, Flow, Http};
 use super::stub::MARK;
+use super::verbatim;
 
 /// What raw flows send: neither TLS nor HTTP.
 const RAW: &[u8] = b"\x00\x01 a protocol of its own\n";
@@ -182,6 +183,11 @@ async fn attempt(flow: &Flow, exchange: &mut Exchange, kept: &mut Kept) -> Resul
         .map_err(|error| Failed::Exit(7, format!("connect: {error}")))?;
     exchange.local = stream.local_addr().ok();
     match flow.first_bytes {
+        // What the library won't send is written as it is.
+        FirstBytes::Http1 if request(flow.http.as_ref(), flow.dst, false).is_err() => {
+            let http = flow.http.as_ref().context("a request")?;
+            verbatim::exchange(stream, http, exchange).await.map_err(|error| broken(&error, 52))
+        }
         FirstBytes::Http1 => {
             let local = exchange.local.unwrap_or(flow.dst);
             let (sender, answer) = over_http1(stream, flow).await?;

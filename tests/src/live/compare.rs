@@ -316,7 +316,11 @@ impl Judge<'_> {
     fn request(&mut self, field: &str, expected: &Value) {
         let requests = self.seen.contacts.iter().flat_map(|contact| &contact.requests);
         let Some(last) = requests.filter(|asked| asked.method != "CONNECT").last().cloned() else {
-            return self.differ(field, expected, "no request");
+            // `-` stands for what is absent, here as everywhere.
+            if expected != "-" {
+                self.differ(field, expected, "no request");
+            }
+            return;
         };
         match field {
             "upstream_protocol" => {
@@ -541,6 +545,16 @@ mod tests {
         assert_eq!(differences(&pattern, &seen), Vec::<String>::new());
         let other = json!({"log_regex": r#""-" 0 981 0 706 "#});
         assert_eq!(differences(&other, &seen).len(), 1, "bytes are exact");
+    }
+
+    #[test]
+    fn a_dash_is_no_request() {
+        let dash = json!({"upstream_path": "-"});
+        let mut seen = forwarded();
+        assert_eq!(differences(&dash, &seen).len(), 1, "there was one");
+        seen.contacts.clear();
+        assert_eq!(differences(&dash, &seen), Vec::<String>::new());
+        assert_eq!(differences(&json!({"upstream_path": "/"}), &seen).len(), 1);
     }
 
     #[test]

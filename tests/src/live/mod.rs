@@ -11,6 +11,7 @@ pub mod log;
 pub mod stage;
 pub mod stub;
 pub mod tls;
+mod verbatim;
 
 use std::io::Write;
 use std::path::PathBuf;
