@@ -178,7 +178,9 @@ mod tests {
     fn a_line_tells_how_a_case_ended() {
         assert_eq!(of_line("ok    A-1 (12 ms)"), Some(("A-1", true)));
         assert_eq!(of_line("FAIL  A-2 (12 ms) a title"), Some(("A-2", false)));
-        for other in ["n/a   A-3 not applicable live: x", "        status: ok    x", "2 passed, 0 failed"] {
+        for other in
+            ["n/a   A-3 not applicable live: x", "        status: ok    x", "2 passed, 0 failed"]
+        {
             assert_eq!(of_line(other), None, "{other}");
         }
     }

@@ -148,7 +148,8 @@ fn why_not(
             sends(question.first)
         );
     }
-    if !covers(&service.cluster.host, question) && matches!(service.group, Group::Http | Group::Tls) {
+    if !covers(&service.cluster.host, question) && matches!(service.group, Group::Http | Group::Tls)
+    {
         return format!("it holds the address, but its name {} is another", service.cluster.host);
     }
     if !service.cluster.holds(ip) && (winner.is_none() || service.group != Group::Http) {
@@ -158,7 +159,8 @@ fn why_not(
     }
     match winner {
         Some(winner)
-            if winner.cluster.host != service.cluster.host && matches!(winner.cluster.host, EntryHost::Exact(_)) =>
+            if winner.cluster.host != service.cluster.host
+                && matches!(winner.cluster.host, EntryHost::Exact(_)) =>
         {
             format!("{} is exact and goes first (HTTP-2)", winner.cluster.host)
         }
@@ -166,7 +168,10 @@ fn why_not(
             format!("{} is more specific or older and goes first (HTTP-2, REG-4)", winner.rule)
         }
         Some(winner) => format!("{} goes first (REG-4)", winner.rule),
-        None => decision.reason.explain().to_owned(),
+        None => match &decision.rule {
+            Some(rule) => format!("{rule} decides in its place"),
+            None => decision.reason.explain().to_owned(),
+        },
     }
 }
 

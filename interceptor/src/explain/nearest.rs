@@ -95,7 +95,10 @@ fn hint(distance: Distance, service: &Service, question: &Question, dialled: &Di
             format!("it names {asked} for port {}; add port {port}", service.port)
         }
         (Distance::Relative, EntryHost::Wildcard(suffix)) if suffix.as_str() == asked => {
-            format!("{} covers the names below {asked}, not {asked} itself; add it", service.cluster.host)
+            format!(
+                "{} covers the names below {asked}, not {asked} itself; add it",
+                service.cluster.host
+            )
         }
         (Distance::Relative, host) => {
             let parent = question.name().and_then(|name| name.parents().next()).unwrap_or_default();

@@ -258,6 +258,44 @@ spec:
     assert_eq!(got.candidates[0].because, "its addresses do not hold the dialled one");
 }
 
+/// A VirtualService decides in its own name: what its route does shows, and what it answers itself
+/// is nobody's traffic (VS-25, VS-26).
+#[test]
+fn routes_of_a_virtual_service() {
+    let files = Files::of(REGISTRY);
+    files.add(
+        "b.yaml",
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: route, namespace: default}
+spec:
+  hosts: [de.wikipedia.org]
+  http:
+  - match: [{uri: {prefix: /teapot}}]
+    directResponse: {status: 418}
+  - name: primary
+    rewrite: {uri: /new}
+    route: [{destination: {host: '*.wikipedia.org'}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: de, namespace: default}
+spec:
+  hosts: [de.wikipedia.org]
+  ports:
+  - {number: 80, name: http, protocol: HTTP}
+",
+    );
+    let got = files.ask(Istio, RegistryOnly, "http://de.wikipedia.org/teapot", None);
+    assert_eq!((got.outcome.expect.verdict, got.outcome.expect.status), ("local_reply", Some(418)));
+    assert_eq!(got.rule.as_deref(), Some("VirtualService default/route"), "{got}");
+    assert_eq!(got.candidates[0].because, "VirtualService default/route decides in its place");
+    assert!(got.outcome.allowed && got.would_allow.is_none(), "{got}");
+    let got = files.ask(Istio, RegistryOnly, "http://de.wikipedia.org/x", None);
+    assert_eq!(got.outcome.expect.route, "primary", "{got}");
+}
+
 /// A refusal names what came nearest.
 #[test]
 fn nearest_resource() {

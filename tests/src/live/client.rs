@@ -16,8 +16,8 @@ use hyper::client::conn::{http1, http2};
 use hyper::header::{HOST, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Request, Response, Version, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -231,11 +231,7 @@ where
     take(answer, exchange).await
 }
 
-async fn over_tls(
-    stream: TcpStream,
-    flow: &Flow,
-    exchange: &mut Exchange,
-) -> Result<(), Failed> {
+async fn over_tls(stream: TcpStream, flow: &Flow, exchange: &mut Exchange) -> Result<(), Failed> {
     let (config, refused) = tls_config(flow)?;
     let name = match &flow.sni {
         Some(name) => ServerName::try_from(name.clone())
@@ -365,7 +361,8 @@ fn tls_config(flow: &Flow) -> Result<(ClientConfig, Refused)> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    config.alpn_protocols = flow.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
+    config.alpn_protocols =
+        flow.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
     Ok((config, refused))
 }
 

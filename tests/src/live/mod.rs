@@ -3,6 +3,7 @@
 //!
 //! The product is a black box here too: what is known of the format is what its README says.
 
+pub mod behaviour;
 pub mod case;
 pub mod client;
 pub mod compare;
@@ -16,8 +17,8 @@ mod verbatim;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -96,9 +97,8 @@ pub fn play(options: &Options, out: &mut (impl Write + Send)) -> Result<Sum> {
     let told = Mutex::new((out, Sum::default()));
     let jobs = options.jobs.clamp(1, cases.len().max(1));
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs)
-            .map(|_| scope.spawn(|| work(options, &cases, &next, &told)))
-            .collect();
+        let workers: Vec<_> =
+            (0..jobs).map(|_| scope.spawn(|| work(options, &cases, &next, &told))).collect();
         for worker in workers {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }

@@ -12,9 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
+use super::behaviour::{Behaviour, Server};
 use super::case::{Case, Flow, Profile};
 use super::client::{Exchange, Task};
-use super::stub::{Behaviour, Contact, Server, Stub};
+use super::stub::{Contact, Stub};
 use super::tls::Certificates;
 use super::{files, log};
 use crate::capture::Packet;
@@ -160,13 +161,7 @@ impl Stage {
         })
     }
 
-    fn command(
-        &self,
-        case: &Case,
-        profile: Profile,
-        at: &Path,
-        governed: bool,
-    ) -> Result<Command> {
+    fn command(&self, case: &Case, profile: Profile, at: &Path, governed: bool) -> Result<Command> {
         let mut run = self.world.command(&self.binary);
         // The caller becomes whom the case says, not who called sudo.
         for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER"] {

@@ -9,7 +9,6 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
@@ -27,6 +26,7 @@ use tokio::sync::mpsc as orders;
 use tokio::task::AbortHandle;
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::behaviour::{Behaviour, Server};
 use super::tls::Certificates;
 use crate::netns::Namespace;
 
@@ -36,61 +36,6 @@ pub const MARK: &str = "x-stub";
 pub const GREETING: &str = "220 stub ready\r\n";
 /// What HTTP is answered with.
 pub const PAGE: &str = "stub\n";
-
-/// How the upstream behaves.
-#[derive(Clone, Debug, Default)]
-pub struct Behaviour {
-    /// Its special behaviour.
-    pub server: Server,
-    /// How long it takes to answer.
-    pub delay: Duration,
-    /// Whether it speaks first.
-    pub speaks_first: bool,
-}
-
-/// Special behaviours, as the format's vocabulary has them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Server {
-    /// Accepts, answers 200, trusted certificate for the name asked.
-    #[default]
-    Usual,
-    /// `301 to https on port 80`.
-    Redirects,
-    /// `requires a client certificate`.
-    WantsCertificate,
-    /// `presents a valid chain for NAME`.
-    OtherName(String),
-    /// `self-signed certificate`.
-    SelfSigned,
-    /// `certificate listed in the CRL`.
-    Revoked,
-    /// `refuses connections`.
-    Refuses,
-    /// `drops SYN`.
-    Silent,
-}
-
-impl Server {
-    /// Reads a `server` of the format.
-    ///
-    /// # Errors
-    /// With the text when it is not in the vocabulary.
-    pub fn parse(text: Option<&str>) -> Result<Self> {
-        Ok(match text {
-            None => Self::Usual,
-            Some("301 to https on port 80") => Self::Redirects,
-            Some("requires a client certificate") => Self::WantsCertificate,
-            Some("self-signed certificate") => Self::SelfSigned,
-            Some("certificate listed in the CRL") => Self::Revoked,
-            Some("refuses connections") => Self::Refuses,
-            Some("drops SYN") => Self::Silent,
-            Some(other) => {
-                let name = other.strip_prefix("presents a valid chain for ");
-                Self::OtherName(name.with_context(|| format!("no server is `{other}`"))?.to_owned())
-            }
-        })
-    }
-}
 
 /// One connection as it arrived.
 #[derive(Clone, Debug)]
@@ -298,11 +243,7 @@ fn listen(port: u16, shared: Shared) -> Result<AbortHandle> {
                 proxy_protocol: None,
                 raw: 0,
             }));
-            shared
-                .noted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(Arc::clone(&contact));
+            shared.noted.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&contact));
             let session =
                 Session { behaviour, contact, certificates: Arc::clone(&shared.certificates) };
             // How a connection ends is the client's business; what arrived is noted.
@@ -392,9 +333,9 @@ impl Session {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io).await?;
         let hello = start.client_hello();
         let name = hello.server_name().map(str::to_owned);
-        let alpn = hello.alpn().map(|protocols| {
-            protocols.map(|p| String::from_utf8_lossy(p).into_owned()).collect()
-        });
+        let alpn = hello
+            .alpn()
+            .map(|protocols| protocols.map(|p| String::from_utf8_lossy(p).into_owned()).collect());
         let seen = Hello { sni: name.clone(), alpn: alpn.unwrap_or_default(), certificate: false };
         self.note(|contact| {
             contact.layers += 1;
@@ -508,14 +449,6 @@ fn proxy_header(bytes: &[u8]) -> Option<(u8, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_vocabulary_is_closed() {
-        assert_eq!(Server::parse(None).expect("usual"), Server::Usual);
-        let other = Server::parse(Some("presents a valid chain for a.test")).expect("a name");
-        assert_eq!(other, Server::OtherName("a.test".into()));
-        assert!(Server::parse(Some("is friendly")).is_err());
-    }
 
     #[test]
     fn proxy_headers_of_both_versions() {

@@ -11,7 +11,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
 
-use super::stub::Server;
+use super::behaviour::Server;
 use crate::ca::{Authority, DEFAULT_NAME};
 
 /// What is signed by the world's authority, or pretends to be.
