@@ -50,7 +50,7 @@ const DIALLED: [&str; 12] = [
     "127.0.0.1",
 ];
 
-pub fn world(profile: Enforcement) -> impl Strategy<Value = World> {
+pub(crate) fn world(profile: Enforcement) -> impl Strategy<Value = World> {
     let mode = prop_oneof![
         3 => Just(Outbound::RegistryOnly),
         2 => Just(Outbound::AllowAny),
@@ -175,7 +175,7 @@ fn valid(mut entry: Entry, endpoints: Vec<AnyEndpoint>, named: bool, profile: En
     entry
 }
 
-pub fn flow() -> impl Strategy<Value = Flow> {
+pub(crate) fn flow() -> impl Strategy<Value = Flow> {
     let dst = (select(DIALLED.to_vec()), select(vec![80_u16, 80, 443, 443, 9000, 9000, 81]));
     (dst, hello(), head()).prop_map(|((ip, port), hello, mut head)| {
         let ip: IpAddr = ip.parse().expect("an address");

@@ -19,7 +19,7 @@ struct Reading<'a> {
     port: Vec<Service<'a>>,
 }
 
-pub fn verdicts(world: &World, flow: &Flow) -> Verdicts {
+pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     let reading = Reading::new(world, flow.dst);
     let inspects = reading.inspects();
     let dialled = reading.opaque(None);

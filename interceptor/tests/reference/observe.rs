@@ -15,7 +15,7 @@ use crate::world::{Bytes, Flow};
 
 /// What a client, an upstream and the log's reader see of a verdict.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Seen {
+pub(crate) enum Seen {
     /// Closed without a byte.
     Close { cluster: Option<String> },
     Reset,
@@ -32,15 +32,15 @@ pub enum Seen {
 
 /// A destination.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Place {
-    pub weight: u32,
-    pub cluster: Option<String>,
-    pub to: To,
+pub(crate) struct Place {
+    pub(crate) weight: u32,
+    pub(crate) cluster: Option<String>,
+    pub(crate) to: To,
 }
 
 /// What is dialled.
 #[derive(Debug, Clone, PartialEq)]
-pub enum To {
+pub(crate) enum To {
     /// The dialled address; another of this name's where it does not answer.
     Dialled { port: u16, name: Option<String> },
     /// The dialled address if the name has it, else the name's.
@@ -53,18 +53,18 @@ pub enum To {
 
 /// The verdict at each door. The later ones are asked only where the earlier ones ask for more.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdicts {
+pub(crate) struct Verdicts {
     /// The bytes are looked at before it is final.
-    pub inspects: bool,
+    pub(crate) inspects: bool,
     /// What address and port say, or silence means.
-    pub dialled: Seen,
-    pub hello: Option<Seen>,
-    pub request: Option<Seen>,
+    pub(crate) dialled: Seen,
+    pub(crate) hello: Option<Seen>,
+    pub(crate) request: Option<Seen>,
 }
 
 impl Seen {
     /// Whether a request may have to be judged.
-    pub fn serves_http(&self) -> bool {
+    pub(crate) fn serves_http(&self) -> bool {
         match self {
             Self::Requests => true,
             Self::Hanging { claims, otherwise } => {
@@ -76,7 +76,7 @@ impl Seen {
 }
 
 /// Asks the product, door by door.
-pub fn decide(policy: &Policy, flow: &Flow) -> Verdicts {
+pub(crate) fn decide(policy: &Policy, flow: &Flow) -> Verdicts {
     let asked = decide::Flow { dst: OriginalDst::new(flow.dst), namespace: "default" };
     let dialled = match by_address(policy, &asked) {
         ByAddress::Decided(decision) => {

@@ -8,20 +8,20 @@ use interceptor::policy::{Enforcement, Outbound};
 use crate::observe::{Place, Seen, To};
 use crate::world::{Entry, Port, World};
 
-pub const WORKLOAD_NAMESPACE: &str = "default";
+pub(crate) const WORKLOAD_NAMESPACE: &str = "default";
 
 /// A host of an entry on one of its ports.
 #[derive(Debug, Clone)]
-pub struct Service<'a> {
-    pub entry: &'a Entry,
+pub(crate) struct Service<'a> {
+    pub(crate) entry: &'a Entry,
     /// In lower case (SE-1).
-    pub host: String,
-    pub port: &'a Port,
+    pub(crate) host: String,
+    pub(crate) port: &'a Port,
 }
 
 /// The rows of LIS-2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Http,
     Tls,
     Tcp,
@@ -62,7 +62,7 @@ fn unites(a: &Entry, b: &Entry) -> bool {
 }
 
 /// REG-1 to REG-5: every host and port that the workload knows, in order.
-pub fn services(world: &World) -> Vec<Service<'_>> {
+pub(crate) fn services(world: &World) -> Vec<Service<'_>> {
     let mut entries: Vec<&Entry> = world.entries.iter().filter(|entry| visible(entry)).collect();
     entries.sort_by_key(|entry| (order(entry).0, order(entry).1, order(entry).2, entry.namespace));
     let mut services: Vec<Service<'_>> = Vec::new();
@@ -89,7 +89,7 @@ pub fn services(world: &World) -> Vec<Service<'_>> {
 }
 
 impl Service<'_> {
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self.port.protocol.to_uppercase().as_str() {
             "HTTP" | "HTTP2" | "GRPC" => Kind::Http,
             "TLS" | "HTTPS" => Kind::Tls,
@@ -98,17 +98,17 @@ impl Service<'_> {
         }
     }
 
-    pub fn is_mongo(&self) -> bool {
+    pub(crate) fn is_mongo(&self) -> bool {
         self.port.protocol == "MONGO"
     }
 
     /// The concrete name, if it is one.
-    pub fn exact(&self) -> Option<&str> {
+    pub(crate) fn exact(&self) -> Option<&str> {
         (!self.host.starts_with('*')).then_some(self.host.as_str())
     }
 
     /// HTTP-4, HTTP-6: how well a name fits: 0 exactly, else less the longer the suffix.
-    pub fn fit(&self, name: &str) -> Option<usize> {
+    pub(crate) fn fit(&self, name: &str) -> Option<usize> {
         match self.host.strip_prefix('*') {
             None => (self.host == name).then_some(0),
             Some(suffix) => {
@@ -119,42 +119,42 @@ impl Service<'_> {
 
     /// LIS-3, LIS-6: the longest prefix of an address that holds `ip`; with `plain`, of single
     /// addresses only, else (`Some(false)`) of networks only.
-    pub fn prefix(&self, ip: IpAddr, plain: Option<bool>) -> Option<u8> {
+    pub(crate) fn prefix(&self, ip: IpAddr, plain: Option<bool>) -> Option<u8> {
         let addresses = self.entry.addresses.iter();
         let lengths = addresses.filter_map(|address| holds(address, ip));
         let full = if ip.is_ipv4() { 32 } else { 128 };
         lengths.filter(|length| plain.is_none_or(|plain| plain == (*length == full))).max()
     }
 
-    pub fn has_addresses(&self) -> bool {
+    pub(crate) fn has_addresses(&self) -> bool {
         !self.entry.addresses.is_empty()
     }
 
     /// Whether some address is a network rather than one address.
-    pub fn has_networks(&self) -> bool {
+    pub(crate) fn has_networks(&self) -> bool {
         self.entry.addresses.iter().any(|address| is_network(address))
     }
 
     /// No address, or one that holds it.
-    pub fn covers(&self, ip: IpAddr) -> bool {
+    pub(crate) fn covers(&self, ip: IpAddr) -> bool {
         !self.has_addresses() || self.prefix(ip, None).is_some()
     }
 
-    /// The addresses of its endpoints (STATIC).
-    pub fn has_endpoint(&self, ip: IpAddr) -> bool {
+    /// Whether an endpoint has this address.
+    pub(crate) fn has_endpoint(&self, ip: IpAddr) -> bool {
         self.entry.endpoints.iter().any(|endpoint| endpoint.address.parse() == Ok(ip))
     }
 
-    pub fn cluster(&self) -> String {
+    pub(crate) fn cluster(&self) -> String {
         format!("outbound|{}||{}", self.port.number, self.host)
     }
 
-    pub fn rule(&self) -> Option<String> {
+    pub(crate) fn rule(&self) -> Option<String> {
         Some(format!("ServiceEntry {}/{}", self.entry.namespace, self.entry.name))
     }
 
     /// Section 9: where a flow of it goes.
-    pub fn upstream(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> To {
+    pub(crate) fn upstream(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> To {
         let entry = self.entry;
         let port = self.port.target.unwrap_or(self.port.number);
         let first_only = entry.resolution == "DNS_ROUND_ROBIN";
@@ -190,15 +190,15 @@ impl Service<'_> {
         if names.is_empty() { To::Nowhere } else { To::Names { names, first_only } }
     }
 
-    pub fn relay(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Seen {
+    pub(crate) fn relay(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Seen {
         self.relay_to(self.upstream(dst, name, profile))
     }
 
-    pub fn relay_to(&self, to: To) -> Seen {
+    pub(crate) fn relay_to(&self, to: To) -> Seen {
         Seen::Relay { to: vec![self.place(to)], rule: self.rule() }
     }
 
-    pub fn forward(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Seen {
+    pub(crate) fn forward(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Seen {
         Seen::Forward {
             to: vec![self.place(self.upstream(dst, name, profile))],
             route: Some("default".to_owned()),
@@ -239,7 +239,7 @@ fn holds(address: &str, ip: IpAddr) -> Option<u8> {
 }
 
 /// MESH-21 and MESH-22: on to where it was going. Strict notices the name in passing.
-pub fn passthrough(dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Place {
+pub(crate) fn passthrough(dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Place {
     let name = name.filter(|_| profile == Enforcement::Strict).map(str::to_owned);
     Place {
         weight: 1,
@@ -249,12 +249,12 @@ pub fn passthrough(dst: SocketAddr, name: Option<&str>, profile: Enforcement) ->
 }
 
 /// MESH-26.
-pub fn black_hole() -> Seen {
+pub(crate) fn black_hole() -> Seen {
     Seen::Close { cluster: Some("BlackHoleCluster".to_owned()) }
 }
 
 /// A request that no service has (MESH-22, MESH-27, MESH-31).
-pub fn unknown_request(world: &World, dst: SocketAddr, host: &Host, closed: bool) -> Seen {
+pub(crate) fn unknown_request(world: &World, dst: SocketAddr, host: &Host, closed: bool) -> Seen {
     let strict = world.profile == Enforcement::Strict;
     let route = |route: &str| Some(route.to_owned());
     let forward = |to: Place, name: &str| Seen::Forward { to: vec![to], route: route(name), rule: None };
@@ -265,7 +265,8 @@ pub fn unknown_request(world: &World, dst: SocketAddr, host: &Host, closed: bool
             return forward(passthrough(dst, host.name.as_deref(), world.profile), "allow_any");
         }
         Outbound::AllowAnyDynamicDns => {
-            let port = host.port.unwrap_or(80);
+            // The rule says "the scheme's default", its scenarios the dialled port; they decide.
+            let port = host.port.unwrap_or(dst.port());
             let to = match (&host.name, host.ip) {
                 (Some(name), _) => {
                     To::Names { names: vec![(name.clone(), port, 1)], first_only: false }
@@ -282,8 +283,8 @@ pub fn unknown_request(world: &World, dst: SocketAddr, host: &Host, closed: bool
 
 /// The effective host of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    pub name: Option<String>,
-    pub ip: Option<IpAddr>,
-    pub port: Option<u16>,
+pub(crate) struct Host {
+    pub(crate) name: Option<String>,
+    pub(crate) ip: Option<IpAddr>,
+    pub(crate) port: Option<u16>,
 }

@@ -9,7 +9,7 @@ use crate::registry::Host;
 use crate::world::Head;
 
 /// The host, or the answer that the request gets without one.
-pub fn host(head: &Head, dst: SocketAddr, profile: Enforcement) -> Result<Host, Seen> {
+pub(crate) fn host(head: &Head, dst: SocketAddr, profile: Enforcement) -> Result<Host, Seen> {
     let strict = profile == Enforcement::Strict;
     let answer = |status, close| Seen::Reply { status, explain: strict, close, route: None };
     if head.version == 10 {

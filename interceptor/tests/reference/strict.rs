@@ -22,7 +22,7 @@ struct Reading<'a> {
 /// How specifically a candidate claims the address: the bits that it gives, or none at all.
 type Rank = Option<u8>;
 
-pub fn verdicts(world: &World, flow: &Flow) -> Verdicts {
+pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     let mut here = services(world);
     here.retain(|service| service.port.number == flow.dst.port());
     let reading = Reading { world, dst: flow.dst, here };
@@ -60,12 +60,12 @@ impl<'a> Reading<'a> {
     }
 
     /// Services of opaque bytes to which the operator's own word gives this address: by
-    /// `addresses`, or, as unspecifically as LIS-14, by the endpoints (R3). The best first.
+    /// `addresses`, or, as unspecifically as LIS-14, by the addresses of endpoints (R3). The best first.
     fn owners(&self, kinds: &[Kind]) -> Vec<(Rank, &Service<'a>)> {
         let ip = self.dst.ip();
         let given = |service: &&Service<'_>| match service.has_addresses() {
             true => self.rank(service).is_some(),
-            false => service.entry.resolution == "STATIC" && service.has_endpoint(ip),
+            false => service.has_endpoint(ip),
         };
         let mut owners: Vec<_> = self
             .here

@@ -7,61 +7,61 @@ use interceptor::policy::{Enforcement, Outbound};
 
 /// Everything that a policy is made of.
 #[derive(Debug, Clone)]
-pub struct World {
-    pub profile: Enforcement,
-    pub mode: Outbound,
-    pub entries: Vec<Entry>,
+pub(crate) struct World {
+    pub(crate) profile: Enforcement,
+    pub(crate) mode: Outbound,
+    pub(crate) entries: Vec<Entry>,
 }
 
 /// A ServiceEntry.
 #[derive(Debug, Clone)]
-pub struct Entry {
-    pub name: String,
-    pub namespace: &'static str,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) namespace: &'static str,
     /// Day of the year 2020.
-    pub created: Option<u8>,
-    pub labelled: bool,
-    pub hosts: Vec<&'static str>,
-    pub addresses: Vec<&'static str>,
-    pub ports: Vec<Port>,
-    pub resolution: &'static str,
-    pub endpoints: Vec<Endpoint>,
-    pub export_to: Vec<&'static str>,
+    pub(crate) created: Option<u8>,
+    pub(crate) labelled: bool,
+    pub(crate) hosts: Vec<&'static str>,
+    pub(crate) addresses: Vec<&'static str>,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) resolution: &'static str,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) export_to: Vec<&'static str>,
 }
 
 /// A port, named after its number.
 #[derive(Debug, Clone)]
-pub struct Port {
-    pub number: u16,
-    pub protocol: &'static str,
-    pub target: Option<u16>,
+pub(crate) struct Port {
+    pub(crate) number: u16,
+    pub(crate) protocol: &'static str,
+    pub(crate) target: Option<u16>,
 }
 
 impl Port {
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("p{}", self.number)
     }
 }
 
 /// An endpoint; `port` is its own for one of the entry's ports.
 #[derive(Debug, Clone)]
-pub struct Endpoint {
-    pub address: &'static str,
-    pub port: Option<(u16, u16)>,
-    pub weight: Option<u32>,
+pub(crate) struct Endpoint {
+    pub(crate) address: &'static str,
+    pub(crate) port: Option<(u16, u16)>,
+    pub(crate) weight: Option<u32>,
 }
 
 /// What a client does.
 #[derive(Debug, Clone)]
-pub struct Flow {
-    pub dst: SocketAddr,
-    pub hello: Bytes,
-    pub head: Head,
+pub(crate) struct Flow {
+    pub(crate) dst: SocketAddr,
+    pub(crate) hello: Bytes,
+    pub(crate) head: Head,
 }
 
 /// The first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bytes {
+pub(crate) enum Bytes {
     Tls(Option<&'static str>),
     Http1,
     Http2,
@@ -73,16 +73,16 @@ pub enum Bytes {
 
 /// A request head.
 #[derive(Debug, Clone)]
-pub struct Head {
-    pub method: &'static str,
-    pub authority: Option<String>,
-    pub hosts: Vec<String>,
-    pub version: u8,
+pub(crate) struct Head {
+    pub(crate) method: &'static str,
+    pub(crate) authority: Option<String>,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) version: u8,
 }
 
 impl World {
     /// The resources as a file.
-    pub fn yaml(&self) -> String {
+    pub(crate) fn yaml(&self) -> String {
         let mut out = String::new();
         for entry in &self.entries {
             entry.write(&mut out).expect("a String takes everything");
