@@ -59,7 +59,10 @@ impl EntryHost {
             (Self::Partial(own), Self::Wildcard(suffix) | Self::Partial(suffix)) => {
                 suffix.as_str().ends_with(own.as_str())
             }
-            (Self::Exact(_), _) | (Self::Wildcard(_), Self::Partial(_)) => false,
+            (Self::Wildcard(own), Self::Partial(suffix)) => {
+                suffix.parents().any(|parent| parent == own.as_str())
+            }
+            (Self::Exact(_), _) => false,
         }
     }
 

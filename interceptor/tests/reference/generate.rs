@@ -8,6 +8,7 @@ use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use crate::generate_routes::virtuals;
 use crate::world::{Bytes, Endpoint, Entry, Flow, Head, Port, World};
 
 const HOSTS: [&str; 10] = [
@@ -56,12 +57,12 @@ pub(crate) fn world(profile: Enforcement) -> impl Strategy<Value = World> {
         2 => Just(Outbound::AllowAny),
         1 => Just(Outbound::AllowAnyDynamicDns),
     ];
-    (mode, vec(entry(profile), 0..7)).prop_map(move |(mode, mut entries)| {
+    (mode, vec(entry(profile), 0..7), virtuals()).prop_map(move |(mode, mut entries, virtuals)| {
         // Names and age must not go together, or REG-4 would be tested by half.
         for (i, entry) in entries.iter_mut().enumerate() {
             entry.name = format!("e{}", i * 5 + 3);
         }
-        World { profile, mode, entries }
+        World { profile, mode, entries, virtuals }
     })
 }
 
@@ -231,12 +232,15 @@ fn head() -> impl Strategy<Value = Head> {
         12 => host().prop_map(|host| vec![host]),
         1 => host().prop_map(|host| vec![host.clone(), host]),
     ];
-    (method, weighted(0.25, host()), hosts, any::<bool>(), version).prop_map(
-        |(method, mut authority, hosts, same, version)| {
+    let path = select(vec!["/", "/a", "/a/b", "/ab", "/A", "/x/../a", "/./b", "/a?q=1", "/b?p=2&q=12", "/?q"]);
+    let headers = vec(select(vec![("x-k", "v"), ("x-k", "w"), ("x-k", "v1"), ("x-o", "v")]), 0..3);
+    (method, weighted(0.25, host()), hosts, any::<bool>(), version, path, headers).prop_map(
+        |(method, mut authority, hosts, same, version, path, headers)| {
             if same && authority.is_some() {
                 authority = hosts.first().cloned().or(authority);
             }
-            Head { method, authority, hosts, version }
+            let headers = headers.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+            Head { method, authority, hosts, path, headers, version }
         },
     )
 }

@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use interceptor::policy::{Enforcement, Outbound};
 
 use crate::observe::{Seen, Verdicts};
-use crate::registry::{Kind, Service, black_hole, passthrough, services, unknown_request};
+use crate::registry::{
+    Host, Kind, Named, Service, black_hole, passthrough, services, unknown_request,
+};
 use crate::request;
+use crate::routing::{Chain, nominal};
 use crate::world::{Bytes, Flow, World};
 
 /// One connection and the services that its handler is made of.
@@ -28,7 +31,7 @@ pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     }
     let hello = reading.hello(flow.hello);
     let request = hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
-        Ok(host) => reading.request(&host),
+        Ok(host) => reading.request(flow, &host),
         Err(answer) => answer,
     });
     Verdicts { inspects, dialled, hello: Some(hello), request }
@@ -60,7 +63,10 @@ impl<'a> Reading<'a> {
     /// LIS-21, LIS-22, LIS-26, MESH-31.
     fn inspects(&self) -> bool {
         match &self.bound {
-            Some(service) => service.kind() == Kind::Sniffed,
+            Some(service) => {
+                let names = service.chains(true).iter().any(|chain| !chain.sni.is_empty());
+                service.kind() == Kind::Sniffed || names
+            }
             None if self.port.is_empty() => self.world.mode == Outbound::AllowAnyDynamicDns,
             None => self.port.iter().any(|service| service.kind() != Kind::Tcp),
         }
@@ -87,22 +93,27 @@ impl<'a> Reading<'a> {
 
     /// Bytes that are not routed as HTTP: TLS with this name, or anything else.
     fn opaque(&self, name: Option<&str>) -> Seen {
-        if let Some(service) = &self.bound {
-            return service.relay(self.dst, name, Enforcement::Istio);
-        }
-        let (_, group) = self.group();
-        let unconditional = |services: &[&Service<'a>]| {
-            let mut all = services.iter().copied();
-            all.find(|s| matches!(s.kind(), Kind::Tcp | Kind::Sniffed)).cloned()
+        let (group, any): (Vec<Chain<'_>>, Vec<Chain<'_>>) = match &self.bound {
+            Some(service) => (service.chains(true), Vec::new()),
+            None => {
+                let any = self.port.iter().filter(|service| !service.has_addresses());
+                (chains(self.group().1.into_iter()), chains(any))
+            }
         };
-        let any: Vec<_> = self.port.iter().filter(|service| !service.has_addresses()).collect();
+        let unconditional = |chains: &[Chain<'a>]| {
+            chains.iter().find(|chain| chain.sni.is_empty()).cloned()
+        };
+        let named = |name: &str| {
+            let fitting = group.iter().filter(|chain| chain.fit(name).is_some());
+            fitting.min_by_key(|chain| chain.fit(name)).cloned()
+        };
         let found = name
-            .and_then(|name| named(&group, name))
+            .and_then(named)
             .or_else(|| unconditional(&group))
             // LIS-8: the unconditional chain is the port's default.
             .or_else(|| unconditional(&any));
         match found {
-            Some(service) => service.relay(self.dst, name, Enforcement::Istio),
+            Some(chain) => chain.relay(self.world, self.dst, name),
             None if self.world.mode == Outbound::RegistryOnly => black_hole(),
             None => Seen::Relay {
                 to: vec![passthrough(self.dst, name, Enforcement::Istio)],
@@ -143,44 +154,47 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn request(&self, host: &crate::registry::Host) -> Seen {
+    fn request(&self, flow: &Flow, host: &Host) -> Seen {
         let found = match (&self.bound, self.group()) {
-            (Some(service), _) => Some(service.clone()),
+            (Some(service), _) => Some(Named::Service(service.clone())),
             // HTTP-9: at its own address a sniffed service answers to any Host.
             (None, (true, group)) => {
-                group.into_iter().find(|service| service.kind() == Kind::Sniffed).cloned()
+                let sniffed = group.into_iter().find(|service| service.kind() == Kind::Sniffed);
+                sniffed.cloned().map(Named::Service)
             }
-            (None, (false, group)) => route(&group, host),
+            (None, (false, group)) => self.route(&group, host),
         };
         match found {
-            Some(service) => service.forward(self.dst, host.name.as_deref(), Enforcement::Istio),
+            Some(named) => named.request(self.world, flow, host),
             None => unknown_request(self.world, self.dst, host, false),
         }
     }
+
+    /// HTTP-2, HTTP-7, HTTP-9: by name, or by an address that counts as one.
+    fn route(&self, group: &[&Service<'a>], host: &Host) -> Option<Named<'a>> {
+        let http = group.iter().filter(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed));
+        let mut named: Vec<_> = http.map(|service| Named::Service((*service).clone())).collect();
+        let Some(name) = &host.name else {
+            let ip = host.ip?;
+            return named.into_iter().find(|named| match named {
+                Named::Service(s) => s.kind() == Kind::Http && s.prefix(ip, Some(true)).is_some(),
+                Named::Nominal(..) => false,
+            });
+        };
+        // LIS-17: where MONGO has the port, no HTTP has.
+        if !self.port.iter().any(Service::is_mongo) {
+            let nominal = nominal(self.world, self.dst.port()).into_iter();
+            named.extend(nominal.map(|(host, rules)| Named::Nominal(host, rules)));
+        }
+        let fitting = named.into_iter().filter(|named| named.fit(name).is_some());
+        fitting.min_by_key(|named| named.fit(name))
+    }
 }
 
-/// The TLS service that fits an SNI best. HTTP-6: a partial wildcard is not usable for SNI.
-fn named<'a>(group: &[&Service<'a>], name: &str) -> Option<Service<'a>> {
-    let usable = |service: &&&Service<'a>| {
-        service.kind() == Kind::Tls
-            && (!service.host.starts_with('*') || service.host.starts_with("*."))
-    };
-    let fitting = group.iter().filter(usable).filter(|service| service.fit(name).is_some());
-    fitting.min_by_key(|service| service.fit(name)).map(|service| (*service).clone())
-}
-
-/// HTTP-2, HTTP-7, HTTP-9: by name, or by an address that counts as one.
-fn route<'a>(group: &[&Service<'a>], host: &crate::registry::Host) -> Option<Service<'a>> {
-    let http = group.iter().filter(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed));
-    let found = match (&host.name, host.ip) {
-        (Some(name), _) => {
-            http.filter(|service| service.fit(name).is_some()).min_by_key(|s| s.fit(name))
-        }
-        (None, Some(ip)) => {
-            let mut http = http;
-            http.find(|s| s.kind() == Kind::Http && s.prefix(ip, Some(true)).is_some())
-        }
-        (None, None) => None,
-    };
-    found.map(|service| (*service).clone())
+/// HTTP services have no chains (HTTP-3).
+fn chains<'a, 'b>(services: impl Iterator<Item = &'b Service<'a>>) -> Vec<Chain<'a>>
+where
+    'a: 'b,
+{
+    services.filter(|s| s.kind() != Kind::Http).flat_map(|s| s.chains(false)).collect()
 }

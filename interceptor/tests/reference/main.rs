@@ -10,6 +10,8 @@ mod observe;
 mod registry;
 mod request;
 mod strict;
+mod routing;
+mod generate_routes;
 mod world;
 
 use std::fs;

@@ -25,7 +25,9 @@ pub(crate) enum Seen {
     Relay { to: Vec<Place>, rule: Option<String> },
     /// Judged request by request.
     Requests,
-    Forward { to: Vec<Place>, route: Option<String>, rule: Option<String> },
+    Forward { to: Vec<Place>, route: Option<String>, rule: Option<String>, timeout: Option<u64> },
+    /// Answered as a rule says.
+    Local { status: u16, location: Option<String>, route: Option<String>, rule: Option<String> },
     /// Whichever host's resolution holds the dialled address first, else the rest.
     Hanging { claims: Vec<(String, Seen)>, otherwise: Box<Seen> },
 }
@@ -93,9 +95,9 @@ pub(crate) fn decide(policy: &Policy, flow: &Flow) -> Verdicts {
             method: head.method,
             authority: head.authority.as_deref(),
             hosts: &hosts,
-            path: "/",
+            path: head.path,
             version: head.version,
-            headers: &(),
+            headers: &head.headers,
         };
         seen(&by_request(policy, &asked, &head))
     });
@@ -135,10 +137,13 @@ fn seen(decision: &Decision) -> Seen {
         Action::Forward(forward) => {
             let to: Vec<_> = forward.destinations.iter().map(place).collect();
             assert_eq!(cluster, to[0].cluster);
-            Seen::Forward { to, route, rule }
+            let timeout = forward.route.timeout.map(|timeout| timeout.as_secs());
+            Seen::Forward { to, route, rule, timeout }
         }
         Action::Reply(reply) => {
-            Seen::Reply { status: reply.status, explain: false, close: false, route }
+            assert_eq!(cluster, None);
+            let location = reply.location.clone();
+            Seen::Local { status: reply.status, location, route, rule }
         }
         Action::ByResolution(hanging) => Seen::Hanging {
             claims: hanging

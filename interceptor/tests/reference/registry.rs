@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use interceptor::policy::{Enforcement, Outbound};
 
 use crate::observe::{Place, Seen, To};
-use crate::world::{Entry, Port, World};
+use crate::routing::Rules;
+use crate::world::{Entry, Flow, Port, World};
 
 pub(crate) const WORKLOAD_NAMESPACE: &str = "default";
 
@@ -17,6 +18,38 @@ pub(crate) struct Service<'a> {
     /// In lower case (SE-1).
     pub(crate) host: String,
     pub(crate) port: &'a Port,
+    /// What its VirtualService says, if it has one.
+    pub(crate) rules: Rules<'a>,
+}
+
+/// What has a name on a port: a service, or a host that only a VirtualService knows (VS-2).
+#[derive(Debug, Clone)]
+pub(crate) enum Named<'a> {
+    Service(Service<'a>),
+    Nominal(String, Rules<'a>),
+}
+
+impl Named<'_> {
+    pub(crate) fn fit(&self, name: &str) -> Option<usize> {
+        match self {
+            Self::Service(service) => service.fit(name),
+            Self::Nominal(host, _) => fit(host, name),
+        }
+    }
+
+    /// What a request of it gets (VS-9, LOG-12).
+    pub(crate) fn request(&self, world: &World, flow: &Flow, host: &Host) -> Seen {
+        let name = host.name.as_deref();
+        let rules = match self {
+            Self::Service(service) => service.rules,
+            Self::Nominal(_, rules) => *rules,
+        };
+        let routed = rules.request(world, &flow.head, flow.dst, name);
+        routed.unwrap_or_else(|| match self {
+            Self::Service(service) => service.forward(flow.dst, name, world.profile),
+            Self::Nominal(..) => unreachable!("it is there for its rules"),
+        })
+    }
 }
 
 /// The rows of LIS-2.
@@ -29,13 +62,13 @@ pub(crate) enum Kind {
 }
 
 /// SE-9: what the workload may see.
-fn visible(entry: &Entry) -> bool {
+pub(crate) fn visible(export_to: &[&str], namespace: &str) -> bool {
     let exported = |to: &&str| match *to {
         "*" => true,
-        "." => entry.namespace == WORKLOAD_NAMESPACE,
-        namespace => namespace == WORKLOAD_NAMESPACE,
+        "." => namespace == WORKLOAD_NAMESPACE,
+        named => named == WORKLOAD_NAMESPACE,
     };
-    entry.export_to.is_empty() || entry.export_to.iter().any(|to| exported(&to))
+    export_to.is_empty() || export_to.iter().any(exported)
 }
 
 /// REG-4: private before public, then age, name, namespace. An entry of unknown age is the oldest.
@@ -63,7 +96,8 @@ fn unites(a: &Entry, b: &Entry) -> bool {
 
 /// REG-1 to REG-5: every host and port that the workload knows, in order.
 pub(crate) fn services(world: &World) -> Vec<Service<'_>> {
-    let mut entries: Vec<&Entry> = world.entries.iter().filter(|entry| visible(entry)).collect();
+    let seen = |entry: &&Entry| visible(&entry.export_to, entry.namespace);
+    let mut entries: Vec<&Entry> = world.entries.iter().filter(seen).collect();
     entries.sort_by_key(|entry| (order(entry).0, order(entry).1, order(entry).2, entry.namespace));
     let mut services: Vec<Service<'_>> = Vec::new();
     for entry in &entries {
@@ -78,7 +112,8 @@ pub(crate) fn services(world: &World) -> Vec<Service<'_>> {
             for port in &entry.ports {
                 let taken = services.iter().any(|s| s.host == host && s.port.number == port.number);
                 if !taken {
-                    services.push(Service { entry, host: host.clone(), port });
+                    let rules = Rules::of(world, &host);
+                    services.push(Service { entry, host: host.clone(), port, rules });
                 }
             }
         }
@@ -109,12 +144,7 @@ impl Service<'_> {
 
     /// HTTP-4, HTTP-6: how well a name fits: 0 exactly, else less the longer the suffix.
     pub(crate) fn fit(&self, name: &str) -> Option<usize> {
-        match self.host.strip_prefix('*') {
-            None => (self.host == name).then_some(0),
-            Some(suffix) => {
-                (name.len() > suffix.len() && name.ends_with(suffix)).then(|| 1000 - suffix.len())
-            }
-        }
+        fit(&self.host, name)
     }
 
     /// LIS-3, LIS-6: the longest prefix of an address that holds `ip`; with `plain`, of single
@@ -160,6 +190,8 @@ impl Service<'_> {
         let first_only = entry.resolution == "DNS_ROUND_ROBIN";
         let concrete = self.exact().or(name.filter(|name| self.fit(name).is_some()));
         if entry.resolution == "NONE" {
+            // RES-1: the dialled port, also on the way to another port's cluster.
+            let port = self.port.target.unwrap_or(dst.port());
             return match (profile, concrete) {
                 (Enforcement::Istio, _) => To::Dialled { port, name: None },
                 (Enforcement::Strict, _) if self.prefix(dst.ip(), None).is_some() => {
@@ -190,6 +222,7 @@ impl Service<'_> {
         if names.is_empty() { To::Nowhere } else { To::Names { names, first_only } }
     }
 
+    /// Its own chain, whatever rules there are.
     pub(crate) fn relay(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Seen {
         self.relay_to(self.upstream(dst, name, profile))
     }
@@ -203,11 +236,22 @@ impl Service<'_> {
             to: vec![self.place(self.upstream(dst, name, profile))],
             route: Some("default".to_owned()),
             rule: self.rule(),
+            timeout: None,
         }
     }
 
     fn place(&self, to: To) -> Place {
         Place { weight: 1, cluster: Some(self.cluster()), to }
+    }
+}
+
+/// See [`Service::fit`].
+pub(crate) fn fit(host: &str, name: &str) -> Option<usize> {
+    match host.strip_prefix('*') {
+        None => (host == name).then_some(0),
+        Some(suffix) => {
+            (name.len() > suffix.len() && name.ends_with(suffix)).then(|| 1000 - suffix.len())
+        }
     }
 }
 
@@ -257,7 +301,12 @@ pub(crate) fn black_hole() -> Seen {
 pub(crate) fn unknown_request(world: &World, dst: SocketAddr, host: &Host, closed: bool) -> Seen {
     let strict = world.profile == Enforcement::Strict;
     let route = |route: &str| Some(route.to_owned());
-    let forward = |to: Place, name: &str| Seen::Forward { to: vec![to], route: route(name), rule: None };
+    let forward = |to: Place, name: &str| Seen::Forward {
+        to: vec![to],
+        route: route(name),
+        rule: None,
+        timeout: None,
+    };
     match world.mode {
         _ if closed => {}
         Outbound::RegistryOnly => {}

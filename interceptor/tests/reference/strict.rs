@@ -8,8 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use interceptor::policy::{Enforcement, Outbound};
 
 use crate::observe::{Seen, To, Verdicts};
-use crate::registry::{Host, Kind, Service, black_hole, passthrough, services, unknown_request};
+use crate::registry::{
+    Host, Kind, Named, Service, black_hole, passthrough, services, unknown_request,
+};
 use crate::request;
+use crate::routing::{Chain, Rules, nominal};
 use crate::world::{Bytes, Flow, World};
 
 struct Reading<'a> {
@@ -17,6 +20,8 @@ struct Reading<'a> {
     dst: SocketAddr,
     /// The services of the dialled port.
     here: Vec<Service<'a>>,
+    /// Hosts there that only VirtualServices know.
+    nominal: Vec<(String, Rules<'a>)>,
 }
 
 /// How specifically a candidate claims the address: the bits that it gives, or none at all.
@@ -25,7 +30,8 @@ type Rank = Option<u8>;
 pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     let mut here = services(world);
     here.retain(|service| service.port.number == flow.dst.port());
-    let reading = Reading { world, dst: flow.dst, here };
+    let nominal = nominal(world, flow.dst.port());
+    let reading = Reading { world, dst: flow.dst, here, nominal };
     if reading.closed() && !reading.here.iter().any(|s| s.prefix(flow.dst.ip(), None).is_some()) {
         return Verdicts { inspects: false, dialled: Seen::Reset, hello: None, request: None };
     }
@@ -35,7 +41,7 @@ pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     }
     let hello = reading.hello(flow.hello);
     let request = hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
-        Ok(host) => reading.request(&host),
+        Ok(host) => reading.request(flow, &host),
         Err(answer) => answer,
     });
     Verdicts { inspects: true, dialled, hello: Some(hello), request }
@@ -84,11 +90,22 @@ impl<'a> Reading<'a> {
     fn bytes_do_not_matter(&self) -> bool {
         let owners = self.owners(&[Kind::Tcp]);
         let Some((rank, _)) = owners.first() else { return false };
-        self.here.iter().all(|service| match service.kind() {
-            Kind::Tcp => true,
-            Kind::Http => rank.is_some(),
+        let weaker = |service: &Service<'_>| match service.kind() {
+            Kind::Tcp | Kind::Http => true,
             Kind::Tls | Kind::Sniffed => !self.covers(service) || self.rank(service) < *rank,
-        })
+        };
+        (rank.is_some() || !self.routes_http()) && self.here.iter().all(weaker)
+    }
+
+    /// Whether requests have names on this port.
+    fn routes_http(&self) -> bool {
+        !self.nominal.is_empty()
+            || self.here.iter().any(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed))
+    }
+
+    fn relay(&self, service: &Service<'a>) -> Seen {
+        // Services of opaque bytes have one chain.
+        service.chains(false)[0].relay(self.world, self.dst, None)
     }
 
     fn hello(&self, bytes: Bytes) -> Seen {
@@ -100,8 +117,8 @@ impl<'a> Reading<'a> {
             Bytes::Silent => self.nameless(black_hole()),
             // Bytes that hide a name are refused, unless no name decides anything here.
             Bytes::Malformed => {
-                let named = self.here.iter().any(|service| service.kind() != Kind::Tcp);
-                if named || self.world.mode == Outbound::RegistryOnly {
+                let named = self.here.iter().any(|service| service.kind() == Kind::Tls);
+                if named || self.routes_http() || self.world.mode == Outbound::RegistryOnly {
                     black_hole()
                 } else {
                     self.nameless(black_hole())
@@ -113,34 +130,34 @@ impl<'a> Reading<'a> {
     fn tls(&self, name: Option<&str>) -> Seen {
         let owner = self.owners(&[Kind::Tcp]).into_iter().next();
         let listing = self.here.iter().filter(|service| {
-            matches!(service.kind(), Kind::Tls | Kind::Sniffed)
-                && self.covers(service)
-                && name.is_some_and(|name| service.fit(name).is_some())
+            matches!(service.kind(), Kind::Tls | Kind::Sniffed) && self.covers(service)
         });
-        let fit = |service: &Service<'_>| name.and_then(|name| service.fit(name));
-        let named = listing.min_by_key(|s| (std::cmp::Reverse(self.rank(s)), fit(s)));
+        // A sniffed service takes the names of its host, whatever chain it has.
+        let fit = |chain: &Chain<'_>| match chain.service.kind() {
+            Kind::Tls => chain.fit(name?),
+            _ => chain.service.fit(name?),
+        };
+        let chains = listing.flat_map(|service| service.chains(false));
+        let named = chains
+            .filter(|chain| fit(chain).is_some())
+            .min_by_key(|chain| (std::cmp::Reverse(self.rank(&chain.service)), fit(chain)));
         match (named, owner) {
-            (Some(service), Some((rank, owner))) if self.rank(service) < rank => {
-                owner.relay(self.dst, None, Enforcement::Strict)
+            (Some(chain), Some((rank, owner))) if self.rank(&chain.service) < rank => {
+                self.relay(owner)
             }
-            (Some(service), _) => service.relay(self.dst, name, Enforcement::Strict),
-            (None, Some((_, owner))) => owner.relay(self.dst, None, Enforcement::Strict),
+            (Some(chain), _) => chain.relay(self.world, self.dst, name),
+            (None, Some((_, owner))) => self.relay(owner),
             (None, None) => self.hanging(&[Kind::Tcp], self.unknown(name, black_hole())),
         }
     }
 
     /// GAP-20: judged request by request, unless the address is one of opaque bytes.
     fn http(&self) -> Seen {
-        let sniffed = self.here.iter().filter(|s| s.kind() == Kind::Sniffed && self.covers(s));
-        let sniffed = sniffed.map(|service| self.rank(service)).max();
-        let routed = self.here.iter().any(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed));
         match self.owners(&[Kind::Tcp, Kind::Sniffed]).first() {
             Some((Some(_), owner)) if owner.kind() == Kind::Sniffed => Seen::Requests,
-            Some((Some(rank), owner)) if sniffed <= Some(Some(*rank)) => {
-                owner.relay(self.dst, None, Enforcement::Strict)
-            }
-            _ if routed => Seen::Requests,
-            Some((_, owner)) => owner.relay(self.dst, None, Enforcement::Strict),
+            Some((Some(_), owner)) => self.relay(owner),
+            _ if self.routes_http() => Seen::Requests,
+            Some((None, owner)) => self.relay(owner),
             None => self.hanging(&[Kind::Tcp], Seen::Requests),
         }
     }
@@ -148,7 +165,7 @@ impl<'a> Reading<'a> {
     /// Bytes that show no name, or none at all.
     fn nameless(&self, refusal: Seen) -> Seen {
         match self.owners(&[Kind::Tcp, Kind::Sniffed]).first() {
-            Some((_, owner)) => owner.relay(self.dst, None, Enforcement::Strict),
+            Some((_, owner)) => self.relay(owner),
             None => self.hanging(&[Kind::Tcp, Kind::Sniffed], self.unknown(None, refusal)),
         }
     }
@@ -158,6 +175,11 @@ impl<'a> Reading<'a> {
         let claiming = self.here.iter().filter(|s| kinds.contains(&s.kind()) && !s.has_addresses());
         let claim = |service: &Service<'_>| {
             let host = service.exact()?.to_owned();
+            let chain = &service.chains(false)[0];
+            if !chain.is_own() {
+                let seen = chain.relay(self.world, self.dst, Some(&host));
+                return Some((host, seen));
+            }
             let to = match service.upstream(self.dst, None, Enforcement::Strict) {
                 // What is asked is the check itself.
                 To::Checked { port, .. } => To::Dialled { port, name: None },
@@ -179,7 +201,7 @@ impl<'a> Reading<'a> {
         Seen::Relay { to: vec![passthrough(self.dst, name, Enforcement::Strict)], rule: None }
     }
 
-    fn request(&self, host: &Host) -> Seen {
+    fn request(&self, flow: &Flow, host: &Host) -> Seen {
         let ip = self.dst.ip();
         // HTTP-3: any address, unless the request goes to that address (R3).
         let accepts = |service: &&Service<'_>| match service.kind() {
@@ -188,21 +210,30 @@ impl<'a> Reading<'a> {
             Kind::Tls | Kind::Tcp => false,
         };
         // LIS-6: the address of a sniffed service before the names of others.
-        let rank = |service: &Service<'_>| match service.kind() {
-            Kind::Sniffed => self.rank(service),
+        let rank = |named: &Named<'_>| match named {
+            Named::Service(service) if service.kind() == Kind::Sniffed => self.rank(service),
             _ => None,
         };
-        let candidates = self.here.iter().filter(accepts);
+        let mut candidates = self.here.iter().filter(accepts);
         let found = match &host.name {
-            Some(name) => candidates
-                .filter(|service| service.fit(name).is_some())
-                .min_by_key(|s| (std::cmp::Reverse(rank(s)), s.fit(name))),
-            None => candidates.into_iter().find(|service| {
-                service.kind() == Kind::Http && service.prefix(ip, Some(true)).is_some()
-            }),
+            Some(name) => {
+                let nominal = self.nominal.iter().cloned();
+                let nominal = nominal.map(|(host, rules)| Named::Nominal(host, rules));
+                candidates
+                    .map(|service| Named::Service(service.clone()))
+                    .chain(nominal)
+                    .filter(|named| named.fit(name).is_some())
+                    .min_by_key(|named| (std::cmp::Reverse(rank(named)), named.fit(name)))
+            }
+            None => {
+                let by_address = candidates.find(|service| {
+                    service.kind() == Kind::Http && service.prefix(ip, Some(true)).is_some()
+                });
+                by_address.map(|service| Named::Service(service.clone()))
+            }
         };
         match found {
-            Some(service) => service.forward(self.dst, host.name.as_deref(), Enforcement::Strict),
+            Some(named) => named.request(self.world, flow, host),
             None => unknown_request(self.world, self.dst, host, self.closed()),
         }
     }

@@ -11,6 +11,7 @@ pub(crate) struct World {
     pub(crate) profile: Enforcement,
     pub(crate) mode: Outbound,
     pub(crate) entries: Vec<Entry>,
+    pub(crate) virtuals: Vec<Virtual>,
 }
 
 /// A ServiceEntry.
@@ -77,7 +78,73 @@ pub(crate) struct Head {
     pub(crate) method: &'static str,
     pub(crate) authority: Option<String>,
     pub(crate) hosts: Vec<String>,
+    pub(crate) path: &'static str,
+    /// Name in lower case and value.
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) version: u8,
+}
+
+/// A VirtualService.
+#[derive(Debug, Clone)]
+pub(crate) struct Virtual {
+    pub(crate) name: String,
+    pub(crate) namespace: &'static str,
+    pub(crate) created: Option<u8>,
+    pub(crate) hosts: Vec<&'static str>,
+    pub(crate) gateways: Vec<&'static str>,
+    pub(crate) export_to: Vec<&'static str>,
+    pub(crate) http: Vec<HttpRule>,
+    pub(crate) tls: Vec<StreamRule>,
+    pub(crate) tcp: Vec<StreamRule>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct HttpRule {
+    pub(crate) name: &'static str,
+    pub(crate) matches: Vec<HttpMatch>,
+    pub(crate) action: HttpAction,
+    pub(crate) timeout: Option<u64>,
+}
+
+/// All of these; texts as exact, prefix or regex.
+#[derive(Debug, Clone)]
+pub(crate) struct HttpMatch {
+    pub(crate) name: &'static str,
+    pub(crate) uri: Option<Text>,
+    pub(crate) method: Option<Text>,
+    pub(crate) authority: Option<Text>,
+    /// Of `x-k`; the empty text is presence.
+    pub(crate) header: Option<Option<Text>>,
+    pub(crate) without: Option<Option<Text>>,
+    pub(crate) query: Option<Text>,
+    pub(crate) port: Option<u16>,
+    pub(crate) from: Option<&'static str>,
+}
+
+/// `exact`, `prefix` or `regex`, and the text.
+pub(crate) type Text = (&'static str, &'static str);
+
+#[derive(Debug, Clone)]
+pub(crate) enum HttpAction {
+    Route(Vec<Destination>),
+    Redirect(u16),
+    Reply(u16),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
+    pub(crate) host: &'static str,
+    pub(crate) port: Option<u16>,
+    pub(crate) subset: bool,
+    pub(crate) weight: u32,
+}
+
+/// A `tls` or `tcp` rule with one match item.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamRule {
+    pub(crate) sni: Vec<&'static str>,
+    pub(crate) port: Option<u16>,
+    pub(crate) route: Vec<Destination>,
 }
 
 impl World {
@@ -86,6 +153,9 @@ impl World {
         let mut out = String::new();
         for entry in &self.entries {
             entry.write(&mut out).expect("a String takes everything");
+        }
+        for service in &self.virtuals {
+            service.write(&mut out).expect("a String takes everything");
         }
         out
     }
@@ -128,5 +198,106 @@ impl Entry {
             writeln!(out, "}}")?;
         }
         Ok(())
+    }
+}
+
+impl Virtual {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:")?;
+        writeln!(out, "  name: {}\n  namespace: {}", self.name, self.namespace)?;
+        if let Some(day) = self.created {
+            writeln!(out, "  creationTimestamp: \"2020-01-{day:02}T00:00:00Z\"")?;
+        }
+        writeln!(out, "spec:\n  hosts: {:?}\n  gateways: {:?}", self.hosts, self.gateways)?;
+        writeln!(out, "  exportTo: {:?}", self.export_to)?;
+        for (kind, rules) in [("tls", &self.tls), ("tcp", &self.tcp)] {
+            if !rules.is_empty() {
+                writeln!(out, "  {kind}:")?;
+            }
+            for rule in rules {
+                let mut conditions = Vec::new();
+                if !rule.sni.is_empty() {
+                    conditions.push(format!("sniHosts: {:?}", rule.sni));
+                }
+                conditions.extend(rule.port.map(|port| format!("port: {port}")));
+                if conditions.is_empty() {
+                    writeln!(out, "  - route:")?;
+                } else {
+                    writeln!(out, "  - match: [{{{}}}]\n    route:", conditions.join(", "))?;
+                }
+                rule.route.iter().try_for_each(|to| to.write(out))?;
+            }
+        }
+        if !self.http.is_empty() {
+            writeln!(out, "  http:")?;
+        }
+        self.http.iter().try_for_each(|rule| rule.write(out))
+    }
+}
+
+impl HttpRule {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "  - name: {:?}", self.name)?;
+        if !self.matches.is_empty() {
+            writeln!(out, "    match:")?;
+        }
+        self.matches.iter().try_for_each(|item| item.write(out))?;
+        if let Some(seconds) = self.timeout {
+            writeln!(out, "    timeout: {seconds}s")?;
+        }
+        match &self.action {
+            HttpAction::Route(to) => {
+                writeln!(out, "    route:")?;
+                to.iter().try_for_each(|to| to.write(out))
+            }
+            HttpAction::Redirect(code) => {
+                writeln!(out, "    redirect: {{uri: /new, redirectCode: {code}}}")
+            }
+            HttpAction::Reply(status) => writeln!(out, "    directResponse: {{status: {status}}}"),
+        }
+    }
+}
+
+impl HttpMatch {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let text = |text: &Text| format!("{{{}: {:?}}}", text.0, text.1);
+        let header = |want: &Option<Text>| want.as_ref().map_or("{}".to_owned(), text);
+        write!(out, "    - {{name: {:?}", self.name)?;
+        for (field, want) in
+            [("uri", &self.uri), ("method", &self.method), ("authority", &self.authority)]
+        {
+            if let Some(want) = want {
+                write!(out, ", {field}: {}", text(want))?;
+            }
+        }
+        if let Some(want) = &self.header {
+            write!(out, ", headers: {{x-k: {}}}", header(want))?;
+        }
+        if let Some(want) = &self.without {
+            write!(out, ", withoutHeaders: {{x-k: {}}}", header(want))?;
+        }
+        if let Some(want) = &self.query {
+            write!(out, ", queryParams: {{q: {}}}", text(want))?;
+        }
+        if let Some(port) = self.port {
+            write!(out, ", port: {port}")?;
+        }
+        if let Some(from) = self.from {
+            write!(out, ", sourceNamespace: {from}")?;
+        }
+        writeln!(out, "}}")
+    }
+}
+
+impl Destination {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        write!(out, "    - {{weight: {}, destination: {{host: {:?}", self.weight, self.host)?;
+        if let Some(port) = self.port {
+            write!(out, ", port: {{number: {port}}}")?;
+        }
+        if self.subset {
+            write!(out, ", subset: v1")?;
+        }
+        writeln!(out, "}}}}")
     }
 }

@@ -95,10 +95,7 @@ impl<'a, C: Clusters> Binder<'a, C> {
         if let Some(index) = self.hosts.get(&host.to_string()) {
             return Some(*index);
         }
-        let name = match host {
-            EntryHost::Exact(name) | EntryHost::Wildcard(name) => name,
-            EntryHost::Partial(_) => return None,
-        };
+        let (EntryHost::Exact(name) | EntryHost::Wildcard(name) | EntryHost::Partial(name)) = host;
         let wildcard = name.parents().find_map(|suffix| self.hosts.get(&format!("*.{suffix}")));
         wildcard.copied().or_else(|| {
             self.partial.iter().find(|(partial, _)| partial.covers(host)).map(|(_, index)| *index)
