@@ -47,10 +47,13 @@ struct Port {
     /// Services by a literal Host (HTTP-7).
     literals: HashMap<IpAddr, u32>,
     /// Address-less TCP services: theirs is what their hosts resolve to (GAP-1).
-    tcp_claims: Option<Arc<[Claim]>>,
+    tcp_claims: Vec<Claiming>,
     /// The same, and address-less sniffed ones.
-    all_claims: Option<Arc<[Claim]>>,
+    all_claims: Vec<Claiming>,
 }
+
+/// A host, and the chain of what its addresses get.
+type Claiming = (HostName, u32);
 
 /// How specifically a candidate claims the dialled address: with a prefix of this length, or (`None`,
 /// the least) without an address condition.
@@ -71,35 +74,8 @@ struct Addresses<T> {
 impl Tables {
     pub(super) fn new(services: &[Service]) -> Self {
         let mut tables = Self::default();
-        let mut claims: HashMap<u16, Vec<(Group, Claim)>> = HashMap::new();
         for (id, service) in (0..).zip(services) {
             tables.add(id, service);
-            let opaque = matches!(service.group, Group::Tcp | Group::Sniffed);
-            if !opaque || !service.cluster.addresses.is_empty() {
-                continue;
-            }
-            // A rule for some addresses only is found by those.
-            let unconditional = |rule: &Option<u32>| {
-                rule.and_then(|rule| service.chains.get(rule as usize))
-                    .is_none_or(|rule| rule.subnets.is_empty())
-            };
-            if let Some(host) = service.host().exact()
-                && let Some(rule) = service.chain_numbers().find(unconditional)
-            {
-                let dst = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), service.port);
-                let decision = match rule {
-                    None => service.relay_to(service.cluster.claimed(service.port)),
-                    rule => service.relay(rule, &asked(dst, Some(host))),
-                };
-                let claim = Claim { host: host.clone(), decision };
-                claims.entry(service.port).or_default().push((service.group, claim));
-            }
-        }
-        for (number, claims) in claims {
-            let port = tables.ports.entry(number).or_default();
-            let tcp = claims.iter().filter(|(group, _)| *group == Group::Tcp);
-            port.tcp_claims = non_empty(tcp.map(|(_, claim)| claim.clone()).collect());
-            port.all_claims = non_empty(claims.into_iter().map(|(_, claim)| claim).collect());
         }
         tables
     }
@@ -113,6 +89,7 @@ impl Tables {
             let Ok(number) = u32::try_from(self.chains.len()) else { break };
             self.chains.push((id, rule));
             port.add_chain(number, service, rule);
+            port.add_claim(number, service, rule);
         }
     }
 
@@ -226,12 +203,11 @@ impl Tables {
         dst: SocketAddr,
         sni: Option<&HostName>,
     ) -> Decision {
-        let claims = port.and_then(|port| port.tcp_claims.as_ref());
-        let candidates = || {
-            sni.zip(port).into_iter().flat_map(|(name, port)| port.tls.matches(name))
-        };
-        let named = candidates()
-            .filter_map(|number| Some((self.rank(rules, dst, number)?, (number, sni))));
+        let claims = port.map_or(&[][..], |port| &port.tcp_claims);
+        let candidates =
+            || sni.zip(port).into_iter().flat_map(|(name, port)| port.tls.matches(name));
+        let named =
+            candidates().filter_map(|number| Some((self.rank(rules, dst, number)?, (number, sni))));
         // Any bytes to the address of a TCP service are its own, where no name is more specific.
         let owner = port.and_then(|port| port.tcp.find(dst.ip()));
         let owner = owner.map(|(rank, number)| (rank, (*number, None)));
@@ -242,14 +218,15 @@ impl Tables {
         }
         let Some(name) = sni else {
             let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
-            return by_resolution(claims, otherwise);
+            return self.by_resolution(rules, dst, claims, otherwise);
         };
         let reason = if candidates().next().is_some() {
             Reason::AddressNotVerified
         } else {
             rules.unknown_reason(dst, Some(name))
         };
-        by_resolution(claims, unknown(rules, dst, Some(name), Block::Close, reason))
+        let otherwise = unknown(rules, dst, Some(name), Block::Close, reason);
+        self.by_resolution(rules, dst, claims, otherwise)
     }
 
     /// Bytes without a name, or no bytes: by address only.
@@ -265,24 +242,48 @@ impl Tables {
         if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;
         }
-        by_resolution(port.all_claims.as_ref(), otherwise)
+        self.by_resolution(rules, dst, &port.all_claims, otherwise)
     }
 
     /// Plaintext HTTP is judged request by request on every port, unless the port is for opaque
     /// bytes, or the address is more specifically.
     fn http(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
         let Some(port) = port else { return judge_requests() };
-        let group = |number: u32| {
-            self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group)
-        };
+        let group =
+            |number: u32| self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group);
         let owner = port.opaque.find(dst.ip()).filter(|(rank, number)| {
             group(**number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
         });
         if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;
         }
-        let claims = port.tcp_claims.as_ref().filter(|_| port.http.is_empty());
-        by_resolution(claims, judge_requests())
+        let claims = if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };
+        self.by_resolution(rules, dst, claims, judge_requests())
+    }
+
+    /// A verdict that hangs on what these hosts resolve to, if there are any.
+    fn by_resolution(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        claims: &[Claiming],
+        otherwise: Decision,
+    ) -> Decision {
+        let claim = |(host, number): &Claiming| {
+            let (id, rule) = self.chains.get(*number as usize)?;
+            let service = rules.service(*id);
+            let decision = match rule {
+                None => service.relay_to(service.cluster.claimed(dst.port())),
+                rule => service.relay(*rule, &asked(dst, Some(host))),
+            };
+            Some(Claim { host: host.clone(), decision })
+        };
+        let claims: Arc<[Claim]> = claims.iter().filter_map(claim).collect();
+        if claims.is_empty() {
+            return otherwise;
+        }
+        let hanging = ByResolution { claims, otherwise: otherwise.clone() };
+        Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
     }
 }
 
@@ -341,6 +342,27 @@ impl Port {
         }
     }
 
+    /// GAP-1: the first chain of an address-less service of opaque bytes that any address may take.
+    fn add_claim(&mut self, number: u32, service: &Service, rule: Option<u32>) {
+        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
+        let unconditional = rule.is_none_or(|rule| rule.subnets.is_empty());
+        let Some(host) = service.host().exact() else { return };
+        if !unconditional || !service.cluster.addresses.is_empty() {
+            return;
+        }
+        let mut claims = match service.group {
+            Group::Tcp => vec![&mut self.tcp_claims, &mut self.all_claims],
+            Group::Sniffed => vec![&mut self.all_claims],
+            Group::Http | Group::Tls => return,
+        };
+        for claims in &mut claims {
+            // A host has one service on a port; its chains come one after the other.
+            if claims.last().is_none_or(|(other, _)| other != host) {
+                claims.push((host.clone(), number));
+            }
+        }
+    }
+
     /// Whether some service that looks at the bytes may come before a TCP service of this rank.
     fn may_outrank(&self, rank: Rank, ip: IpAddr) -> bool {
         let looks = self.looks.networks.best(ip).map(|(length, ())| length);
@@ -388,12 +410,6 @@ impl<T: Copy> Addresses<T> {
     }
 }
 
-fn by_resolution(claims: Option<&Arc<[Claim]>>, otherwise: Decision) -> Decision {
-    let Some(claims) = claims else { return otherwise };
-    let hanging = ByResolution { claims: Arc::clone(claims), otherwise: otherwise.clone() };
-    Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
-}
-
 /// The mode's answer for a connection, given how and why it would be refused.
 fn unknown(
     rules: &Inner,
@@ -424,8 +440,4 @@ fn accepts_request(service: &Service, dst: SocketAddr) -> bool {
         (Group::Http, Target::Fixed(_) | Target::Concrete { .. }) => true,
         _ => service.holds(dst.ip()),
     }
-}
-
-fn non_empty(claims: Vec<Claim>) -> Option<Arc<[Claim]>> {
-    (!claims.is_empty()).then(|| claims.into())
 }

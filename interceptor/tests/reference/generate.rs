@@ -12,17 +12,34 @@ use crate::generate_routes::virtuals;
 use crate::world::{Bytes, Endpoint, Entry, Flow, Head, Port, World};
 
 const HOSTS: [&str; 10] = [
-    "a.com", "b.a.com", "c.b.a.com", "x.org", "B.A.com", "*.a.com", "*.com", "*.b.a.com", "*.org",
+    "a.com",
+    "b.a.com",
+    "c.b.a.com",
+    "x.org",
+    "B.A.com",
+    "*.a.com",
+    "*.com",
+    "*.b.a.com",
+    "*.org",
     "*.A.COM",
 ];
 /// Partial wildcards, which only the istio profile knows (HTTP-6).
 const PARTIAL: [&str; 2] = ["*a.com", "*b.a.com"];
 const NAMES: [&str; 9] = [
-    "a.com", "b.a.com", "c.b.a.com", "z.a.com", "x.org", "y.x.org", "ba.com", "unknown.net", "com",
+    "a.com",
+    "b.a.com",
+    "c.b.a.com",
+    "z.a.com",
+    "x.org",
+    "y.x.org",
+    "ba.com",
+    "unknown.net",
+    "com",
 ];
 const PORTS: [u16; 3] = [80, 443, 9000];
 const PROTOCOLS: [&str; 13] = [
-    "HTTP", "HTTP", "http2", "GRPC", "TLS", "TLS", "https", "TCP", "TCP", "MONGO", "redis", "UDP", "",
+    "HTTP", "HTTP", "http2", "GRPC", "TLS", "TLS", "https", "TCP", "TCP", "MONGO", "redis", "UDP",
+    "",
 ];
 const ADDRESSES: [&str; 10] = [
     "192.0.2.1",
@@ -72,8 +89,17 @@ fn entry(profile: Enforcement) -> impl Strategy<Value = Entry> {
         hosts.extend(PARTIAL);
     }
     let exports: Vec<Vec<&str>> = vec![
-        vec![], vec![], vec![], vec!["*"], vec!["*"], vec!["."], vec!["default"], vec!["~"],
-        vec!["other"], vec![".", "default"], vec!["default", "."],
+        vec![],
+        vec![],
+        vec![],
+        vec!["*"],
+        vec!["*"],
+        vec!["."],
+        vec!["default"],
+        vec!["~"],
+        vec!["other"],
+        vec![".", "default"],
+        vec!["default", "."],
     ];
     (
         select(vec!["default", "default", "default", "other", "third"]),
@@ -91,8 +117,18 @@ fn entry(profile: Enforcement) -> impl Strategy<Value = Entry> {
         select(exports),
     )
         .prop_map(move |parts| {
-            let (namespace, created, labelled, hosts, addresses, numbers, kinds, resolution, endpoints, export_to) =
-                parts;
+            let (
+                namespace,
+                created,
+                labelled,
+                hosts,
+                addresses,
+                numbers,
+                kinds,
+                resolution,
+                endpoints,
+                export_to,
+            ) = parts;
             let ports = numbers.into_iter().zip(kinds).map(|(number, (protocol, target))| Port {
                 number,
                 protocol,
@@ -127,7 +163,12 @@ fn endpoint() -> impl Strategy<Value = AnyEndpoint> {
 }
 
 /// Turns what validation would reject into what it accepts (section 9a).
-fn valid(mut entry: Entry, endpoints: Vec<AnyEndpoint>, named: bool, profile: Enforcement) -> Entry {
+fn valid(
+    mut entry: Entry,
+    endpoints: Vec<AnyEndpoint>,
+    named: bool,
+    profile: Enforcement,
+) -> Entry {
     let mut seen = Vec::new();
     entry.hosts.retain(|host| {
         let lower = host.to_lowercase();
@@ -209,12 +250,41 @@ fn hello() -> impl Strategy<Value = Bytes> {
 fn host() -> impl Strategy<Value = String> {
     let name = select(NAMES.to_vec());
     let form = select(vec![
-        "NAME", "NAME", "NAME", "NAME", "NAME.", "NAME:PORT", "NAME:9999", "NAME.:PORT", "NAME..",
-        "NAME:", "NAME:0", "NAME:+80", "NAME:080", "u@NAME", "NAME/", ".NAME", "NAME,NAME", "*.NAME", "",
+        "NAME",
+        "NAME",
+        "NAME",
+        "NAME",
+        "NAME.",
+        "NAME:PORT",
+        "NAME:9999",
+        "NAME.:PORT",
+        "NAME..",
+        "NAME:",
+        "NAME:0",
+        "NAME:+80",
+        "NAME:080",
+        "u@NAME",
+        "NAME/",
+        ".NAME",
+        "NAME,NAME",
+        "*.NAME",
+        "",
     ]);
     let literal = select(vec![
-        "IP", "IP", "IP:PORT", "IP:9999", "192.0.2.1", "192.0.2.2", "[2001:db8::1]", "[2001:DB8::1]",
-        "[2001:db8:0::1]", "[::ffff:192.0.2.1]", "::1", "[a.com]", "192.0.2.01", "0xc0.0.2.1",
+        "IP",
+        "IP",
+        "IP:PORT",
+        "IP:9999",
+        "192.0.2.1",
+        "192.0.2.2",
+        "[2001:db8::1]",
+        "[2001:DB8::1]",
+        "[2001:db8:0::1]",
+        "[::ffff:192.0.2.1]",
+        "::1",
+        "[a.com]",
+        "192.0.2.01",
+        "0xc0.0.2.1",
     ]);
     prop_oneof![
         8 => (form, name, any::<bool>()).prop_map(|(form, name, upper)| {
@@ -232,7 +302,18 @@ fn head() -> impl Strategy<Value = Head> {
         12 => host().prop_map(|host| vec![host]),
         1 => host().prop_map(|host| vec![host.clone(), host]),
     ];
-    let path = select(vec!["/", "/a", "/a/b", "/ab", "/A", "/x/../a", "/./b", "/a?q=1", "/b?p=2&q=12", "/?q"]);
+    let path = select(vec![
+        "/",
+        "/a",
+        "/a/b",
+        "/ab",
+        "/A",
+        "/x/../a",
+        "/./b",
+        "/a?q=1",
+        "/b?p=2&q=12",
+        "/?q",
+    ]);
     let headers = vec(select(vec![("x-k", "v"), ("x-k", "w"), ("x-k", "v1"), ("x-o", "v")]), 0..3);
     (method, weighted(0.25, host()), hosts, any::<bool>(), version, path, headers).prop_map(
         |(method, mut authority, hosts, same, version, path, headers)| {

@@ -29,7 +29,8 @@ fn service() -> impl Strategy<Value = Virtual> {
         vec!["unknown.net"],
         vec!["*.org"],
     ]);
-    let gateways = select(vec![vec![], vec![], vec![], vec!["mesh"], vec!["egress"], vec!["egress", "mesh"]]);
+    let gateways =
+        select(vec![vec![], vec![], vec![], vec!["mesh"], vec!["egress"], vec!["egress", "mesh"]]);
     let exports = select(vec![vec![], vec![], vec!["*"], vec!["."], vec!["default"], vec!["~"]]);
     (
         select(vec!["default", "default", "other"]),
@@ -41,32 +42,44 @@ fn service() -> impl Strategy<Value = Virtual> {
         vec(stream_rule(), 0..3),
         vec(stream_rule(), 0..3),
     )
-        .prop_map(|(namespace, created, hosts, gateways, export_to, http, mut tls, mut tcp)| {
-            // VSV-7: names within the hosts.
-            for rule in &mut tls {
-                rule.sni = match hosts[0] {
-                    "*.a.com" | "*.A.com" | "*.com" => vec!["*.a.com", "b.a.com", "z.a.com"],
-                    "*.org" => vec!["x.org"],
-                    host => vec![host],
-                };
-                // Some of them only, or every rule would shadow the next.
-                let keep = rule.route[0].weight as usize % rule.sni.len();
-                rule.sni = vec![rule.sni[keep]];
-            }
-            for rule in &mut tcp {
-                rule.sni.clear();
-            }
-            let mut http = http;
-            if http.is_empty() && tls.is_empty() && tcp.is_empty() {
-                http = vec![HttpRule {
-                    name: "only",
-                    matches: Vec::new(),
-                    action: HttpAction::Reply(418),
-                    timeout: None,
-                }];
-            }
-            Virtual { name: String::new(), namespace, created, hosts, gateways, export_to, http, tls, tcp }
-        })
+        .prop_map(
+            |(namespace, created, hosts, gateways, export_to, http, mut tls, mut tcp)| {
+                // VSV-7: names within the hosts.
+                for rule in &mut tls {
+                    rule.sni = match hosts[0] {
+                        "*.a.com" | "*.A.com" | "*.com" => vec!["*.a.com", "b.a.com", "z.a.com"],
+                        "*.org" => vec!["x.org"],
+                        host => vec![host],
+                    };
+                    // Some of them only, or every rule would shadow the next.
+                    let keep = rule.route[0].weight as usize % rule.sni.len();
+                    rule.sni = vec![rule.sni[keep]];
+                }
+                for rule in &mut tcp {
+                    rule.sni.clear();
+                }
+                let mut http = http;
+                if http.is_empty() && tls.is_empty() && tcp.is_empty() {
+                    http = vec![HttpRule {
+                        name: "only",
+                        matches: Vec::new(),
+                        action: HttpAction::Reply(418),
+                        timeout: None,
+                    }];
+                }
+                Virtual {
+                    name: String::new(),
+                    namespace,
+                    created,
+                    hosts,
+                    gateways,
+                    export_to,
+                    http,
+                    tls,
+                    tcp,
+                }
+            },
+        )
 }
 
 fn http_rule() -> impl Strategy<Value = HttpRule> {
@@ -75,23 +88,32 @@ fn http_rule() -> impl Strategy<Value = HttpRule> {
         1 => select(vec![301_u16, 308]).prop_map(HttpAction::Redirect),
         1 => select(vec![200_u16, 418]).prop_map(HttpAction::Reply),
     ];
-    (select(vec!["", "r1", "r2"]), vec(http_match(), 0..3), action, weighted(0.2, 1_u64..9)).prop_map(
-        |(name, matches, action, timeout)| {
+    (select(vec!["", "r1", "r2"]), vec(http_match(), 0..3), action, weighted(0.2, 1_u64..9))
+        .prop_map(|(name, matches, action, timeout)| {
             let timeout = timeout.filter(|_| matches!(action, HttpAction::Route(_)));
             HttpRule { name, matches, action, timeout }
-        },
-    )
+        })
 }
 
 fn http_match() -> impl Strategy<Value = HttpMatch> {
     let uri = select::<Text>(vec![
-        ("exact", "/a"), ("prefix", "/a"), ("prefix", "/"), ("regex", "/a.*"), ("regex", "a"), ("exact", "/b"),
+        ("exact", "/a"),
+        ("prefix", "/a"),
+        ("prefix", "/"),
+        ("regex", "/a.*"),
+        ("regex", "a"),
+        ("exact", "/b"),
     ]);
     let method = select::<Text>(vec![("exact", "GET"), ("prefix", "P"), ("regex", "G.T")]);
     let authority = select::<Text>(vec![
-        ("exact", "a.com"), ("prefix", "b.a.com"), ("regex", ".*\\.com(:[0-9]+)?"), ("exact", "a.com:443"),
+        ("exact", "a.com"),
+        ("prefix", "b.a.com"),
+        ("regex", ".*\\.com(:[0-9]+)?"),
+        ("exact", "a.com:443"),
     ]);
-    let header = || of(select::<Text>(vec![("exact", "v"), ("prefix", "v"), ("regex", "v,.*"), ("exact", "w")]));
+    let header = || {
+        of(select::<Text>(vec![("exact", "v"), ("prefix", "v"), ("regex", "v,.*"), ("exact", "w")]))
+    };
     let query = select::<Text>(vec![("exact", "1"), ("prefix", "1"), ("regex", "[0-9]+")]);
     (
         select(vec!["", "m1", "m2"]),
@@ -104,16 +126,8 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
         weighted(0.2, select(vec![80_u16, 443])),
         weighted(0.2, select(vec!["default", "other"])),
     )
-        .prop_map(|(name, uri, method, authority, header, without, query, port, from)| HttpMatch {
-            name,
-            uri,
-            method,
-            authority,
-            header,
-            without,
-            query,
-            port,
-            from,
+        .prop_map(|(name, uri, method, authority, header, without, query, port, from)| {
+            HttpMatch { name, uri, method, authority, header, without, query, port, from }
         })
 }
 
@@ -129,11 +143,15 @@ fn route() -> impl Strategy<Value = Vec<Destination>> {
 
 fn destination() -> impl Strategy<Value = Destination> {
     let host = select(vec!["a.com", "b.a.com", "B.A.COM", "x.org", "missing.net"]);
-    (host, of(select(vec![80_u16, 443, 9000, 81])), weighted(0.1, Just(())), 0_u32..9)
-        .prop_map(|(host, port, subset, weight)| Destination { host, port, subset: subset.is_some(), weight })
+    (host, of(select(vec![80_u16, 443, 9000, 81])), weighted(0.1, Just(())), 0_u32..9).prop_map(
+        |(host, port, subset, weight)| Destination { host, port, subset: subset.is_some(), weight },
+    )
 }
 
 fn stream_rule() -> impl Strategy<Value = StreamRule> {
-    (weighted(0.4, select(vec![80_u16, 443, 9000])), route())
-        .prop_map(|(port, route)| StreamRule { sni: Vec::new(), port, route })
+    (weighted(0.4, select(vec![80_u16, 443, 9000])), route()).prop_map(|(port, route)| StreamRule {
+        sni: Vec::new(),
+        port,
+        route,
+    })
 }

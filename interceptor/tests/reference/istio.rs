@@ -30,10 +30,11 @@ pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
         return Verdicts { inspects, dialled, hello: None, request: None };
     }
     let hello = reading.hello(flow.hello);
-    let request = hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
-        Ok(host) => reading.request(flow, &host),
-        Err(answer) => answer,
-    });
+    let request =
+        hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
+            Ok(host) => reading.request(flow, &host),
+            Err(answer) => answer,
+        });
     Verdicts { inspects, dialled, hello: Some(hello), request }
 }
 
@@ -100,9 +101,8 @@ impl<'a> Reading<'a> {
                 (chains(self.group().1.into_iter()), chains(any))
             }
         };
-        let unconditional = |chains: &[Chain<'a>]| {
-            chains.iter().find(|chain| chain.sni.is_empty()).cloned()
-        };
+        let unconditional =
+            |chains: &[Chain<'a>]| chains.iter().find(|chain| chain.sni.is_empty()).cloned();
         let named = |name: &str| {
             let fitting = group.iter().filter(|chain| chain.fit(name).is_some());
             fitting.min_by_key(|chain| chain.fit(name)).cloned()
@@ -148,9 +148,7 @@ impl<'a> Reading<'a> {
                 let plain = group.iter().find(|service| service.kind() != Kind::Tls);
                 plain.is_some_and(|service| service.kind() == Kind::Sniffed)
             }
-            (false, group) => {
-                group.iter().any(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed))
-            }
+            (false, group) => group.iter().any(|s| matches!(s.kind(), Kind::Http | Kind::Sniffed)),
         }
     }
 

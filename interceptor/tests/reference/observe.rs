@@ -17,19 +17,42 @@ use crate::world::{Bytes, Flow};
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Seen {
     /// Closed without a byte.
-    Close { cluster: Option<String> },
+    Close {
+        cluster: Option<String>,
+    },
     Reset,
     /// Answered here.
-    Reply { status: u16, explain: bool, close: bool, route: Option<String> },
+    Reply {
+        status: u16,
+        explain: bool,
+        close: bool,
+        route: Option<String>,
+    },
     /// Relayed, on behalf of a resource.
-    Relay { to: Vec<Place>, rule: Option<String> },
+    Relay {
+        to: Vec<Place>,
+        rule: Option<String>,
+    },
     /// Judged request by request.
     Requests,
-    Forward { to: Vec<Place>, route: Option<String>, rule: Option<String>, timeout: Option<u64> },
+    Forward {
+        to: Vec<Place>,
+        route: Option<String>,
+        rule: Option<String>,
+        timeout: Option<u64>,
+    },
     /// Answered as a rule says.
-    Local { status: u16, location: Option<String>, route: Option<String>, rule: Option<String> },
+    Local {
+        status: u16,
+        location: Option<String>,
+        route: Option<String>,
+        rule: Option<String>,
+    },
     /// Whichever host's resolution holds the dialled address first, else the rest.
-    Hanging { claims: Vec<(String, Seen)>, otherwise: Box<Seen> },
+    Hanging {
+        claims: Vec<(String, Seen)>,
+        otherwise: Box<Seen>,
+    },
 }
 
 /// A destination.
@@ -44,11 +67,20 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum To {
     /// The dialled address; another of this name's where it does not answer.
-    Dialled { port: u16, name: Option<String> },
+    Dialled {
+        port: u16,
+        name: Option<String>,
+    },
     /// The dialled address if the name has it, else the name's.
-    Checked { host: String, port: u16 },
+    Checked {
+        host: String,
+        port: u16,
+    },
     Fixed(Vec<(SocketAddr, u32)>),
-    Names { names: Vec<(String, u16, u32)>, first_only: bool },
+    Names {
+        names: Vec<(String, u16, u32)>,
+        first_only: bool,
+    },
     Nowhere,
     NoCluster,
 }

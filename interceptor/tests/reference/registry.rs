@@ -103,7 +103,8 @@ pub(crate) fn services(world: &World) -> Vec<Service<'_>> {
     for entry in &entries {
         for host in &entry.hosts {
             let host = host.to_lowercase();
-            let same: Vec<&&Entry> = entries.iter().filter(|other| has_host(other, &host)).collect();
+            let same: Vec<&&Entry> =
+                entries.iter().filter(|other| has_host(other, &host)).collect();
             let own = same.iter().find(|other| other.namespace == WORKLOAD_NAMESPACE);
             let owner = own.unwrap_or(&same[0]);
             if !std::ptr::eq(**owner, *entry) && !unites(owner, entry) {
@@ -231,7 +232,12 @@ impl Service<'_> {
         Seen::Relay { to: vec![self.place(to)], rule: self.rule() }
     }
 
-    pub(crate) fn forward(&self, dst: SocketAddr, name: Option<&str>, profile: Enforcement) -> Seen {
+    pub(crate) fn forward(
+        &self,
+        dst: SocketAddr,
+        name: Option<&str>,
+        profile: Enforcement,
+    ) -> Seen {
         Seen::Forward {
             to: vec![self.place(self.upstream(dst, name, profile))],
             route: Some("default".to_owned()),

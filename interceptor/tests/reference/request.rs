@@ -51,7 +51,11 @@ fn effective(head: &Head, dst: SocketAddr, strict: bool) -> Option<Host> {
 
 /// One name or one address, and perhaps a port.
 fn read(text: &str, strict: bool) -> Option<Host> {
-    let end = if text.starts_with('[') { text.find(']')? + 1 } else { text.find(':').unwrap_or(text.len()) };
+    let end = if text.starts_with('[') {
+        text.find(']')? + 1
+    } else {
+        text.find(':').unwrap_or(text.len())
+    };
     let (host, rest) = text.split_at(end);
     let port = match rest.strip_prefix(':') {
         None if rest.is_empty() => None,
@@ -78,8 +82,11 @@ fn read(text: &str, strict: bool) -> Option<Host> {
     // T-20, T-30: other forms of addresses are no names.
     let last = labels.last()?;
     let number = last.chars().all(|c| c.is_ascii_digit()) || last.starts_with("0x");
-    (name.len() <= 253 && labels.iter().all(good) && !number)
-        .then_some(Host { name: Some(name), ip: None, port })
+    (name.len() <= 253 && labels.iter().all(good) && !number).then_some(Host {
+        name: Some(name),
+        ip: None,
+        port,
+    })
 }
 
 fn read_port(text: &str) -> Option<u16> {

@@ -37,11 +37,15 @@ impl<'a> Rules<'a> {
         let covers = |listed: &str| {
             let listed = listed.to_lowercase();
             let inside = host.strip_prefix("*.").unwrap_or(host);
-            if listed == host { Some(0) } else { fit(&listed, inside).filter(|_| listed.starts_with('*')) }
+            if listed == host {
+                Some(0)
+            } else {
+                fit(&listed, inside).filter(|_| listed.starts_with('*'))
+            }
         };
-        let all = bound(world).into_iter().filter_map(|v| {
-            Some((v.hosts.iter().filter_map(|listed| covers(listed)).min()?, v))
-        });
+        let all = bound(world)
+            .into_iter()
+            .filter_map(|v| Some((v.hosts.iter().filter_map(|listed| covers(listed)).min()?, v)));
         Self(all.min_by_key(|(fit, _)| *fit).map(|(_, v)| v))
     }
 
@@ -68,7 +72,12 @@ impl<'a> Rules<'a> {
                 (name, "") => Some(name.to_owned()),
                 (name, matched) => Some(format!("{name}.{matched}")),
             };
-            let local = |status, location| Seen::Local { status, location, route: route.clone(), rule: id.clone() };
+            let local = |status, location| Seen::Local {
+                status,
+                location,
+                route: route.clone(),
+                rule: id.clone(),
+            };
             return Some(match &rule.action {
                 HttpAction::Route(to) => Seen::Forward {
                     to: places(world, to, dst, name),
@@ -139,7 +148,8 @@ fn places(world: &World, to: &[Destination], dst: SocketAddr, name: Option<&str>
         let weight = to.weight;
         let host: Vec<&Service<'_>> =
             all.iter().filter(|service| service.host == to.host.to_lowercase()).collect();
-        let port = to.port.unwrap_or(if let [only] = host[..] { only.port.number } else { dst.port() });
+        let port =
+            to.port.unwrap_or(if let [only] = host[..] { only.port.number } else { dst.port() });
         // No DestinationRule, so no subset either.
         let found = host.iter().find(|service| service.port.number == port && !to.subset);
         match found {
@@ -177,7 +187,8 @@ impl<'a> Service<'a> {
             _ => {}
         }
         if chains.is_empty() {
-            let sni = if self.kind() == Kind::Tls && !bound { vec![self.host.clone()] } else { vec![] };
+            let sni =
+                if self.kind() == Kind::Tls && !bound { vec![self.host.clone()] } else { vec![] };
             chains.push(Chain { service: self.clone(), sni, rule: None });
         }
         chains
@@ -191,12 +202,7 @@ impl Chain<'_> {
         self.sni.iter().filter(usable).filter_map(|sni| fit(sni, name)).min()
     }
 
-    pub(crate) fn relay(
-        &self,
-        world: &World,
-        dst: SocketAddr,
-        name: Option<&str>,
-    ) -> Seen {
+    pub(crate) fn relay(&self, world: &World, dst: SocketAddr, name: Option<&str>) -> Seen {
         match self.rule {
             None => self.service.relay(dst, name, world.profile),
             Some((v, rule)) => Seen::Relay {

@@ -40,10 +40,11 @@ pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
         return Verdicts { inspects: false, dialled, hello: None, request: None };
     }
     let hello = reading.hello(flow.hello);
-    let request = hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
-        Ok(host) => reading.request(flow, &host),
-        Err(answer) => answer,
-    });
+    let request =
+        hello.serves_http().then(|| match request::host(&flow.head, flow.dst, world.profile) {
+            Ok(host) => reading.request(flow, &host),
+            Err(answer) => answer,
+        });
     Verdicts { inspects: true, dialled, hello: Some(hello), request }
 }
 

@@ -25,6 +25,9 @@ const PATTERN: &str = "interceptor/src/decide/pattern.rs";
 const REQUEST: &str = "interceptor/src/decide/request.rs";
 const SERVICE: &str = "interceptor/src/decide/service.rs";
 const STRICT: &str = "interceptor/src/decide/strict.rs";
+const HTTP_ROUTE: &str = "interceptor/src/decide/http_route.rs";
+const BIND: &str = "interceptor/src/policy/virtual_service/compile.rs";
+const ACTIONS: &str = "interceptor/src/policy/virtual_service/actions.rs";
 const COMPILE: &str = "interceptor/src/policy/compile.rs";
 const REGISTRY: &str = "interceptor/src/policy/registry.rs";
 
@@ -49,7 +52,12 @@ pub(super) const FAULTS: &[Fault] = &[
         "text.strip_suffix('.').unwrap_or(text);\n        if text.is_empty()",
         "text;\n        if text.is_empty()",
     ),
-    fault("case stays", HOST, "Ok(Self(text.to_ascii_lowercase().into()))", "Ok(Self(text.into()))"),
+    fault(
+        "case stays",
+        HOST,
+        "Ok(Self(text.to_ascii_lowercase().into()))",
+        "Ok(Self(text.into()))",
+    ),
     fault(
         "wildcard before exact",
         PATTERN,
@@ -139,7 +147,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "TLS without SNI by address",
         STRICT,
-        "Reason::NoServerName);\n            return by_resolution(claims, otherwise);",
+        "Reason::NoServerName);\n            return self.by_resolution(rules, dst, claims, otherwise);",
         "Reason::NoServerName);\n            return self.nameless(port, rules, dst, otherwise);",
     ),
     fault(
@@ -157,8 +165,8 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "TCP takes HTTP of its port",
         STRICT,
-        "port.tcp_claims.as_ref().filter(|_| port.http.is_empty())",
-        "port.tcp_claims.as_ref()",
+        "if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };",
+        "&port.tcp_claims[..];",
     ),
     fault(
         "decided without a look",
@@ -180,12 +188,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "*entry.meta.namespace != *namespace);",
         "*entry.meta.namespace == *namespace);",
     ),
-    fault(
-        "unlike entries unite",
-        COMPILE,
-        "        && first.resolution == later.resolution\n",
-        "",
-    ),
+    fault("unlike entries unite", COMPILE, "        && first.resolution == later.resolution\n", ""),
     fault(
         "targetPort is ignored",
         REGISTRY,
@@ -205,4 +208,43 @@ pub(super) const FAULTS: &[Fault] = &[
         "endpoint.ports.iter().find(|(name, _)| *name == port.name);",
         "endpoint.ports.iter().find(|(name, _)| name.is_empty());",
     ),
+    fault(
+        "the last rule first",
+        HTTP_ROUTE,
+        "for rule in &self.rules {",
+        "for rule in self.rules.iter().rev() {",
+    ),
+    fault(
+        "one condition suffices",
+        HTTP_ROUTE,
+        "&& text(&self.method, request.head.method)",
+        "|| text(&self.method, request.head.method)",
+    ),
+    fault(
+        "withoutHeaders is headers",
+        HTTP_ROUTE,
+        "&& !self.without_headers",
+        "&& self.without_headers",
+    ),
+    fault("paths as sent", HTTP_ROUTE, "normalize(path, self.normalization)", "path.to_owned()"),
+    fault(
+        "match.port is ignored",
+        BIND,
+        "scope.port.is_some_and(|own| own != port)",
+        "scope.port.is_some_and(|own| own == 0)",
+    ),
+    fault("no only port", BIND, "[only] => *only,", "[only] if *only == handler => *only,"),
+    fault(
+        "wildcards over known hosts",
+        BIND,
+        "                && !covered(host)\n",
+        "                && (true || !covered(host))\n",
+    ),
+    fault(
+        "own chain beside tls rules",
+        BIND,
+        "chains.complete |= group == Group::Tls || item.subnets.is_empty();",
+        "chains.complete |= group != Group::Tls && item.subnets.is_empty();",
+    ),
+    fault("destinations of weight 0", ACTIONS, "    found.retain(|to| to.weight > 0);\n", ""),
 ];
