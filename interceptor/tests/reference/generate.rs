@@ -8,7 +8,7 @@ use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-use crate::generate_routes::virtuals;
+use crate::generate_routes::{sidecars, virtuals};
 use crate::world::{Bytes, Endpoint, Entry, Flow, Head, Port, World};
 
 const HOSTS: [&str; 10] = [
@@ -74,13 +74,15 @@ pub(crate) fn world(profile: Enforcement) -> impl Strategy<Value = World> {
         2 => Just(Outbound::AllowAny),
         1 => Just(Outbound::AllowAnyDynamicDns),
     ];
-    (mode, vec(entry(profile), 0..7), virtuals()).prop_map(move |(mode, mut entries, virtuals)| {
-        // Names and age must not go together, or REG-4 would be tested by half.
-        for (i, entry) in entries.iter_mut().enumerate() {
-            entry.name = format!("e{}", i * 5 + 3);
-        }
-        World { profile, mode, entries, virtuals }
-    })
+    (mode, vec(entry(profile), 0..7), virtuals(), sidecars()).prop_map(
+        move |(mesh_mode, mut entries, virtuals, sidecars)| {
+            // Names and age must not go together, or REG-4 would be tested by half.
+            for (i, entry) in entries.iter_mut().enumerate() {
+                entry.name = format!("e{}", i * 5 + 3);
+            }
+            World { profile, mesh_mode, entries, virtuals, sidecars }
+        },
+    )
 }
 
 fn entry(profile: Enforcement) -> impl Strategy<Value = Entry> {

@@ -1,11 +1,13 @@
-//! Random VirtualServices over the universe of [`crate::generate`].
+//! Random VirtualServices and Sidecars over the universe of [`crate::generate`].
 
 use proptest::collection::vec;
 use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::world::{Destination, HttpAction, HttpMatch, HttpRule, StreamRule, Text, Virtual};
+use crate::world::{
+    Destination, HttpAction, HttpMatch, HttpRule, Sidecar, StreamRule, Text, Virtual,
+};
 
 pub(crate) fn virtuals() -> impl Strategy<Value = Vec<Virtual>> {
     let some = vec(service(), 1..4).prop_map(|mut virtuals| {
@@ -154,4 +156,41 @@ fn stream_rule() -> impl Strategy<Value = StreamRule> {
         port,
         route,
     })
+}
+
+pub(crate) fn sidecars() -> impl Strategy<Value = Vec<Sidecar>> {
+    let some = vec(sidecar(), 1..4).prop_map(|mut sidecars| {
+        for (i, sidecar) in sidecars.iter_mut().enumerate() {
+            sidecar.name = format!("s{}", i * 5 + 3);
+        }
+        sidecars
+    });
+    prop_oneof![2 => Just(vec![]), 1 => some]
+}
+
+fn sidecar() -> impl Strategy<Value = Sidecar> {
+    let hosts = select(vec![
+        vec![],
+        vec!["*/*"],
+        vec!["./*"],
+        vec!["default/*", "other/a.com"],
+        vec!["*/*.a.com"],
+        vec!["*/*.com", "~other/a.com"],
+        vec!["*/*", "~/*.a.com"],
+        vec!["~/*"],
+        vec!["*/a.com", "*/x.org"],
+    ]);
+    (
+        select(vec!["default", "default", "istio-system", "other"]),
+        of(1_u8..4),
+        weighted(0.3, select(vec!["blue", "red"])),
+        weighted(0.4, of(select(vec!["REGISTRY_ONLY", "ALLOW_ANY"]))),
+        hosts,
+    )
+        .prop_map(|(namespace, created, selects, policy, hosts)| {
+            // A Sidecar that says nothing is rejected (SC-9).
+            let says = policy.is_some() || !hosts.is_empty();
+            let policy = if says { policy } else { Some(None) };
+            Sidecar { name: String::new(), namespace, created, selects, policy, hosts }
+        })
 }

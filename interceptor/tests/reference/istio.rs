@@ -10,6 +10,7 @@ use crate::registry::{
 };
 use crate::request;
 use crate::routing::{Chain, nominal};
+use crate::sidecar::mode;
 use crate::world::{Bytes, Flow, World};
 
 /// One connection and the services that its handler is made of.
@@ -68,7 +69,7 @@ impl<'a> Reading<'a> {
                 let names = service.chains(true).iter().any(|chain| !chain.sni.is_empty());
                 service.kind() == Kind::Sniffed || names
             }
-            None if self.port.is_empty() => self.world.mode == Outbound::AllowAnyDynamicDns,
+            None if self.port.is_empty() => mode(self.world) == Outbound::AllowAnyDynamicDns,
             None => self.port.iter().any(|service| service.kind() != Kind::Tcp),
         }
     }
@@ -114,7 +115,7 @@ impl<'a> Reading<'a> {
             .or_else(|| unconditional(&any));
         match found {
             Some(chain) => chain.relay(self.world, self.dst, name),
-            None if self.world.mode == Outbound::RegistryOnly => black_hole(),
+            None if mode(self.world) == Outbound::RegistryOnly => black_hole(),
             None => Seen::Relay {
                 to: vec![passthrough(self.dst, name, Enforcement::Istio)],
                 rule: None,
@@ -140,7 +141,7 @@ impl<'a> Reading<'a> {
             return service.kind() == Kind::Sniffed;
         }
         if self.port.is_empty() {
-            return self.world.mode == Outbound::AllowAnyDynamicDns;
+            return mode(self.world) == Outbound::AllowAnyDynamicDns;
         }
         match self.group() {
             // LIS-7: of chains with one condition the first stands.

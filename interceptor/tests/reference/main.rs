@@ -11,6 +11,7 @@ mod registry;
 mod request;
 mod strict;
 mod routing;
+mod sidecar;
 mod generate_routes;
 mod world;
 
@@ -66,11 +67,15 @@ fn compile(world: &World, file: &Path) -> Result<Policy, TestCaseError> {
     fs::write(file, &yaml).expect("written");
     let sources = Sources {
         files: vec![file.to_owned()],
-        outbound: Some(world.mode),
+        outbound: Some(world.mesh_mode),
         enforcement: Some(world.profile),
         ..Sources::default()
     };
-    let loaded = load(&sources, &Caller::new(registry::WORKLOAD_NAMESPACE))
+    let caller = Caller {
+        namespace: registry::WORKLOAD_NAMESPACE.to_owned(),
+        labels: vec![("team".to_owned(), sidecar::WORKLOAD_TEAM.to_owned())],
+    };
+    let loaded = load(&sources, &caller)
         .map_err(|errors| TestCaseError::fail(format!("{errors}\n{yaml}")))?;
     prop_assert!(loaded.rejected.is_empty(), "{:?}\n{yaml}", loaded.rejected);
     Ok(loaded.snapshot.policy)
@@ -85,7 +90,7 @@ fn agree(world: &World, policy: &Policy, flow: &Flow) -> Result<(), TestCaseErro
     prop_assert!(
         found == expected,
         "{flow:?}\n{:?}\nin\n{}decide:    {found:?}\nreference: {expected:?}",
-        world.mode,
+        world.mesh_mode,
         world.yaml()
     );
     Ok(())

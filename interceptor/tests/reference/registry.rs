@@ -7,6 +7,7 @@ use interceptor::policy::{Enforcement, Outbound};
 
 use crate::observe::{Place, Seen, To};
 use crate::routing::Rules;
+use crate::sidecar;
 use crate::world::{Entry, Flow, Port, World};
 
 pub(crate) const WORKLOAD_NAMESPACE: &str = "default";
@@ -103,8 +104,12 @@ pub(crate) fn services(world: &World) -> Vec<Service<'_>> {
     for entry in &entries {
         for host in &entry.hosts {
             let host = host.to_lowercase();
-            let same: Vec<&&Entry> =
-                entries.iter().filter(|other| has_host(other, &host)).collect();
+            let sees = |entry: &Entry| sidecar::sees(world, entry.namespace, &host);
+            if !sees(entry) {
+                continue;
+            }
+            let has = |other: &&&Entry| has_host(other, &host) && sees(other);
+            let same: Vec<&&Entry> = entries.iter().filter(has).collect();
             let own = same.iter().find(|other| other.namespace == WORKLOAD_NAMESPACE);
             let owner = own.unwrap_or(&same[0]);
             if !std::ptr::eq(**owner, *entry) && !unites(owner, entry) {
@@ -313,7 +318,7 @@ pub(crate) fn unknown_request(world: &World, dst: SocketAddr, host: &Host, close
         rule: None,
         timeout: None,
     };
-    match world.mode {
+    match sidecar::mode(world) {
         _ if closed => {}
         Outbound::RegistryOnly => {}
         Outbound::AllowAny => {

@@ -7,6 +7,7 @@ use regex::Regex;
 
 use crate::observe::{Place, Seen, To};
 use crate::registry::{Kind, Service, WORKLOAD_NAMESPACE, fit, services, visible};
+use crate::sidecar;
 use crate::world::{Destination, Head, HttpAction, HttpMatch, StreamRule, Text, Virtual, World};
 
 /// The VirtualService of a host, if it has one.
@@ -23,10 +24,11 @@ pub(crate) struct Chain<'a> {
 }
 
 /// VS-1, VS-3: what the workload sees, the oldest first.
-fn bound(world: &World) -> Vec<&Virtual> {
+pub(crate) fn bound(world: &World) -> Vec<&Virtual> {
     let mesh = |v: &&Virtual| v.gateways.is_empty() || v.gateways.contains(&"mesh");
     let seen = |v: &&Virtual| visible(&v.export_to, v.namespace);
     let mut bound: Vec<&Virtual> = world.virtuals.iter().filter(mesh).filter(seen).collect();
+    bound.retain(|v| sidecar::brings(world, v));
     bound.sort_by_key(|v| (v.created.unwrap_or(0), v.name.clone(), v.namespace));
     bound
 }

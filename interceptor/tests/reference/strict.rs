@@ -13,6 +13,7 @@ use crate::registry::{
 };
 use crate::request;
 use crate::routing::{Chain, Rules, nominal};
+use crate::sidecar::mode;
 use crate::world::{Bytes, Flow, World};
 
 struct Reading<'a> {
@@ -52,7 +53,7 @@ impl<'a> Reading<'a> {
     /// T-13: a special address that takes an entry that lists it.
     fn closed(&self) -> bool {
         let ip = self.dst.ip();
-        match self.world.mode {
+        match mode(self.world) {
             Outbound::RegistryOnly => special(ip),
             Outbound::AllowAny | Outbound::AllowAnyDynamicDns => metadata(ip),
         }
@@ -119,7 +120,7 @@ impl<'a> Reading<'a> {
             // Bytes that hide a name are refused, unless no name decides anything here.
             Bytes::Malformed => {
                 let named = self.here.iter().any(|service| service.kind() == Kind::Tls);
-                if named || self.routes_http() || self.world.mode == Outbound::RegistryOnly {
+                if named || self.routes_http() || mode(self.world) == Outbound::RegistryOnly {
                     black_hole()
                 } else {
                     self.nameless(black_hole())
@@ -196,7 +197,7 @@ impl<'a> Reading<'a> {
     }
 
     fn unknown(&self, name: Option<&str>, refusal: Seen) -> Seen {
-        if self.closed() || self.world.mode == Outbound::RegistryOnly {
+        if self.closed() || mode(self.world) == Outbound::RegistryOnly {
             return refusal;
         }
         Seen::Relay { to: vec![passthrough(self.dst, name, Enforcement::Strict)], rule: None }

@@ -9,9 +9,25 @@ use interceptor::policy::{Enforcement, Outbound};
 #[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) profile: Enforcement,
-    pub(crate) mode: Outbound,
+    /// The mesh's; a Sidecar may say otherwise.
+    pub(crate) mesh_mode: Outbound,
     pub(crate) entries: Vec<Entry>,
     pub(crate) virtuals: Vec<Virtual>,
+    pub(crate) sidecars: Vec<Sidecar>,
+}
+
+/// A Sidecar.
+#[derive(Debug, Clone)]
+pub(crate) struct Sidecar {
+    pub(crate) name: String,
+    pub(crate) namespace: &'static str,
+    pub(crate) created: Option<u8>,
+    /// `team` of its `workloadSelector`.
+    pub(crate) selects: Option<&'static str>,
+    /// `outboundTrafficPolicy`, and `mode` in it.
+    pub(crate) policy: Option<Option<&'static str>>,
+    /// Of its only egress item; empty = there is none.
+    pub(crate) hosts: Vec<&'static str>,
 }
 
 /// A ServiceEntry.
@@ -157,6 +173,9 @@ impl World {
         for service in &self.virtuals {
             service.write(&mut out).expect("a String takes everything");
         }
+        for sidecar in &self.sidecars {
+            sidecar.write(&mut out).expect("a String takes everything");
+        }
         out
     }
 }
@@ -196,6 +215,29 @@ impl Entry {
                 write!(out, ", weight: {weight}")?;
             }
             writeln!(out, "}}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Sidecar {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata:")?;
+        writeln!(out, "  name: {}\n  namespace: {}", self.name, self.namespace)?;
+        if let Some(day) = self.created {
+            writeln!(out, "  creationTimestamp: \"2020-01-{day:02}T00:00:00Z\"")?;
+        }
+        writeln!(out, "spec:")?;
+        if let Some(team) = self.selects {
+            writeln!(out, "  workloadSelector: {{labels: {{team: {team}}}}}")?;
+        }
+        match self.policy {
+            None => {}
+            Some(None) => writeln!(out, "  outboundTrafficPolicy: {{}}")?,
+            Some(Some(mode)) => writeln!(out, "  outboundTrafficPolicy: {{mode: {mode}}}")?,
+        }
+        if !self.hosts.is_empty() {
+            writeln!(out, "  egress: [{{hosts: {:?}}}]", self.hosts)?;
         }
         Ok(())
     }

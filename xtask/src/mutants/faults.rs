@@ -27,7 +27,7 @@ const SERVICE: &str = "interceptor/src/decide/service.rs";
 const STRICT: &str = "interceptor/src/decide/strict.rs";
 const HTTP_ROUTE: &str = "interceptor/src/decide/http_route.rs";
 const BIND: &str = "interceptor/src/policy/virtual_service/compile.rs";
-const ACTIONS: &str = "interceptor/src/policy/virtual_service/actions.rs";
+const SIDECAR: &str = "interceptor/src/policy/sidecar/mod.rs";
 const COMPILE: &str = "interceptor/src/policy/compile.rs";
 const REGISTRY: &str = "interceptor/src/policy/registry.rs";
 
@@ -246,5 +246,18 @@ pub(super) const FAULTS: &[Fault] = &[
         "chains.complete |= group == Group::Tls || item.subnets.is_empty();",
         "chains.complete |= group != Group::Tls && item.subnets.is_empty();",
     ),
-    fault("destinations of weight 0", ACTIONS, "    found.retain(|to| to.weight > 0);\n", ""),
+    fault(
+        "destinations of weight 0",
+        BIND,
+        "to.iter().filter(|to| to.weight > 0).map(",
+        "to.iter().map(",
+    ),
+    fault("exclusions are ignored", SIDECAR, "takes(false) && !takes(true)", "takes(false)"),
+    fault("any Sidecar of the namespace", SIDECAR, "&& caller.has(&sidecar.selector)", ""),
+    fault(
+        "destinations are not imported",
+        SIDECAR,
+        "            || self.also.contains(host)\n            || self.egress",
+        "            || self.egress",
+    ),
 ];
