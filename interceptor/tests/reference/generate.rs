@@ -36,7 +36,8 @@ const NAMES: [&str; 9] = [
     "unknown.net",
     "com",
 ];
-const PORTS: [u16; 3] = [80, 443, 9000];
+/// Few, so that entries share them.
+const PORTS: [&[u16]; 5] = [&[443], &[443], &[80], &[80, 443], &[443, 9000]];
 const PROTOCOLS: [&str; 13] = [
     "HTTP", "HTTP", "http2", "GRPC", "TLS", "TLS", "https", "TCP", "TCP", "MONGO", "redis", "UDP",
     "",
@@ -53,9 +54,10 @@ const ADDRESSES: [&str; 10] = [
     "169.254.169.254",
     "127.0.0.0/8",
 ];
-const DIALLED: [&str; 12] = [
+const DIALLED: [&str; 13] = [
     "192.0.2.1",
     "192.0.2.2",
+    "192.0.2.3",
     "192.0.2.9",
     "192.0.2.77",
     "192.0.3.1",
@@ -112,7 +114,7 @@ fn entry(profile: Enforcement) -> impl Strategy<Value = Entry> {
             3 => Just(vec![]),
             4 => subsequence(ADDRESSES.to_vec(), 1..=2).prop_shuffle(),
         ],
-        subsequence(PORTS.to_vec(), 1..=2),
+        select(PORTS.to_vec()).prop_map(<[u16]>::to_vec),
         vec((select(PROTOCOLS.to_vec()), weighted(0.3, select(vec![8080_u16, 8443]))), 2),
         select(vec!["NONE", "STATIC", "DNS", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"]),
         (vec(endpoint(), 0..3), any::<bool>()),
@@ -220,7 +222,7 @@ fn valid(
 }
 
 pub(crate) fn flow() -> impl Strategy<Value = Flow> {
-    let dst = (select(DIALLED.to_vec()), select(vec![80_u16, 80, 443, 443, 9000, 9000, 81]));
+    let dst = (select(DIALLED.to_vec()), select(vec![443_u16, 443, 443, 443, 80, 80, 9000, 81]));
     (dst, hello(), head()).prop_map(|((ip, port), hello, mut head)| {
         let ip: IpAddr = ip.parse().expect("an address");
         let dst = SocketAddr::new(ip, port);

@@ -16,7 +16,7 @@ pub(crate) fn virtuals() -> impl Strategy<Value = Vec<Virtual>> {
         }
         virtuals
     });
-    prop_oneof![1 => Just(vec![]), 1 => some]
+    prop_oneof![2 => Just(vec![]), 1 => some]
 }
 
 fn service() -> impl Strategy<Value = Virtual> {
@@ -165,7 +165,7 @@ pub(crate) fn sidecars() -> impl Strategy<Value = Vec<Sidecar>> {
         }
         sidecars
     });
-    prop_oneof![2 => Just(vec![]), 1 => some]
+    prop_oneof![4 => Just(vec![]), 1 => some]
 }
 
 fn sidecar() -> impl Strategy<Value = Sidecar> {

@@ -27,7 +27,7 @@ use world::{Flow, World};
 
 /// Policies per profile, each with [`FLOWS`] flows, unless PROPTEST_CASES says otherwise.
 const CASES: u32 = 2_000;
-const FLOWS: usize = 6;
+const FLOWS: usize = 16;
 
 #[test]
 fn istio_decides_as_the_reference() {
