@@ -183,6 +183,15 @@ mod tests {
     }
 
     #[test]
+    fn http_2_the_longer_suffix_wins_partial_or_not() {
+        let index = index(&["*.com", "*post.com", "*.post.com"]);
+        for (name, expected) in [("a.post.com", &[2, 1, 0][..]), ("xpost.com", &[1, 0])] {
+            let host = HostName::parse(name).expect("a name");
+            assert_eq!(index.matches(&host).collect::<Vec<_>>(), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn sev_1_and_sev_3_refused_hosts() {
         for host in ["*", "", "a.*.com", "*.*.com", "*.", "a..b", "1.2.3.4", "a b.com", "é.com"] {
             assert!(EntryHost::parse(host).is_err(), "{host:?}");
