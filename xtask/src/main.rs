@@ -6,6 +6,7 @@
 mod build;
 mod install;
 mod lint;
+mod mutants;
 mod picture;
 mod run;
 mod scenarios;
@@ -38,6 +39,7 @@ enum Task {
     Setup(SetupArgs),
     Lint(lint::Args),
     Picture(picture::Args),
+    Mutants(mutants::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
     /// documents that no longer say what the code does
     Tidy,
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Some(Task::Setup(args)) => toolchain::set_up(&args.install).map(|_| ()),
         Some(Task::Lint(args)) => lint::run(&args),
         Some(Task::Picture(args)) => picture::run(&args),
+        Some(Task::Mutants(args)) => mutants::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
     match done {

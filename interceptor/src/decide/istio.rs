@@ -40,8 +40,10 @@ struct Port {
     names: HostIndex,
     /// Addresses that count as names of plaintext HTTP routing (HTTP-7).
     literals: HashMap<IpAddr, u32>,
-    /// A MONGO or MYSQL entry owns this handler (LIS-17).
+    /// A MONGO or MYSQL entry has a part in this handler (LIS-17).
     exclusive: bool,
+    /// An entry of another group than TCP has a part in it.
+    mixed: bool,
     /// Some chain needs the first bytes (LIS-21, LIS-22).
     inspects: bool,
     /// Plaintext HTTP is routed here, names or not (SC-8).
@@ -97,13 +99,14 @@ impl Tables {
                 return;
             }
         }
-        let shared = self.ports.get(&service.port).is_some_and(|port| !port.is_new());
         let numbers = self.number(id, service);
         let port = self.ports.entry(service.port).or_default();
-        if shared && port.exclusive != service.exclusive {
+        let other = service.group != Group::Tcp;
+        if (port.exclusive && other) || (service.exclusive && port.mixed) {
             return;
         }
-        port.exclusive = service.exclusive;
+        port.exclusive |= service.exclusive;
+        port.mixed |= other;
         port.inspects |= service.group != Group::Tcp || service.chains.iter().any(|c| !c.sni.is_empty());
         if service.group == Group::Http {
             for name in service.names() {
@@ -258,14 +261,6 @@ impl Tables {
 }
 
 impl Port {
-    /// Whether no service was added yet.
-    fn is_new(&self) -> bool {
-        self.names.is_empty()
-            && self.any.is_empty()
-            && self.networks.is_empty()
-            && self.literals.is_empty()
-    }
-
     /// The chain for bytes that are not routed as HTTP: address, then SNI, then the chain without
     /// a condition; no way back from a step taken (LIS-6). The port's default is the unconditional
     /// chain, else the mode (LIS-8).
@@ -313,10 +308,6 @@ impl Chains {
         for host in sni.iter().filter(|host| !matches!(host, EntryHost::Partial(_))) {
             self.sni.insert(host, number);
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.sni.is_empty() && self.rest.is_none()
     }
 
     fn pick(&self, name: Option<&HostName>) -> Option<u32> {

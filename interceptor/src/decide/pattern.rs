@@ -59,7 +59,10 @@ impl EntryHost {
             (Self::Partial(own), Self::Wildcard(suffix) | Self::Partial(suffix)) => {
                 suffix.as_str().ends_with(own.as_str())
             }
-            (Self::Exact(_), _) | (Self::Wildcard(_), Self::Partial(_)) => false,
+            (Self::Wildcard(own), Self::Partial(suffix)) => {
+                suffix.parents().any(|parent| parent == own.as_str())
+            }
+            (Self::Exact(_), _) => false,
         }
     }
 
@@ -67,7 +70,8 @@ impl EntryHost {
     pub(crate) fn specificity(&self) -> (bool, usize) {
         match self {
             Self::Exact(name) => (true, name.as_str().len()),
-            Self::Wildcard(suffix) | Self::Partial(suffix) => (false, suffix.as_str().len()),
+            Self::Wildcard(suffix) => (false, suffix.as_str().len() + 1),
+            Self::Partial(suffix) => (false, suffix.as_str().len()),
         }
     }
 
@@ -121,16 +125,20 @@ impl HostIndex {
     /// The services for `name`, best first: exact, then the longest suffix (HTTP-2).
     pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
         let exact = self.exact.get(name.as_str()).into_iter().flatten().copied();
-        let wildcard =
-            name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
-        let name = name.as_str();
-        let mut partial: Vec<_> = self
-            .partial
-            .iter()
-            .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix))
+        let wildcard = name.parents().filter_map(|suffix| Some((suffix, self.wildcard.get(suffix)?)));
+        // The dot belongs to a whole-label suffix: `*foo.com` gives more of a name than `*.com`.
+        let mut suffixes: Vec<(usize, u32)> = wildcard
+            .flat_map(|(suffix, services)| services.iter().map(|s| (suffix.len() + 1, *s)))
             .collect();
-        partial.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
-        exact.chain(wildcard).chain(partial.into_iter().map(|(_, service)| *service))
+        if !self.partial.is_empty() {
+            let name = name.as_str();
+            let partial = self.partial.iter();
+            let fitting = partial
+                .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix));
+            suffixes.extend(fitting.map(|(suffix, service)| (suffix.len(), *service)));
+            suffixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        }
+        exact.chain(suffixes.into_iter().map(|(_, service)| service))
     }
 }
 
@@ -171,6 +179,15 @@ mod tests {
         {
             let host = HostName::parse(name).expect("a name");
             assert_eq!(index.matches(&host).next().is_some(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn http_2_the_longer_suffix_wins_partial_or_not() {
+        let index = index(&["*.com", "*post.com", "*.post.com"]);
+        for (name, expected) in [("a.post.com", &[2, 1, 0][..]), ("xpost.com", &[1, 0])] {
+            let host = HostName::parse(name).expect("a name");
+            assert_eq!(index.matches(&host).collect::<Vec<_>>(), expected, "{name}");
         }
     }
 

@@ -176,7 +176,7 @@ impl Cluster {
     }
 
     pub(crate) fn lists(&self, ip: IpAddr) -> bool {
-        self.addresses.iter().any(|network| network.contains(&ip))
+        longest(&self.addresses, ip).is_some()
     }
 
     /// Where its traffic goes, load balancing PASSTHROUGH included (DR-13).
@@ -237,6 +237,11 @@ impl Cluster {
             (Target::Concrete { .. }, _) => Upstream::None,
         }
     }
+}
+
+/// The longest prefix among `networks` that holds `ip`.
+pub(super) fn longest(networks: &[IpNet], ip: IpAddr) -> Option<u8> {
+    networks.iter().filter(|network| network.contains(&ip)).map(IpNet::prefix_len).max()
 }
 
 impl RouteTo {

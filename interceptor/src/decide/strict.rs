@@ -1,8 +1,11 @@
 //! The strict profile: the flow alone decides (GAP-20), a name only with an address behind it (R3),
 //! all candidates count (GAP-15), and refusals say why.
+//!
+//! Candidates are ranked as in LIS-6, by address before name; one whose conditions do not hold is
+//! passed over instead of ending the search.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -11,7 +14,7 @@ use super::host::HostName;
 use super::net::{Prefixes, is_metadata, is_special};
 use super::pattern::HostIndex;
 use super::request::Host;
-use super::service::Asked;
+use super::service::{Asked, longest};
 use super::{
     Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Reason, Service, Target,
     Upstream, judge_requests, refuse,
@@ -33,52 +36,46 @@ struct Port {
     tls: HostIndex,
     /// HTTP and sniffed services, by Host.
     http: HostIndex,
+    /// Where chains of TLS and sniffed services look at the bytes.
+    looks: Addresses<()>,
     /// Chains of TCP services by address: any bytes to there.
-    tcp: Prefixes<u32>,
-    /// Chains of sniffed services by address: bytes that show no name.
-    sniffed: Prefixes<u32>,
+    tcp: Addresses<u32>,
+    /// The same and chains of sniffed services: bytes that show no name.
+    opaque: Addresses<u32>,
     /// Every network that some service lists (T-13).
     listed: Prefixes<()>,
     /// Services by a literal Host (HTTP-7).
-    literals: HashMap<std::net::IpAddr, u32>,
+    literals: HashMap<IpAddr, u32>,
     /// Address-less TCP services: theirs is what their hosts resolve to (GAP-1).
-    tcp_claims: Option<Arc<[Claim]>>,
+    tcp_claims: Vec<Claiming>,
     /// The same, and address-less sniffed ones.
-    all_claims: Option<Arc<[Claim]>>,
+    all_claims: Vec<Claiming>,
+}
+
+/// A host, and the chain of what its addresses get.
+type Claiming = (HostName, u32);
+
+/// How specifically a candidate claims the dialled address: with a prefix of this length, or (`None`,
+/// the least) without an address condition.
+type Rank = Option<u8>;
+
+/// What is found by the dialled address.
+#[derive(Debug)]
+struct Addresses<T> {
+    /// By the `addresses` of entries, or the subnets of rules.
+    networks: Prefixes<T>,
+    /// By the addresses of an address-less entry's endpoints: the operator's own word (R3), but not a
+    /// condition that ranks it above others (LIS-14).
+    endpoints: HashMap<IpAddr, T>,
+    /// At any address.
+    anywhere: Option<T>,
 }
 
 impl Tables {
     pub(super) fn new(services: &[Service]) -> Self {
         let mut tables = Self::default();
-        let mut claims: HashMap<u16, Vec<(Group, Claim)>> = HashMap::new();
         for (id, service) in (0..).zip(services) {
             tables.add(id, service);
-            let opaque = matches!(service.group, Group::Tcp | Group::Sniffed);
-            if !opaque || !service.cluster.addresses.is_empty() {
-                continue;
-            }
-            // A rule for some addresses only is found by those.
-            let unconditional = |rule: &Option<u32>| {
-                rule.and_then(|rule| service.chains.get(rule as usize))
-                    .is_none_or(|rule| rule.subnets.is_empty())
-            };
-            if let Some(host) = service.host().exact()
-                && let Some(rule) = service.chain_numbers().find(unconditional)
-            {
-                let dst = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), service.port);
-                let decision = match rule {
-                    None => service.relay_to(service.cluster.claimed(service.port)),
-                    rule => service.relay(rule, &asked(dst, Some(host))),
-                };
-                let claim = Claim { host: host.clone(), decision };
-                claims.entry(service.port).or_default().push((service.group, claim));
-            }
-        }
-        for (number, claims) in claims {
-            let port = tables.ports.entry(number).or_default();
-            let tcp = claims.iter().filter(|(group, _)| *group == Group::Tcp);
-            port.tcp_claims = non_empty(tcp.map(|(_, claim)| claim.clone()).collect());
-            port.all_claims = non_empty(claims.into_iter().map(|(_, claim)| claim).collect());
         }
         tables
     }
@@ -92,6 +89,7 @@ impl Tables {
             let Ok(number) = u32::try_from(self.chains.len()) else { break };
             self.chains.push((id, rule));
             port.add_chain(number, service, rule);
+            port.add_claim(number, service, rule);
         }
     }
 
@@ -107,16 +105,15 @@ impl Tables {
         Some(rules.service(*id).relay(*rule, &asked(dst, name)))
     }
 
-    /// Whether the address condition of a chain holds.
-    fn holds(&self, rules: &Inner, dst: SocketAddr, number: u32) -> bool {
-        let Some((id, rule)) = self.chains.get(number as usize) else { return false };
+    /// How well the address condition of a chain holds, if it does.
+    fn rank(&self, rules: &Inner, dst: SocketAddr, number: u32) -> Option<Rank> {
+        let (id, rule) = self.chains.get(number as usize)?;
         let service = rules.service(*id);
-        match rule.and_then(|rule| service.chains.get(rule as usize)) {
-            Some(rule) if !rule.subnets.is_empty() => {
-                rule.subnets.iter().any(|network| network.contains(&dst.ip()))
-            }
-            _ => service.holds(dst.ip()),
-        }
+        let networks = match rule.and_then(|rule| service.chains.get(rule as usize)) {
+            Some(rule) if !rule.subnets.is_empty() => &rule.subnets,
+            _ => &*service.cluster.addresses,
+        };
+        if networks.is_empty() { Some(None) } else { longest(networks, dst.ip()).map(Some) }
     }
 
     pub(super) fn by_address(&self, rules: &Inner, dst: SocketAddr) -> ByAddress {
@@ -125,7 +122,9 @@ impl Tables {
         if closed_special(rules, dst) && !listed {
             return ByAddress::Decided(refuse(Block::Reset, Reason::SpecialAddress));
         }
-        if let Some(number) = port.and_then(|port| port.tcp.longest(dst.ip()))
+        if let Some(port) = port
+            && let Some((rank, number)) = port.tcp.find(dst.ip())
+            && !port.may_outrank(rank, dst.ip())
             && let Some(decision) = self.relay(rules, dst, None, *number)
         {
             return ByAddress::Decided(decision);
@@ -140,7 +139,7 @@ impl Tables {
         let port = self.ports.get(&dst.port());
         match hello {
             Hello::Tls(hello) => self.tls(port, rules, dst, hello.sni.as_ref()),
-            Hello::Http1 | Hello::Http2 => http(port),
+            Hello::Http1 | Hello::Http2 => self.http(port, rules, dst),
             Hello::Opaque => {
                 let named = port.is_some_and(|port| !port.tls.is_empty() || !port.http.is_empty());
                 let reason = if named { Reason::WrongProtocol } else { Reason::NotRegistered };
@@ -176,9 +175,16 @@ impl Tables {
             (Some(port), Host::Ip(ip)) => candidates.extend(port.literals.get(ip)),
             (None, _) => {}
         }
-        let accepts = |id: &&u32| accepts_request(rules.service(**id), dst);
-        if let Some(id) = candidates.iter().find(accepts) {
-            return Ok(*id);
+        let accepted = candidates.iter().filter(|id| accepts_request(rules.service(**id), dst));
+        // HTTP services have no address condition (HTTP-3); sniffed ones do (HTTP-9).
+        let rank = |id: &u32| match rules.service(*id) {
+            service if service.group == Group::Sniffed => {
+                longest(&service.cluster.addresses, dst.ip())
+            }
+            _ => None,
+        };
+        if let Some((_, id)) = best(accepted.map(|id| (rank(id), *id))) {
+            return Ok(id);
         }
         Err(if closed_special(rules, dst) {
             Reason::SpecialAddress
@@ -197,22 +203,30 @@ impl Tables {
         dst: SocketAddr,
         sni: Option<&HostName>,
     ) -> Decision {
-        let claims = port.and_then(|port| port.tcp_claims.as_ref());
-        let Some(name) = sni else {
-            let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
-            return by_resolution(claims, otherwise);
-        };
-        let candidates = || port.into_iter().flat_map(|port| port.tls.matches(name));
-        let found = candidates().find(|number| self.holds(rules, dst, *number));
-        if let Some(decision) = found.and_then(|n| self.relay(rules, dst, Some(name), n)) {
+        let claims = port.map_or(&[][..], |port| &port.tcp_claims);
+        let candidates =
+            || sni.zip(port).into_iter().flat_map(|(name, port)| port.tls.matches(name));
+        let named =
+            candidates().filter_map(|number| Some((self.rank(rules, dst, number)?, (number, sni))));
+        // Any bytes to the address of a TCP service are its own, where no name is more specific.
+        let owner = port.and_then(|port| port.tcp.find(dst.ip()));
+        let owner = owner.map(|(rank, number)| (rank, (*number, None)));
+        if let Some((_, (number, name))) = best(named.chain(owner))
+            && let Some(decision) = self.relay(rules, dst, name, number)
+        {
             return decision;
         }
+        let Some(name) = sni else {
+            let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
+            return self.by_resolution(rules, dst, claims, otherwise);
+        };
         let reason = if candidates().next().is_some() {
             Reason::AddressNotVerified
         } else {
             rules.unknown_reason(dst, Some(name))
         };
-        by_resolution(claims, unknown(rules, dst, Some(name), Block::Close, reason))
+        let otherwise = unknown(rules, dst, Some(name), Block::Close, reason);
+        self.by_resolution(rules, dst, claims, otherwise)
     }
 
     /// Bytes without a name, or no bytes: by address only.
@@ -224,12 +238,58 @@ impl Tables {
         otherwise: Decision,
     ) -> Decision {
         let Some(port) = port else { return otherwise };
-        let sniffed = port.sniffed.longest(dst.ip());
-        if let Some(decision) = sniffed.and_then(|n| self.relay(rules, dst, None, *n)) {
+        let owner = port.opaque.find(dst.ip());
+        if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;
         }
-        by_resolution(port.all_claims.as_ref(), otherwise)
+        self.by_resolution(rules, dst, &port.all_claims, otherwise)
     }
+
+    /// Plaintext HTTP is judged request by request on every port, unless the port is for opaque
+    /// bytes, or the address is more specifically.
+    fn http(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
+        let Some(port) = port else { return judge_requests() };
+        let group =
+            |number: u32| self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group);
+        let owner = port.opaque.find(dst.ip()).filter(|(rank, number)| {
+            group(**number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
+        });
+        if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
+            return decision;
+        }
+        let claims = if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };
+        self.by_resolution(rules, dst, claims, judge_requests())
+    }
+
+    /// A verdict that hangs on what these hosts resolve to, if there are any.
+    fn by_resolution(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        claims: &[Claiming],
+        otherwise: Decision,
+    ) -> Decision {
+        let claim = |(host, number): &Claiming| {
+            let (id, rule) = self.chains.get(*number as usize)?;
+            let service = rules.service(*id);
+            let decision = match rule {
+                None => service.relay_to(service.cluster.claimed(dst.port())),
+                rule => service.relay(*rule, &asked(dst, Some(host))),
+            };
+            Some(Claim { host: host.clone(), decision })
+        };
+        let claims: Arc<[Claim]> = claims.iter().filter_map(claim).collect();
+        if claims.is_empty() {
+            return otherwise;
+        }
+        let hanging = ByResolution { claims, otherwise: otherwise.clone() };
+        Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
+    }
+}
+
+/// The candidate that claims the address most specifically; the first among equals.
+fn best<T>(candidates: impl Iterator<Item = (Rank, T)>) -> Option<(Rank, T)> {
+    candidates.reduce(|best, next| if next.0 > best.0 { next } else { best })
 }
 
 /// What upstreams depend on, in this profile.
@@ -257,6 +317,10 @@ impl Port {
     fn add_chain(&mut self, number: u32, service: &Service, rule: Option<u32>) {
         let rule = rule.and_then(|rule| service.chains.get(rule as usize));
         let subnets = rule.map_or(&[][..], |rule| &rule.subnets);
+        let named = rule.is_some_and(|rule| !rule.sni.is_empty());
+        if named || matches!(service.group, Group::Tls | Group::Sniffed) {
+            self.looks.add((), service, subnets);
+        }
         match rule {
             Some(rule) if !rule.sni.is_empty() => {
                 for host in &rule.sni {
@@ -270,14 +334,41 @@ impl Port {
             }
             _ => {}
         }
-        let networks = if subnets.is_empty() { own_networks(service) } else { subnets.to_vec() };
-        let table = match service.group {
-            Group::Tcp => &mut self.tcp,
-            Group::Sniffed => &mut self.sniffed,
+        if matches!(service.group, Group::Tcp | Group::Sniffed) {
+            self.opaque.add(number, service, subnets);
+        }
+        if service.group == Group::Tcp {
+            self.tcp.add(number, service, subnets);
+        }
+    }
+
+    /// GAP-1: the first chain of an address-less service of opaque bytes that any address may take.
+    fn add_claim(&mut self, number: u32, service: &Service, rule: Option<u32>) {
+        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
+        let unconditional = rule.is_none_or(|rule| rule.subnets.is_empty());
+        let Some(host) = service.host().exact() else { return };
+        if !unconditional || !service.cluster.addresses.is_empty() {
+            return;
+        }
+        let mut claims = match service.group {
+            Group::Tcp => vec![&mut self.tcp_claims, &mut self.all_claims],
+            Group::Sniffed => vec![&mut self.all_claims],
             Group::Http | Group::Tls => return,
         };
-        for network in networks {
-            table.entry(network, || number);
+        for claims in &mut claims {
+            // A host has one service on a port; its chains come one after the other.
+            if claims.last().is_none_or(|(other, _)| other != host) {
+                claims.push((host.clone(), number));
+            }
+        }
+    }
+
+    /// Whether some service that looks at the bytes may come before a TCP service of this rank.
+    fn may_outrank(&self, rank: Rank, ip: IpAddr) -> bool {
+        let looks = self.looks.networks.best(ip).map(|(length, ())| length);
+        match rank {
+            Some(rank) => looks >= Some(rank),
+            None => looks.is_some() || self.looks.anywhere.is_some() || !self.http.is_empty(),
         }
     }
 
@@ -286,28 +377,37 @@ impl Port {
     }
 }
 
-/// The networks that are a service's by the operator's word: its addresses, else the addresses of
-/// its endpoints (R3).
-fn own_networks(service: &Service) -> Vec<IpNet> {
-    match &service.cluster.target {
-        Target::Fixed(Upstream::Static(endpoints)) if service.cluster.addresses.is_empty() => {
-            endpoints.iter().map(|endpoint| IpNet::from(endpoint.target.ip())).collect()
-        }
-        _ => service.cluster.addresses.to_vec(),
+impl<T> Default for Addresses<T> {
+    fn default() -> Self {
+        Self { networks: Prefixes::default(), endpoints: HashMap::new(), anywhere: None }
     }
 }
 
-/// Plaintext HTTP is judged request by request on every port, unless the port is for opaque bytes
-/// and the address belongs to one of its hosts.
-fn http(port: Option<&Port>) -> Decision {
-    let claims = port.filter(|port| port.http.is_empty()).and_then(|port| port.tcp_claims.as_ref());
-    by_resolution(claims, judge_requests())
-}
+impl<T: Copy> Addresses<T> {
+    /// Adds what a service has at its own addresses, or at `subnets` instead if there are any.
+    /// What is taken stays taken.
+    fn add(&mut self, value: T, service: &Service, subnets: &[IpNet]) {
+        let addresses = &service.cluster.addresses;
+        let networks = if subnets.is_empty() { &**addresses } else { subnets };
+        for network in networks {
+            self.networks.entry(*network, || value);
+        }
+        if !subnets.is_empty() || !addresses.is_empty() {
+            return;
+        }
+        self.anywhere.get_or_insert(value);
+        if let Target::Fixed(Upstream::Static(endpoints)) = &service.cluster.target {
+            for endpoint in endpoints.iter() {
+                self.endpoints.entry(endpoint.target.ip()).or_insert(value);
+            }
+        }
+    }
 
-fn by_resolution(claims: Option<&Arc<[Claim]>>, otherwise: Decision) -> Decision {
-    let Some(claims) = claims else { return otherwise };
-    let hanging = ByResolution { claims: Arc::clone(claims), otherwise: otherwise.clone() };
-    Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
+    /// What is given for this address.
+    fn find(&self, ip: IpAddr) -> Option<(Rank, &T)> {
+        let network = self.networks.best(ip).map(|(length, value)| (Some(length), value));
+        network.or_else(|| self.endpoints.get(&ip).map(|value| (None, value)))
+    }
 }
 
 /// The mode's answer for a connection, given how and why it would be refused.
@@ -340,8 +440,4 @@ fn accepts_request(service: &Service, dst: SocketAddr) -> bool {
         (Group::Http, Target::Fixed(_) | Target::Concrete { .. }) => true,
         _ => service.holds(dst.ip()),
     }
-}
-
-fn non_empty(claims: Vec<Claim>) -> Option<Arc<[Claim]>> {
-    (!claims.is_empty()).then(|| claims.into())
 }

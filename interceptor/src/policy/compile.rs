@@ -65,7 +65,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     input.sidecars.sort_by_cached_key(|s| (s.meta.created.clone(), s.meta.name.clone()));
     let sidecar = sidecar::select(&input.sidecars, caller, mesh.root);
     note_listeners(sidecar, out);
-    let mut imports = Imports::new(sidecar);
+    let mut imports = Imports::new(sidecar, namespace);
 
     let mut bound: Vec<&VirtualService> = input
         .virtual_services

@@ -48,26 +48,30 @@ pub(super) struct Egress {
 pub(super) struct HostItem {
     /// It takes away what others bring in.
     pub(super) exclude: bool,
-    /// `None` = any.
+    /// `None` = any; [`OWN`] = the workload's.
     pub(super) namespace: Option<String>,
     /// `None` = any.
     pub(super) host: Option<EntryHost>,
     pub(super) at: Located<()>,
 }
 
+/// The workload's namespace, also in a Sidecar of the root namespace, which many share.
+const OWN: &str = ".";
+
 impl HostItem {
-    fn takes(&self, namespace: &str, host: &EntryHost) -> bool {
-        self.namespace.as_deref().is_none_or(|own| own == namespace)
+    fn takes(&self, home: &str, namespace: &str, host: &EntryHost) -> bool {
+        let own = self.namespace.as_deref();
+        own.is_none_or(|own| namespace == if own == OWN { home } else { own })
             && self.host.as_ref().is_none_or(|own| own.covers(host))
     }
 }
 
 impl Egress {
     /// Exclusion beats inclusion wherever it stands (SC-4).
-    fn imports(&self, namespace: &str, host: &EntryHost) -> bool {
+    fn imports(&self, home: &str, namespace: &str, host: &EntryHost) -> bool {
         let takes = |exclude: bool| {
             let mut items = self.hosts.iter().filter(|item| item.exclude == exclude);
-            items.any(|item| item.takes(namespace, host))
+            items.any(|item| item.takes(home, namespace, host))
         };
         takes(false) && !takes(true)
     }
@@ -95,6 +99,8 @@ pub(super) fn select<'a>(
 /// What a workload sees of the registry.
 #[derive(Debug)]
 pub(super) struct Imports<'a> {
+    /// The workload's namespace.
+    home: &'a str,
     egress: &'a [Egress],
     own_ports: HashSet<u16>,
     /// Destinations of imported VirtualServices (SC-6).
@@ -103,11 +109,11 @@ pub(super) struct Imports<'a> {
 
 impl<'a> Imports<'a> {
     /// Everything where `sidecar` is absent or has no `egress` (SC-9).
-    pub(super) fn new(sidecar: Option<&'a Sidecar>) -> Self {
+    pub(super) fn new(sidecar: Option<&'a Sidecar>, home: &'a str) -> Self {
         let egress = sidecar.map_or(&[][..], |sidecar| &sidecar.egress);
         let reachable = egress.iter().filter(|item| !item.unreachable);
         let own_ports = reachable.filter_map(|item| item.port.map(|(port, _)| port)).collect();
-        Self { egress, own_ports, also: HashSet::new() }
+        Self { home, egress, own_ports, also: HashSet::new() }
     }
 
     fn all(&self) -> bool {
@@ -119,7 +125,7 @@ impl<'a> Imports<'a> {
         let namespace = &*service.meta.namespace;
         self.all()
             || self.egress.iter().any(|item| {
-                service.hosts.iter().any(|host| item.imports(namespace, host))
+                service.hosts.iter().any(|host| item.imports(self.home, namespace, host))
             })
     }
 
@@ -134,7 +140,7 @@ impl<'a> Imports<'a> {
     pub(super) fn sees(&self, namespace: &str, host: &EntryHost) -> bool {
         self.all()
             || self.also.contains(host)
-            || self.egress.iter().any(|item| item.imports(namespace, host))
+            || self.egress.iter().any(|item| item.imports(self.home, namespace, host))
     }
 
     /// Whether workloads reach `port` of the host directly: a listener for one port only serves
@@ -149,7 +155,7 @@ impl<'a> Imports<'a> {
                 Some((number, _)) => number == port,
                 None => !own,
             };
-            applies && item.imports(namespace, host)
+            applies && item.imports(self.home, namespace, host)
         })
     }
 

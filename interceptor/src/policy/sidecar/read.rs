@@ -9,7 +9,7 @@ use super::super::node::Node;
 use super::super::reader::Reader;
 use super::super::resource::Meta;
 use super::super::service_entry::one_of;
-use super::{Egress, HostItem, Policy, Sidecar};
+use super::{Egress, HostItem, OWN, Policy, Sidecar};
 use crate::decide::Group;
 use crate::decide::pattern::EntryHost;
 
@@ -255,7 +255,7 @@ fn host_item(r: &mut Reader<'_>, text: &Located<String>) -> Option<HostItem> {
     let namespace = match namespace {
         "" if exclude => None,
         "*" => None,
-        "." => Some(r.namespace.to_owned()),
+        "." => Some(OWN.to_owned()),
         name if is_dns_label(name) => Some(name.to_owned()),
         name => {
             r.reject(text, format!("\"{name}\" is not a namespace (SC-4)"));

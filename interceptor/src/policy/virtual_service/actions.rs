@@ -81,7 +81,6 @@ pub(super) fn route(r: &mut Reader<'_>, nodes: &[Located<&Node>], http: bool) ->
     {
         r.reject(first, "the weights add up to nothing (VSV-5)");
     }
-    found.retain(|to| to.weight > 0);
     found
 }
 

@@ -95,10 +95,7 @@ impl<'a, C: Clusters> Binder<'a, C> {
         if let Some(index) = self.hosts.get(&host.to_string()) {
             return Some(*index);
         }
-        let name = match host {
-            EntryHost::Exact(name) | EntryHost::Wildcard(name) => name,
-            EntryHost::Partial(_) => return None,
-        };
+        let (EntryHost::Exact(name) | EntryHost::Wildcard(name) | EntryHost::Partial(name)) = host;
         let wildcard = name.parents().find_map(|suffix| self.hosts.get(&format!("*.{suffix}")));
         wildcard.copied().or_else(|| {
             self.partial.iter().find(|(partial, _)| partial.covers(host)).map(|(_, index)| *index)
@@ -191,7 +188,7 @@ impl<'a, C: Clusters> Binder<'a, C> {
     fn forward(&self, rule: &HttpRule, to: &[Destination], port: u16) -> HttpForward {
         let retries = || self.settings.default_actions().retries.clone();
         HttpForward {
-            to: to.iter().map(|to| self.destination(to, port)).collect(),
+            to: self.destinations(to, port),
             actions: Arc::new(RouteActions {
                 timeout: rule.timeout,
                 retries: rule.retries.clone().unwrap_or_else(retries),
@@ -208,6 +205,11 @@ impl<'a, C: Clusters> Binder<'a, C> {
                 .map(|(to, percent)| (self.destination(to, port), *percent))
                 .collect(),
         }
+    }
+
+    /// Those that get something (VS-22); the others count as imported all the same (SC-6).
+    fn destinations(&self, to: &[Destination], port: u16) -> Vec<RouteTo> {
+        to.iter().filter(|to| to.weight > 0).map(|to| self.destination(to, port)).collect()
     }
 
     /// VS-20: the given port, else the host's only one, else the handler's.
@@ -236,7 +238,7 @@ impl<'a, C: Clusters> Binder<'a, C> {
             Group::Tcp | Group::Sniffed => &service.tcp,
         };
         for rule in rules {
-            let to: Arc<[RouteTo]> = rule.route.iter().map(|to| self.destination(to, port)).collect();
+            let to: Arc<[RouteTo]> = self.destinations(&rule.route, port).into();
             let chain = |sni: &[EntryHost], subnets: &[_]| StreamRule {
                 sni: sni.to_vec(),
                 subnets: subnets.to_vec(),
