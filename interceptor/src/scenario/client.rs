@@ -1,6 +1,6 @@
 //! What the case's client sends: its first bytes, and its request.
 
-use super::file::{FirstBytes, Flow, Http};
+use super::case::{FirstBytes, Flow, Http};
 use crate::decide::RequestHead;
 use crate::sniff::{Hello, Sniffer};
 

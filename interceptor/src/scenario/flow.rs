@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::carry::{CLIENT_PORT, RelayFailure, Speech, UPSTREAM_PORT, near, relay};
+use super::case::{FirstBytes, Flow, Setting, Transport};
 use super::client::{Request, hello};
+use super::compare::built_in;
 use super::exchange::{self, Exchanged};
-use super::expect::built_in;
-use super::file::{FirstBytes, Flow, Setting, Transport};
 use super::observed::{Observation, Observed, Verdict};
 use super::series;
 use super::world::{Nowhere, World};
-use crate::account::{AccessLog, ConnectionAccount, Encoding, Flag, HttpFields, Record};
+use crate::account::{AccessLog, ConnectionAccount, Encoding, Flag, HttpFields, More, Record};
 use crate::act::http::refusal_body;
 use crate::decide::route::Destination;
 use crate::decide::traffic::TrafficPolicy;
@@ -51,7 +51,10 @@ impl<'a> Site<'a> {
     ) -> Result<Self, BadList> {
         let caller = &setting.workload;
         let lists = CaptureLists::from_values(&setting.values)?.replaced_by(&caller.annotations)?;
-        let opted_out = caller.labels.get("sidecar.istio.io/inject").is_some_and(|v| v == "false");
+        // The label goes before the annotation, which is the older way.
+        let inject = "sidecar.istio.io/inject";
+        let inject = caller.labels.get(inject).or_else(|| caller.annotations.get(inject));
+        let opted_out = inject.is_some_and(|value| value == "false");
         let workload = Workload {
             namespace: caller.namespace.as_str().into(),
             name: "scenario".into(),
@@ -442,6 +445,19 @@ fn record_of(origin: &Origin, request: &Request, decision: &Decision, done: &Exc
             .map(|upstream| near(upstream, UPSTREAM_PORT)),
         route_name: decision.route.clone(),
         reason: done.reason.unwrap_or(decision.reason),
+        more: More {
+            request_headers: request.headers.clone(),
+            response_headers: done.response.headers.clone(),
+            request_duration: Some(Duration::ZERO),
+            response_duration: done.service_time,
+            upstream_protocol: done
+                .seen
+                .as_ref()
+                .and_then(|seen| seen.version)
+                .map(|version| if version == "2" { "HTTP/2" } else { "HTTP/1.1" }),
+            attempts: (done.attempts > 0).then_some(done.attempts),
+            ..More::default()
+        },
         ..Record::new(origin.accepted_wall, origin.dst.addr(), origin.src)
     }
 }

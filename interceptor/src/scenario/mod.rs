@@ -3,11 +3,13 @@
 //! docs/policy-tests.md is the user's view of it.
 //!
 //! `file` reads cases, `client` makes the bytes that they send, `flow` takes them through the doors
-//! in the order of `conn`, `carry` and `exchange` carry decisions out in the `world`, and `expect`
-//! compares. Nothing but `file` and `expect` knows what a case is.
+//! in the order of `conn`, `carry` and `exchange` carry decisions out in the `world`, and `compare`
+//! compares.
 
 mod carry;
+mod case;
 mod client;
+mod compare;
 mod exchange;
 mod expect;
 mod file;
@@ -22,12 +24,13 @@ mod world;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::expect::Difference;
-pub use self::file::{Case, Unreadable, read};
+pub use self::case::Case;
+pub use self::compare::Difference;
+pub use self::file::{Unreadable, read};
 pub use self::report::{junit, text};
 
+use self::case::{Flow, Kind, Layer, Network, Question, Setting};
 use self::expect::Expect;
-use self::file::{Flow, Kind, Layer, Network, Question, Setting};
 use self::flow::Site;
 use self::world::{Habits, World};
 use crate::policy::{Caller, Enforcement, LoadErrors, Loaded, Notice, Sources, load};
@@ -71,6 +74,7 @@ fn rules(setting: &Setting, profile: Enforcement) -> Result<Loaded, LoadErrors> 
         texts: setting.resources.iter().enumerate().map(named).collect(),
         mesh_text: (!setting.mesh.is_empty()).then(mesh),
         enforcement: Some(profile),
+        dns_capture: setting.dns_capture,
         ..Sources::default()
     };
     let labels = setting.workload.labels.iter().map(|(key, value)| (key.clone(), value.clone()));

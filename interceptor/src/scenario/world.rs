@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::case::{Network, Secret, Server};
 use super::client::Request;
-use super::file::{Network, Secret, Server};
 use super::observed::{Response, SeenTls};
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
@@ -88,6 +88,8 @@ pub(super) enum Failure {
     ConnectTimeout,
     /// TLS did not come about: Envoy's words for it.
     Tls(&'static str),
+    /// TLS could not even begin, for want of what it needs.
+    Unready(&'static str),
 }
 
 impl Failure {
@@ -96,7 +98,7 @@ impl Failure {
         match self {
             Self::Refused => Some("delayed connect error: 111".into()),
             Self::ConnectTimeout => None,
-            Self::Tls(why) => Some(format!(
+            Self::Tls(why) | Self::Unready(why) => Some(format!(
                 "TLS_error:|268435581:SSL routines:OPENSSL_internal:{why}:TLS_error_end"
             )),
         }
@@ -105,7 +107,7 @@ impl Failure {
     /// The reset reason in LOG-20 and LOG-21.
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::Refused | Self::Tls(_) => "remote connection failure",
+            Self::Refused | Self::Tls(_) | Self::Unready(_) => "remote connection failure",
             Self::ConnectTimeout => "connection timeout",
         }
     }
@@ -291,11 +293,9 @@ impl<'n> World<'n> {
     /// Our handshake with the server: TLS-6 to TLS-10 against what it shows.
     fn handshake(&self, tls: &Origination, name: Option<&str>, port: u16) -> Result<(), Failure> {
         let fail = |why| Err(Failure::Tls(why));
-        if port == 80 {
-            return fail("WRONG_VERSION_NUMBER");
-        }
+        let unready = |why| Err(Failure::Unready(why));
         if tls.verify == Verify::Impossible {
-            return fail("NO_USABLE_SECRET");
+            return unready("no usable secret");
         }
         let mut lists_server = false;
         let identity = match &tls.identity {
@@ -309,11 +309,14 @@ impl<'n> World<'n> {
         for named in identity.into_iter().chain(trust) {
             let bare = named.rsplit(['/', ':']).next().unwrap_or(named);
             match self.network.secrets.iter().find(|secret| secret.name() == bare) {
-                None => return fail("Secret is not supplied by SDS"),
-                Some(Secret::FakeCred) => return fail("BAD_SECRET"),
+                None => return unready("Secret is not supplied by SDS"),
+                Some(Secret::FakeCred) => return unready("malformed secret"),
                 Some(Secret::CredWithCrl) => lists_server = true,
                 Some(Secret::GoodCred | Secret::CredWithDummyCrl) => {}
             }
+        }
+        if port == 80 {
+            return fail("WRONG_VERSION_NUMBER");
         }
         lists_server |= tls.crl.is_some() && self.network.server == Server::Revoked;
         let chain = !lists_server && self.network.server != Server::SelfSigned;
@@ -485,6 +488,10 @@ pub(super) fn seen_tls(
         (_, []) => vec![trust.unwrap_or("system").into()],
         (_, names) => names.iter().map(|name| format!("chain, name {name}")).collect(),
     };
+    // The one name that would be checked of itself.
+    if sni.as_ref().is_some_and(|sni| tls.subject_alt_names == [sni.as_str()]) {
+        verify.push(trust.unwrap_or("system").into());
+    }
     if tls.verify != Verify::Nothing {
         // The vocabulary has one word for where trust comes from and what is checked.
         verify.extend(trust.map(str::to_owned));
