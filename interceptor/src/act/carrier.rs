@@ -15,9 +15,9 @@ use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, W
 use super::dial::{DialError, Dialer};
 use super::preamble;
 use super::tls::{Alpn, Originator, Secrets, TlsError};
+use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
-use crate::decide::Upstream;
 use crate::origin::OriginalDst;
 
 /// Mirrored requests under way at a time; what is beyond is not mirrored.
@@ -176,7 +176,12 @@ impl Choice {
 
     /// Whether `address` would do for `traffic`: the very choice, or, where the balancer only
     /// spreads load and this workload's connection has one already, any that is not ruled out.
-    pub fn suits(&self, address: SocketAddr, destination: &Destination, avoid: &[SocketAddr]) -> bool {
+    pub fn suits(
+        &self,
+        address: SocketAddr,
+        destination: &Destination,
+        avoid: &[SocketAddr],
+    ) -> bool {
         let spreads = matches!(
             destination.traffic.load_balancer,
             LoadBalancer::LeastRequest | LoadBalancer::Random | LoadBalancer::Passthrough
@@ -194,7 +199,11 @@ impl Carrier {
     ///
     /// # Errors
     /// [`CarryError::NoCluster`], or there is no (healthy) endpoint.
-    pub async fn choose(&self, destination: &Destination, ask: Ask<'_>) -> Result<Choice, CarryError> {
+    pub async fn choose(
+        &self,
+        destination: &Destination,
+        ask: Ask<'_>,
+    ) -> Result<Choice, CarryError> {
         let Some(name) = &destination.cluster else { return Err(CarryError::NoCluster) };
         if destination.upstream == Upstream::NoCluster {
             return Err(CarryError::NoCluster);
@@ -228,7 +237,11 @@ impl Carrier {
     ///
     /// # Errors
     /// [`CarryError`].
-    pub async fn connect(&self, destination: &Destination, ask: Ask<'_>) -> Result<Carried, CarryError> {
+    pub async fn connect(
+        &self,
+        destination: &Destination,
+        ask: Ask<'_>,
+    ) -> Result<Carried, CarryError> {
         let choice = self.choose(destination, ask).await?;
         let permit = choice.cluster.admit(Kind::Connection, &destination.traffic.limits)?;
         let mut carried = self.open(destination, choice, ask, Alpn::None, permit).await?;
@@ -305,7 +318,8 @@ impl Carrier {
         let (upstream, local) = (dialled.upstream, dialled.local);
         let held = Held { _permit: Some(permit), _busy: Some(choice.cluster.busy(upstream)) };
         let mut stream = dialled.stream;
-        let late = || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
+        let late =
+            || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
         if let Some(version) = traffic.proxy_protocol {
             let header = preamble::proxy_header(version, ask.src, ask.dst.addr());
             timeout_at(deadline, stream.write_all(&header))
@@ -317,7 +331,10 @@ impl Carrier {
             None => Stream::Plain(stream),
             Some(handshake) => {
                 let shaken = timeout_at(deadline, handshake.run(stream)).await;
-                match shaken.map_err(|_| late()).inspect_err(|_| report(upstream, Outcome::Failure))? {
+                match shaken
+                    .map_err(|_| late())
+                    .inspect_err(|_| report(upstream, Outcome::Failure))?
+                {
                     Ok(stream) => Stream::Wrapped(Box::new(stream)),
                     Err(error) => {
                         report(upstream, Outcome::Failure);
@@ -340,3 +357,6 @@ impl Carrier {
         Dialer { connect_timeout: self.timeout(traffic), ..self.dialer.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests;

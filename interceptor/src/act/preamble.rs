@@ -96,7 +96,10 @@ async fn read_status<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<u16> {
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() == ANSWER_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the proxy's answer is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the proxy's answer is too long",
+            ));
         }
         head.push(stream.read_u8().await?);
     }
@@ -192,7 +195,8 @@ mod tests {
         let mut asked = vec![0; wanted.len()];
         proxy.read_exact(&mut asked).await.expect("a request");
         assert_eq!(asked, wanted);
-        let answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Connection established\r\nX: y\r\n\r\nabc";
+        let answer =
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Connection established\r\nX: y\r\n\r\nabc";
         proxy.write_all(answer).await.expect("writes");
         assert_eq!(&asking.await.expect("no panic"), b"abc");
     }
@@ -200,7 +204,9 @@ mod tests {
     #[tokio::test]
     async fn gw_23_what_is_no_tunnel() {
         let tunnel = Tunnel { post: true, host: "2001:db8::1".into(), port: 443 };
-        for answer in ["HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "SSH-2.0-x\r\n\r\n", ""] {
+        for answer in
+            ["HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "SSH-2.0-x\r\n\r\n", ""]
+        {
             let (mut ours, mut proxy) = tokio::io::duplex(1024);
             proxy.write_all(answer.as_bytes()).await.expect("writes");
             proxy.shutdown().await.expect("shuts down");

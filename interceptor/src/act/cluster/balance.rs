@@ -31,10 +31,13 @@ pub(crate) struct Wish<'a> {
 
 /// `candidates` in the order in which they are tried: the chosen one first, then the others in a
 /// random order by weight. Empty: there is none, or all are ejected.
-pub(crate) fn order(cluster: &Cluster, candidates: &[Candidate], wish: Wish<'_>) -> Vec<SocketAddr> {
+pub(crate) fn order(
+    cluster: &Cluster,
+    candidates: &[Candidate],
+    wish: Wish<'_>,
+) -> Vec<SocketAddr> {
     let usable = cluster.healthy(candidates.iter().map(|one| one.address), wish.outlier);
-    let fresh: Vec<_> =
-        usable.iter().copied().filter(|one| !wish.avoid.contains(one)).collect();
+    let fresh: Vec<_> = usable.iter().copied().filter(|one| !wish.avoid.contains(one)).collect();
     // If all were tried, they are tried again.
     let pool = if fresh.is_empty() { &usable } else { &fresh };
     let pool: Vec<_> =
@@ -75,7 +78,8 @@ fn less_busy(cluster: &Cluster, pool: &[Candidate]) -> Option<SocketAddr> {
         // Compared by fractions: active / weight.
         u64::from(active)
     };
-    let (a, b) = (load(&one) * u64::from(other.weight.max(1)), load(&other) * u64::from(one.weight.max(1)));
+    let (a, b) =
+        (load(&one) * u64::from(other.weight.max(1)), load(&other) * u64::from(one.weight.max(1)));
     Some(if b < a { other.address } else { one.address })
 }
 

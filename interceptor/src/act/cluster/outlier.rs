@@ -61,8 +61,7 @@ impl Health {
         self.consecutive_local = 0;
         let after = |count: u32, hit: bool| if hit { count.saturating_add(1) } else { 0 };
         self.consecutive_5xx = after(self.consecutive_5xx, status >= 500);
-        self.consecutive_gateway =
-            after(self.consecutive_gateway, matches!(status, 502..=504));
+        self.consecutive_gateway = after(self.consecutive_gateway, matches!(status, 502..=504));
         reached(self.consecutive_5xx, rules.consecutive_5xx)
             || reached(self.consecutive_gateway, rules.consecutive_gateway_errors)
     }

@@ -26,7 +26,8 @@ fn shares(cluster: &Cluster, pool: &[Candidate], wish: Wish<'_>, rounds: usize) 
     for _ in 0..rounds {
         *count.entry(order(cluster, pool, wish)[0]).or_default() += 1;
     }
-    let share = |one: &Candidate| count.get(&one.address).copied().unwrap_or(0) as f64 / rounds as f64;
+    let share =
+        |one: &Candidate| count.get(&one.address).copied().unwrap_or(0) as f64 / rounds as f64;
     pool.iter().map(share).collect()
 }
 
@@ -103,11 +104,8 @@ fn preferences() {
 #[tokio::test(start_paused = true)]
 async fn limits() {
     let cluster = Arc::new(Cluster::default());
-    let limits = Limits {
-        max_connections: Some(1),
-        max_pending_requests: Some(2),
-        ..Limits::default()
-    };
+    let limits =
+        Limits { max_connections: Some(1), max_pending_requests: Some(2), ..Limits::default() };
     let held = cluster.admit(Kind::Connection, &limits).expect("one");
     assert_eq!(cluster.admit(Kind::Connection, &limits).err(), Some(Overflow));
     let pending: Vec<_> = (0..3).map(|_| cluster.admit(Kind::Pending, &limits)).collect();

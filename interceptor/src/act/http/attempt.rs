@@ -55,7 +55,7 @@ pub(super) struct Answered {
 pub(super) struct Failed {
     pub(super) cause: Cause,
     /// What the client is told.
-    pub(super) reply: Reply,
+    pub(super) reply: Box<Reply>,
     /// The upload broke, not the upstream.
     pub(super) upload: bool,
 }
@@ -65,10 +65,12 @@ impl Failed {
         let cause = match error {
             CarryError::Dial(DialError::Connect { .. }) => Cause::Connect,
             // What cannot be made here cannot be made by trying again.
-            CarryError::Tls { error: crate::act::tls::TlsError::Handshake(_), .. } => Cause::Connect,
+            CarryError::Tls { error: crate::act::tls::TlsError::Handshake(_), .. } => {
+                Cause::Connect
+            }
             _ => Cause::Other,
         };
-        Self { cause, reply: Reply::not_carried(error), upload: false }
+        Self { cause, reply: Reply::not_carried(error).into(), upload: false }
     }
 }
 
@@ -200,7 +202,7 @@ impl Lost {
                 (_, true) => Cause::Other,
                 _ => Cause::Reset { sent: self.unsent.is_none() },
             },
-            reply: Reply::no_answer(failure),
+            reply: Reply::no_answer(failure).into(),
             upload: self.error.is_user(),
         }
     }

@@ -12,7 +12,8 @@ use http::{Uri, Version};
 /// Made by us where the client has none.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's order to Envoy (VS-31).
-pub(super) const ENVOY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+pub(super) const ENVOY_TIMEOUT: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 

@@ -109,9 +109,9 @@ impl<W: World> Session<W> {
                 reply.close &= !http2;
                 entry.edit(|record| {
                     record.response_code = reply.status;
-                    record.flags.splice(..0, reply.flags.iter().copied());
+                    record.flags.extend(&reply.flags);
                     record.response_code_details = Some(reply.details.clone());
-                    record.upstream_transport_failure_reason.clone_from(&reply.transport);
+                    record.upstream_transport_failure_reason = reply.transport.as_deref().map(str::to_owned);
                 });
                 local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }

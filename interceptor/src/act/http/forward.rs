@@ -81,8 +81,7 @@ impl<W: World> Session<W> {
             };
         let limit = time_limit(&route, &parts, strict);
         let original = String::from_utf8_lossy(host.as_bytes()).into_owned();
-        let (hash, cookie) =
-            shape::hash(&traffic.load_balancer, &parts, self.origin.src.ip());
+        let (hash, cookie) = shape::hash(&traffic.load_balancer, &parts, self.origin.src.ip());
         let host = self.rewrite(&destination, &route, &mut parts, host, entry)?;
         let bodiless = body.is_end_stream();
         let retries = usable(&route.retries, &parts);
@@ -158,7 +157,8 @@ impl<W: World> Session<W> {
             if !shape::rewrite_path(parts, rewrite) {
                 return Err(Reply::bad_rewrite());
             }
-            authority = rewrite.authority.as_ref().and_then(|name| HeaderValue::from_str(name).ok());
+            authority =
+                rewrite.authority.as_ref().and_then(|name| HeaderValue::from_str(name).ok());
         }
         shape::change(&mut parts.headers, &route.headers.request);
         let authority = shape::set_host(&destination.headers.request)
@@ -194,7 +194,7 @@ impl<W: World> Session<W> {
                 None => attempt.await,
                 Some(limit) => timeout(limit, attempt).await.unwrap_or_else(|_| {
                     let reply = Reply::timed_out("upstream_per_try_timeout");
-                    Err(Failed { cause: Cause::Late, reply, upload: false })
+                    Err(Failed { cause: Cause::Late, reply: reply.into(), upload: false })
                 }),
             };
             let outcome = outcome.map_err(|failed| self.blame_the_client(failed));
@@ -206,7 +206,7 @@ impl<W: World> Session<W> {
                 }
                 Err(failed) => retry::after_failure(retries, failed.cause),
             });
-            let settled = |outcome: Result<Answered, Failed>| outcome.map_err(|it| it.reply);
+            let settled = |outcome: Result<Answered, Failed>| outcome.map_err(|it| *it.reply);
             let Some(retries) = again else { return settled(outcome) };
             if made > retries.attempts {
                 return exhausted(outcome, entry);
@@ -236,10 +236,10 @@ impl<W: World> Session<W> {
     /// A request that the client broke is not the upstream's failure.
     fn blame_the_client(&self, mut failed: Failed) -> Failed {
         if self.shared.end() == Some(End::Body) {
-            failed.reply = Reply::bad_body();
+            *failed.reply = Reply::bad_body();
             failed.cause = Cause::Other;
         } else if failed.upload {
-            failed.reply = Reply::client_gone();
+            *failed.reply = Reply::client_gone();
             failed.cause = Cause::Other;
         }
         failed

@@ -16,8 +16,8 @@ use crate::act::carrier::{Carried, Held, Stream};
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{ClusterName, Upstream};
 
-use super::upload::Upload;
 use super::framing::{HEAD_MAX, HEADERS_MAX};
+use super::upload::Upload;
 
 /// Idle upstream connections kept for one client connection; the oldest goes first.
 const IDLE_MAX: usize = 4;
@@ -115,9 +115,9 @@ impl Pool {
     ) -> Option<Connection> {
         let mut idle = lock(&self.idle);
         idle.retain(|connection| !connection.sender.is_closed() && !connection.is_worn());
-        let at = idle.iter().position(|connection| {
-            connection.purpose == *purpose && suits(connection.upstream)
-        })?;
+        let at = idle
+            .iter()
+            .position(|connection| connection.purpose == *purpose && suits(connection.upstream))?;
         let kept = &mut idle[at];
         kept.uses += 1;
         kept.last_used = Instant::now();

@@ -22,10 +22,10 @@ pub(super) struct Reply {
     pub(super) flags: Vec<Flag>,
     pub(super) details: Cow<'static, str>,
     /// Field 9.
-    pub(super) transport: Option<String>,
+    pub(super) transport: Option<Box<str>>,
     pub(super) body: Bytes,
     /// Headers besides those that every answer has.
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) headers: Box<[(HeaderName, HeaderValue)]>,
     /// Whether the connection ends with it.
     pub(super) close: bool,
 }
@@ -47,7 +47,7 @@ impl Reply {
             details: details.into(),
             transport: None,
             body: Bytes::new(),
-            headers: Vec::new(),
+            headers: Box::default(),
             close: false,
         }
     }
@@ -101,18 +101,16 @@ impl Reply {
 
     /// An injected abort (VS-51).
     pub(super) fn abort(abort: Abort) -> Self {
-        let reply = |status| Self {
-            flags: vec![Flag::FI],
-            ..Self::new(status, "fault_filter_abort")
-        };
+        let reply =
+            |status| Self { flags: vec![Flag::FI], ..Self::new(status, "fault_filter_abort") };
         match abort {
             Abort::Http(status) => Self { body: FAULT.into(), ..reply(status) },
             Abort::Grpc(code) => Self {
-                headers: vec![
+                headers: Box::new([
                     (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
                     (HeaderName::from_static("grpc-status"), HeaderValue::from(u16::from(code))),
                     (HeaderName::from_static("grpc-message"), HeaderValue::from_static(FAULT)),
-                ],
+                ]),
                 ..reply(200)
             },
         }
@@ -120,7 +118,7 @@ impl Reply {
 
     /// A preflight answered here (VS-29).
     pub(super) fn cors(headers: Vec<(HeaderName, HeaderValue)>) -> Self {
-        Self { headers, ..Self::new(200, "cors_response") }
+        Self { headers: headers.into(), ..Self::new(200, "cors_response") }
     }
 
     /// A rewritten path that is none.
@@ -142,10 +140,10 @@ impl Reply {
         Self {
             flags: vec![Flag::UO],
             body: format!("{BEFORE_HEADERS}reset reason: overflow").into(),
-            headers: vec![(
+            headers: Box::new([(
                 HeaderName::from_static("x-envoy-overloaded"),
                 HeaderValue::from_static("true"),
-            )],
+            )]),
             ..Self::new(503, "upstream_reset_before_response_started{overflow}")
         }
     }
@@ -178,7 +176,7 @@ impl Reply {
         );
         Self {
             flags: vec![Flag::UF],
-            transport,
+            transport: transport.map(Into::into),
             body: format!("{BEFORE_HEADERS}reset reason: {reason}{people}").into(),
             ..Self::new(503, details)
         }

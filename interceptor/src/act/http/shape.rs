@@ -20,7 +20,8 @@ use crate::decide::traffic::{HashKey, LoadBalancer};
 /// Where a rewritten path came from (VS-26).
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 /// What frames a message is ours to say, whatever a rule wants (T-32).
-const FRAMING: [HeaderName; 6] = [CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+const FRAMING: [HeaderName; 6] =
+    [CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
 /// Puts the rule's path in place of the request's. False: it is no path.
 pub(super) fn rewrite_path(parts: &mut Parts, rewrite: &Rewrite) -> bool {
@@ -194,7 +195,8 @@ mod tests {
 
     #[test]
     fn vs_27_headers() {
-        let mut headers = parts("GET", "/", &[("a", "1"), ("b", "1"), ("content-length", "3")]).headers;
+        let mut headers =
+            parts("GET", "/", &[("a", "1"), ("b", "1"), ("content-length", "3")]).headers;
         let ops = HeaderOps {
             set: pairs(&[("B", "2"), ("content-length", "9"), ("host", "x")]),
             add: pairs(&[("b", "3"), ("transfer-encoding", "chunked"), ("bad name", "1")]),
@@ -223,7 +225,8 @@ mod tests {
             let preflight = [("origin", origin), ("access-control-request-method", "PUT")];
             let headers = if method == "OPTIONS" { &preflight[..] } else { &preflight[..1] };
             let text = |headers: Vec<(HeaderName, HeaderValue)>| {
-                let lines = headers.iter().map(|(n, v)| format!("{n}={}", v.to_str().expect("text")));
+                let lines =
+                    headers.iter().map(|(n, v)| format!("{n}={}", v.to_str().expect("text")));
                 lines.collect::<Vec<_>>().join(" ")
             };
             match cors(&parts(method, "/", headers), policy) {

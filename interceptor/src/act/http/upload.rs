@@ -52,7 +52,8 @@ impl Source {
     /// `body`, or none where it is known to be empty. `keep`: it may be needed again.
     pub(super) fn new(body: Option<Incoming>, keep: bool, received: Arc<AtomicU64>) -> Arc<Self> {
         let complete = body.is_none();
-        let too_large = body.as_ref().is_some_and(|body| body.size_hint().lower() > KEPT_MAX as u64);
+        let too_large =
+            body.as_ref().is_some_and(|body| body.size_hint().lower() > KEPT_MAX as u64);
         let kept = (complete || (keep && !too_large)).then(Vec::new);
         let state = State { rest: body, kept, size: 0, complete, attempt: 0 };
         Arc::new(Self { state: Mutex::new(state), ended: Notify::new(), received })

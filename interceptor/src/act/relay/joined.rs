@@ -30,8 +30,10 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let moved = Arc::new(Moved { start: Instant::now(), at: AtomicU64::new(0) });
-    let mut client = Counted { stream: client, read: Arc::clone(received), moved: Arc::clone(&moved) };
-    let mut upstream = Counted { stream: upstream, read: Arc::clone(sent), moved: Arc::clone(&moved) };
+    let mut client =
+        Counted { stream: client, read: Arc::clone(received), moved: Arc::clone(&moved) };
+    let mut upstream =
+        Counted { stream: upstream, read: Arc::clone(sent), moved: Arc::clone(&moved) };
     tokio::select! {
         copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => {
             match copied {

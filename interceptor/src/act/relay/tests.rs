@@ -24,7 +24,11 @@ impl Bench {
         let (client, ours) = pair().await;
         let (upstream, server) = pair().await;
         let prefixed = Prefixed::new(Bytes::from_static(prefix), ours);
-        Self { client, server, relay: tokio::spawn(plain(prefixed, upstream, RelayLimits { idle, duration: None })) }
+        Self {
+            client,
+            server,
+            relay: tokio::spawn(plain(prefixed, upstream, RelayLimits { idle, duration: None })),
+        }
     }
 }
 

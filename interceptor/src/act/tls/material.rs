@@ -147,10 +147,7 @@ impl Library {
     }
 }
 
-async fn stamp(
-    origination: &Origination,
-    secrets: &dyn Secrets,
-) -> Result<Stamp, MaterialError> {
+async fn stamp(origination: &Origination, secrets: &dyn Secrets) -> Result<Stamp, MaterialError> {
     let mut stamp = Stamp::default();
     let mut paths: Vec<&PathBuf> = origination.crl.iter().collect();
     match &origination.trust {

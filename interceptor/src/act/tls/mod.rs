@@ -151,10 +151,12 @@ impl Originator {
         }
         let host = host.map(without_port);
         let names = wanted_names(origination, host)?;
-        let material =
-            self.library.get(origination, &*self.secrets, &self.provider).await?;
-        let verifier: Arc<dyn ServerCertVerifier> =
-            Arc::new(Verifier::new(Arc::clone(&self.provider), material.authorities.clone(), names));
+        let material = self.library.get(origination, &*self.secrets, &self.provider).await?;
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(Verifier::new(
+            Arc::clone(&self.provider),
+            material.authorities.clone(),
+            names,
+        ));
         let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()
             .map_err(|_| TlsError::Impossible("no TLS version is left"))?
@@ -172,15 +174,18 @@ impl Originator {
             Alpn::Http2 => vec![b"h2".to_vec()],
         };
         let name = match (origination.sni.as_deref(), host) {
-            (Some(sni), _) => Some(ServerName::try_from(sni.to_owned())
-                .map_err(|_| TlsError::Impossible("the rule's sni is no host name"))?),
+            (Some(sni), _) => Some(
+                ServerName::try_from(sni.to_owned())
+                    .map_err(|_| TlsError::Impossible("the rule's sni is no host name"))?,
+            ),
             // A Host that is no name at all is nothing to send; the verifier decides.
             (None, host) => host.and_then(|host| ServerName::try_from(host.to_owned()).ok()),
         };
         // An address is never sent as a name (TLS-5); rustls sees to that. What stands in for a
         // name that is not sent does not matter: the verifier has its own.
         config.enable_sni = name.is_some();
-        let name = name.unwrap_or_else(|| ServerName::from(std::net::Ipv4Addr::UNSPECIFIED).to_owned());
+        let name =
+            name.unwrap_or_else(|| ServerName::from(std::net::Ipv4Addr::UNSPECIFIED).to_owned());
         Ok(Handshake { connector: TlsConnector::from(Arc::new(config)), name })
     }
 }

@@ -50,10 +50,8 @@ async fn what_is_verified() {
     let now = OffsetDateTime::now_utc();
     let plain = || authority.leaf(&["a.com", "*.b.com", "127.0.0.1"], |_| {});
     let (trusted, system) = (authority.trusted(), Origination::default());
-    let with_crl = Origination {
-        crl: Some(authority.file("crl.pem", &authority.crl())),
-        ..trusted.clone()
-    };
+    let with_crl =
+        Origination { crl: Some(authority.file("crl.pem", &authority.crl())), ..trusted.clone() };
     let chain_only = Origination { verify: Verify::ChainOnly, ..trusted.clone() };
     let nothing = Origination { verify: Verify::Nothing, ..Origination::default() };
     let named = |names: &[&str]| Origination {
@@ -82,7 +80,8 @@ async fn what_is_verified() {
         ("chain only", plain(), &chain_only, Some("c.com"), ""),
         (
             "name in CN only",
-            authority.leaf(&[], |params| params.distinguished_name.push(DnType::CommonName, "a.com")),
+            authority
+                .leaf(&[], |params| params.distinguished_name.push(DnType::CommonName, "a.com")),
             &trusted,
             Some("a.com"),
             "another_name",
@@ -104,7 +103,13 @@ async fn what_is_verified() {
             Some("a.com"),
             "not_yet_valid",
         ),
-        ("unknown CA", stranger.leaf(&["a.com"], |_| {}), &trusted, Some("a.com"), "unknown_issuer"),
+        (
+            "unknown CA",
+            stranger.leaf(&["a.com"], |_| {}),
+            &trusted,
+            Some("a.com"),
+            "unknown_issuer",
+        ),
         (
             "unknown CA, chain only",
             stranger.leaf(&["a.com"], |_| {}),
@@ -112,13 +117,7 @@ async fn what_is_verified() {
             Some("a.com"),
             "unknown_issuer",
         ),
-        (
-            "the system's roots do not know it",
-            plain(),
-            &system,
-            Some("a.com"),
-            "unknown_issuer",
-        ),
+        ("the system's roots do not know it", plain(), &system, Some("a.com"), "unknown_issuer"),
         ("not verified", stranger.leaf(&["x.com"], |_| {}), &nothing, Some("a.com"), ""),
         (
             "for clients",
@@ -194,7 +193,8 @@ async fn what_is_sent() {
     let trusted = authority.trusted();
     let with_sni = Origination { sni: Some("b.com".into()), ..trusted.clone() };
     let chain_only = Origination { verify: Verify::ChainOnly, ..trusted.clone() };
-    let cases: [(&Origination, Option<&str>, Alpn, Option<&str>, &[&str]); 6] = [
+    type Case<'a> = (&'a Origination, Option<&'a str>, Alpn, Option<&'a str>, &'a [&'a str]);
+    let cases: [Case<'_>; 6] = [
         (&trusted, Some("a.com"), Alpn::Http1, Some("a.com"), &["http/1.1"]),
         (&trusted, Some("a.com:80"), Alpn::Http2, Some("a.com"), &["h2"]),
         (&with_sni, Some("a.com"), Alpn::None, Some("b.com"), &[]),
@@ -299,7 +299,9 @@ async fn impossible() {
     let refused = Origination { verify: Verify::Impossible, ..authority.trusted() };
     let nameless = authority.trusted();
     let bad_sni = Origination { sni: Some("a b".into()), ..authority.trusted() };
-    for (origination, host) in [(&refused, Some("a.com")), (&nameless, None), (&bad_sni, Some("a.com"))] {
+    for (origination, host) in
+        [(&refused, Some("a.com")), (&nameless, None), (&bad_sni, Some("a.com"))]
+    {
         let result = outcome(&originator(), &server, origination, host, Alpn::None).await;
         assert!(result.expect_err("refused").contains("cannot_be_originated"));
     }

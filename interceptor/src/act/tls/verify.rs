@@ -150,7 +150,11 @@ impl ServerCertVerifier for Verifier {
 fn has_uri(certificate: &CertificateDer<'_>, uri: &str) -> bool {
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
     let Ok(Some(names)) = parsed.subject_alternative_name() else { return false };
-    names.value.general_names.iter().any(|name| matches!(name, GeneralName::URI(have) if *have == uri))
+    names
+        .value
+        .general_names
+        .iter()
+        .any(|name| matches!(name, GeneralName::URI(have) if *have == uri))
 }
 
 /// The library's reason as the error that its handshake carries.
@@ -164,9 +168,7 @@ fn explain(error: webpki::Error) -> Error {
         E::CrlExpired { .. } => CertificateError::ExpiredRevocationList,
         E::UnknownIssuer => CertificateError::UnknownIssuer,
         E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        E::RequiredEkuNotFoundContext(_) => {
-            CertificateError::InvalidPurpose
-        }
+        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         other => CertificateError::Other(rustls::OtherError(Arc::new(other))),
     };
     Error::InvalidCertificate(reason)
