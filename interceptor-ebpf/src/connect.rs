@@ -3,10 +3,10 @@
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use interceptor_common::{
-    Endpoint, Event, Finding, FlowKind, Namespace, Permit, Route, SocketState, Tier,
+    Endpoint, Finding, FlowKind, Namespace, Permit, Route, SocketState, Tier,
 };
 
-use crate::count::{count, report};
+use crate::count::{count, report_refusal};
 use crate::ctx::{self, Family, Verdict};
 use crate::{maps, select};
 
@@ -40,7 +40,7 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
         // What a connect without us would have said: clients that race families go on at once.
         Finding::NoRoute => ctx::refuse_with(ctx::NETUNREACH),
         _ => {
-            report(&maps::REFUSALS, Finding::RefusalLost, || refusal(netns, cgroup, dst, finding));
+            report_refusal(FlowKind::RefusedConnect, finding, netns, cgroup, dst, TCP);
             Verdict::Refuse
         }
     }
@@ -140,22 +140,4 @@ fn listener_v4(namespace: &Namespace, dst: [u8; 4], port: u16) -> [u8; 4] {
     let hash = dst[3] ^ dst[2] ^ (port as u8) ^ ((port >> 8) as u8);
     // The entry may change under us: `max` keeps the compiler's check for zero, and its panic, out.
     [127, 0, 0, 1 + hash % namespace.v4_listeners.max(1)]
-}
-
-#[inline(always)]
-fn refusal(netns: u64, cgroup: u64, dst: Endpoint, finding: Finding) -> Event {
-    Event {
-        netns,
-        cgroup,
-        started_ns: ctx::now_ns(),
-        duration_ns: 0,
-        bytes_sent: 0,
-        bytes_received: 0,
-        dst,
-        src: Endpoint::default(),
-        kind: FlowKind::RefusedConnect as u32,
-        finding: finding as u32,
-        established: 0,
-        protocol: TCP,
-    }
 }

@@ -1,9 +1,9 @@
 //! Counting findings, and reporting refusals.
 
 use aya_ebpf::maps::RingBuf;
-use interceptor_common::{Event, Finding};
+use interceptor_common::{Endpoint, Event, Finding, FlowKind};
 
-use crate::maps;
+use crate::{ctx, maps};
 
 /// Counts one finding.
 #[inline(always)]
@@ -26,4 +26,30 @@ pub fn report(ring: &RingBuf, lost: Finding, event: impl FnOnce() -> Event) {
         }
         None => count(lost),
     }
+}
+
+/// Reports one refusal: of a connect, or of a datagram or packet of another protocol.
+#[inline(always)]
+pub fn report_refusal(
+    kind: FlowKind,
+    finding: Finding,
+    netns: u64,
+    cgroup: u64,
+    dst: Endpoint,
+    protocol: u32,
+) {
+    report(&maps::REFUSALS, Finding::RefusalLost, || Event {
+        netns,
+        cgroup,
+        started_ns: ctx::now_ns(),
+        duration_ns: 0,
+        bytes_sent: 0,
+        bytes_received: 0,
+        dst,
+        src: Endpoint::default(),
+        kind: kind as u32,
+        finding: finding as u32,
+        established: 0,
+        protocol,
+    });
 }

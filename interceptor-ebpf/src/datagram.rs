@@ -2,10 +2,10 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use interceptor_common::{
-    DatagramPeer, Endpoint, Event, Finding, FlowKind, Permit, REPLY_WINDOW_NS, Route, Settings,
+    DatagramPeer, Endpoint, Finding, FlowKind, Permit, REPLY_WINDOW_NS, Route, Settings,
 };
 
-use crate::count::{count, report};
+use crate::count::{count, report_refusal};
 use crate::ctx::{self, Verdict};
 use crate::{maps, select};
 
@@ -69,19 +69,7 @@ pub fn heard(socket: u64, peer: Endpoint) {
 #[inline(always)]
 pub fn refuse(netns: u64, cgroup: u64, dst: Endpoint, protocol: u32) -> Verdict {
     count(Finding::DatagramRefused);
-    report(&maps::REFUSALS, Finding::RefusalLost, || Event {
-        netns,
-        cgroup,
-        started_ns: ctx::now_ns(),
-        duration_ns: 0,
-        bytes_sent: 0,
-        bytes_received: 0,
-        dst,
-        src: Endpoint::default(),
-        kind: FlowKind::RefusedDatagram as u32,
-        finding: Finding::DatagramRefused as u32,
-        established: 0,
-        protocol,
-    });
+    let (kind, finding) = (FlowKind::RefusedDatagram, Finding::DatagramRefused);
+    report_refusal(kind, finding, netns, cgroup, dst, protocol);
     Verdict::Refuse
 }

@@ -113,7 +113,12 @@ fn bind_v4() -> io::Result<Vec<Socket>> {
             Err(error) => last = Some(error),
         }
     }
-    Err(last.unwrap_or_else(|| io::Error::from(io::ErrorKind::AddrInUse)))
+    let why = last.unwrap_or_else(|| io::Error::from(io::ErrorKind::AddrInUse));
+    let message = format!(
+        "no port is free on all of 127.0.0.1 to 127.0.0.{V4_LISTENERS} ({why}); end what listens \
+         there, or widen net.ipv4.ip_local_port_range"
+    );
+    Err(io::Error::new(why.kind(), message))
 }
 
 fn listen(addr: SocketAddr) -> io::Result<Socket> {

@@ -8,6 +8,7 @@ use interceptor_tests::world::{Finished, World, kernel_tests};
 
 const USAGE: i32 = 64;
 const BAD_RESOURCES: i32 = 65;
+const MISSING_KERNEL_FEATURE: i32 = 69;
 const BUSY: i32 = 73;
 const NO_PRIVILEGE: i32 = 77;
 
@@ -68,6 +69,38 @@ fn a_cgroup_that_does_not_exist() -> Result<()> {
     command.args(["run", "--name", "ix-no-cgroup", "--cgroup", "/no/such/cgroup"]);
     let finished = world.output(&mut command, Duration::from_secs(10))?;
     check(&finished, BUSY, "/no/such/cgroup");
+    Ok(())
+}
+
+/// A kernel that is too old, as far as it says itself: nothing is loaded, and what is missing is
+/// named (T-65).
+#[test]
+fn t65_a_kernel_without_what_is_needed() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mut command = world.command("setarch");
+    command.arg("--uname-2.6").arg(binary()).args(["run", "--name", "ix-old-kernel"]);
+    let finished = world.output(command.args(["--", "echo", "it ran"]), Duration::from_secs(10))?;
+    check(&finished, MISSING_KERNEL_FEATURE, "needs Linux 5.15 or later");
+    Ok(())
+}
+
+/// The namespace has one port to give, and somebody listens on it beside 127.0.0.1.
+#[test]
+fn no_port_is_free_for_the_listeners() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let _taken = world.workload.inside(|| {
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "50000 50000")?;
+        std::net::TcpListener::bind("127.0.0.2:50000")
+    })?;
+    let product = Interceptor::new(&world, &binary(), &[]);
+    let finished = product.run(&["echo", "it ran"])?.finished;
+    check(&finished, BUSY, "net.ipv4.ip_local_port_range");
     Ok(())
 }
 
