@@ -54,6 +54,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if sum.failed > 0 {
         bail!("tests failed");
     }
+    if sum.passed == 0 {
+        // A run that tested nothing must not look like one that found nothing.
+        bail!("no test ran: nothing has that word in its name");
+    }
     Ok(())
 }
 
