@@ -125,9 +125,11 @@ fn refuse_unknown(accepted: Accepted, site: &Site) {
 }
 
 /// Intercepted to finished.
-async fn proxy(intercepted: Intercepted, site: Site) {
+async fn proxy(intercepted: Intercepted, mut site: Site) {
     let Intercepted { client, origin } = intercepted;
     let snapshot = site.policy.current();
+    site.dialer.connect_timeout = snapshot.connect_timeout;
+    site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
     let account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
         ByAddress::Decided(decision) => {

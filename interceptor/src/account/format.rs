@@ -2,7 +2,6 @@
 //! when policy is loaded. Whatever a client or upstream chose is escaped (T-56), so one record stays
 //! one line and no field can be mistaken for its neighbour.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io;
 
@@ -416,15 +415,19 @@ impl Serialize for Printed<'_> {
 
 /// LOG-31: text and operators in one value make a string, with `-` for what is missing.
 fn mixed(pieces: &[Piece], record: &Record) -> String {
-    let value = |piece| match piece {
-        &Piece::Literal(ref text) => Cow::Borrowed(text.as_str()),
-        Piece::Operator(operator) => match operator.value(record) {
-            Value::Missing => Cow::Borrowed("-"),
-            Value::Number(number) => number.to_string().into(),
-            Value::Text(text) => cut(&text).to_owned().into(),
-        },
-    };
-    pieces.iter().map(value).collect()
+    let mut out = String::new();
+    for piece in pieces {
+        match piece {
+            Piece::Literal(text) => out.push_str(text),
+            Piece::Operator(operator) => match operator.value(record) {
+                Value::Missing => out.push('-'),
+                // Writing to a String cannot fail.
+                Value::Number(number) => _ = write!(out, "{number}"),
+                Value::Text(text) => out.push_str(cut(&text)),
+            },
+        }
+    }
+    out
 }
 
 /// Compact JSON that also escapes what JSON would let through but a terminal obeys (T-56).

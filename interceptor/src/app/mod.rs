@@ -3,6 +3,7 @@
 mod enrol;
 mod explain;
 mod handler;
+mod reload;
 mod report;
 mod resolv_conf;
 mod run;
@@ -18,6 +19,9 @@ use crate::kernel::{KernelError, PinError, Pins};
 use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
+
+/// The workload namespace of a dev box.
+const NAMESPACE: &str = "default";
 
 /// SIGTERM to SIGKILL for what remains in a covered cgroup.
 const GRACE: Duration = Duration::from_secs(5);

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use interceptor_common::Settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -16,9 +17,10 @@ use tokio::task::JoinHandle;
 
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
+use super::reload::{Reloader, said};
 use super::report::Reporter;
 use super::{AppError, GRACE, resolv_conf, system};
-use crate::account::{AccessLog, Encoding, LogSettings, LogTarget};
+use crate::account::{AccessLog, LogSettings, LogTarget};
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
 use crate::act::tls::NoSecrets;
@@ -27,7 +29,7 @@ use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
 use crate::netns::NetNs;
-use crate::policy::{Caller, Enforcement, Loaded, Snapshot, Sources, Store, self};
+use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
@@ -49,11 +51,14 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
         return Err(AppError::Root("loading BPF programs and making cgroups; use sudo"));
     }
     let mut signals = Signals::listen().map_err(system("cannot listen for signals"))?;
-    let loaded = load_policy(&args)?;
+    let sources = sources(&args);
+    // Before the files are read: no change of them is missed.
+    let watch = Watch::new(&sources);
+    let loaded = load_policy(&args, &sources)?;
     let server = Server::bind(Path::new(admin::DIR), &args.name)?;
     let descriptors = raise_descriptor_limit();
     let session = Session::enter(&args.name)?;
-    let started = start(&args, loaded, &session, server).await?;
+    let started = start(&args, loaded, Watched { watch, sources }, &session, server).await?;
     let outcome = if args.command.is_empty() {
         Ok(Exit::Signal(signals.next().await as i32))
     } else {
@@ -65,28 +70,37 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     outcome
 }
 
-fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
-    let sources = Sources {
+/// Where policy comes from, and who says when it changes.
+struct Watched {
+    watch: Watch,
+    sources: Sources,
+}
+
+fn sources(args: &cli::Run) -> Sources {
+    Sources {
         files: args.files.clone(),
         mesh_config: args.mesh_config.clone(),
         outbound: args.outbound,
         enforcement: args.enforcement,
         ..Sources::default()
-    };
-    let caller = Caller {
+    }
+}
+
+pub(super) fn caller(args: &cli::Run) -> Caller {
+    Caller {
         namespace: args.workload.namespace.clone(),
         labels: args.workload.labels.clone(),
-    };
-    let loaded = policy::load(&sources, &caller).map_err(|errors| {
+    }
+}
+
+fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, AppError> {
+    let loaded = policy::load(sources, &caller(args)).map_err(|errors| {
         AppError::Resources(format!(
             "these resources cannot be used; nothing was started\n{errors}"
         ))
     })?;
-    for warning in &loaded.warnings {
-        eprintln!("interceptor: warning: {warning}");
-    }
-    for rejected in &loaded.rejected {
-        eprintln!("interceptor: left out: {rejected}");
+    for text in said(&loaded.warnings, &loaded.rejected) {
+        eprintln!("interceptor: {text}");
     }
     // One bad resource leaves the others in force; but nothing in force is no policy (T-61).
     if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
@@ -110,6 +124,7 @@ struct Started {
     netns: Arc<NetNs>,
     etc_netns: Option<String>,
     admin: JoinHandle<()>,
+    reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
     stop_reporter: oneshot::Sender<()>,
 }
@@ -117,10 +132,11 @@ struct Started {
 async fn start(
     args: &cli::Run,
     loaded: Loaded,
+    watched: Watched,
     session: &Session,
     server: Server,
 ) -> Result<Started, AppError> {
-    let snapshot = loaded.snapshot;
+    let Loaded { snapshot, inventory, warnings, rejected, .. } = loaded;
     let cgroups = covered_cgroups(args, session)?;
     let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
     let mut enrolled = Vec::new();
@@ -135,7 +151,13 @@ async fn start(
     let resolvers = resolvers(args, etc_netns.as_deref())?;
     let log = AccessLog::open(&log_settings(args, &snapshot))
         .map_err(system("cannot open the access log"))?;
-    let (kernel, events) = load_kernel(args, &snapshot, session, &cgroups, &enrolled, &resolvers)?;
+    let settings = Settings {
+        daemon_cgroups: [session.daemon().id()?, 0],
+        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        pad: 0,
+    };
+    let (kernel, events) =
+        load_kernel(args, &snapshot, settings, session, &cgroups, &enrolled, &resolvers)?;
 
     let kernel = Arc::new(kernel);
     let resolver = Arc::new(Resolver::new(ResolverConfig {
@@ -153,7 +175,7 @@ async fn start(
         labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
-    let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
+    let reporter = Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log);
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
     }));
@@ -195,9 +217,20 @@ async fn start(
             etc_netns: etc_netns.clone(),
             hide: hidden(),
         },
+        last_reload: ArcSwapOption::empty(),
     });
+    let reloader = Reloader {
+        watch: watched.watch,
+        sources: watched.sources,
+        args: args.clone(),
+        running: Arc::clone(&running),
+        settings,
+        inventory,
+        said: said(&warnings, &rejected).into_iter().collect(),
+    };
+    let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Started { running, netns, etc_netns, admin, reporter, stop_reporter })
+    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
 }
 
 /// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.
@@ -288,12 +321,14 @@ pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSetti
         cli::LogTarget::File(path) => LogTarget::File(path.clone()),
     });
     let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
-    let built_in = |target| vec![LogSettings::built_in(target, Encoding::Text)];
+    let everything = |target| {
+        vec![LogSettings { target, format: Arc::clone(&snapshot.log_format), filter: None }]
+    };
     match (forced, snapshot.access_log.clone()) {
-        (None, None) => built_in(default),
+        (None, None) => everything(default),
         (None, Some(governed)) => governed,
-        (Some(target), None) => built_in(target),
-        (Some(target), Some(governed)) if governed.is_empty() => built_in(target),
+        (Some(target), None) => everything(target),
+        (Some(target), Some(governed)) if governed.is_empty() => everything(target),
         (Some(target), Some(governed)) => {
             let mut moved: Vec<LogSettings> = Vec::new();
             for one in governed {
@@ -311,16 +346,12 @@ pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSetti
 fn load_kernel(
     args: &cli::Run,
     snapshot: &Snapshot,
+    settings: Settings,
     session: &Session,
     cgroups: &[Cgroup],
     enrolled: &[Enrolled],
     resolvers: &[SocketAddr],
 ) -> Result<(Kernel, EventReader), AppError> {
-    let settings = Settings {
-        daemon_cgroups: [session.daemon().id()?, 0],
-        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
-        pad: 0,
-    };
     let plan =
         Plan { name: &args.name, workloads: cgroups, daemon: session.daemon(), log: args.bpf_log };
     let cookies: Vec<u64> = enrolled.iter().map(|one| one.netns.cookie()).collect();
@@ -407,6 +438,7 @@ impl Started {
     /// for before the hooks go; connections of cgroups that live on are drained after.
     async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
         self.admin.abort();
+        self.reloader.abort();
         session.workload().terminate(GRACE).await?;
         if !drain {
             self.settled(SETTLE).await;

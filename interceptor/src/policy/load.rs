@@ -1,6 +1,6 @@
 //! Files to a snapshot: read everything, report everything, then compile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
@@ -12,6 +12,7 @@ use super::compile::{Compiled, Input, Mesh, compile};
 use super::destination_rule::{self, Defaults, Rules as DestinationRules};
 use super::entry::{Entry, ServicePort};
 use super::fields::{Context, Findings};
+use super::inventory::{Inventory, Substitutes};
 use super::mesh::MeshConfig;
 use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
@@ -76,6 +77,8 @@ pub struct Loaded {
     pub rejected: Vec<Notice>,
     /// What was read.
     pub summary: Summary,
+    /// What is in force, for the next load and for what it changes.
+    pub inventory: Inventory,
 }
 
 /// Counts for people.
@@ -116,26 +119,82 @@ const STRICT_SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
 /// Resources that only Istio's validation rejects are errors beside others, but alone they come
 /// back in [`Loaded::rejected`].
 pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
+    load_over(sources, caller, &Inventory::default())
+}
+
+/// Loads what is to follow `before` (T-61): a resource that is rejected keeps the version that it
+/// has there, and a file without any content is an error, since it is most likely half written.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_over(
+    sources: &Sources,
+    caller: &Caller,
+    before: &Inventory,
+) -> Result<Loaded, LoadErrors> {
+    let again = !before.is_empty();
+    let loaded = load_once(sources, caller, again, Substitutes::new())?;
+    let names = loaded.rejected.iter().filter_map(|notice| notice.resource.as_deref());
+    let substitutes = before.documents(names);
+    if substitutes.is_empty() {
+        return Ok(loaded);
+    }
+    let mut kept: Vec<_> = substitutes.keys().cloned().collect();
+    let mut second = load_once(sources, caller, again, substitutes)?;
+    // What was good once need not be beside other settings.
+    kept.retain(|id| second.rejected.iter().all(|notice| notice.resource.as_deref() != Some(id)));
+    second.inventory.keep(before, kept.iter());
+    for mut notice in loaded.rejected {
+        let is_kept = |id: &str| kept.iter().any(|kept| **kept == *id);
+        if notice.resource.as_deref().is_some_and(is_kept) {
+            notice.message.push_str("; its last good version stays");
+            second.rejected.push(notice);
+        }
+    }
+    second.rejected.sort_by(|a, b| a.place.cmp(&b.place));
+    Ok(second)
+}
+
+fn load_once(
+    sources: &Sources,
+    caller: &Caller,
+    again: bool,
+    substitutes: Substitutes,
+) -> Result<Loaded, LoadErrors> {
     let namespace = caller.namespace.as_str();
     let mut out = Findings::default();
-    let mut resources = Resources::default();
+    let mut resources = Resources { substitutes, ..Resources::default() };
+    let mut texts = HashMap::new();
+    let mut read = |path: &Path, out: &mut Findings| {
+        let text: Arc<str> = read(path, again, out)?.into();
+        let file: Arc<Path> = path.into();
+        texts.insert(Arc::clone(&file), Arc::clone(&text));
+        Some((file, text))
+    };
     for path in &sources.files {
-        for file in expand(path, &mut out) {
-            if let Some(text) = read(&file, &mut out) {
-                resources.read(&file.into(), &text, &mut out);
+        for path in listed(path, &mut out) {
+            if let Some((file, text)) = read(&path, &mut out) {
+                resources.read(&file, &text, &mut out);
             }
         }
     }
+    if let Some(path) = &sources.mesh_config
+        && let Some((file, text)) = read(path, &mut out)
+    {
+        resources.read_mesh(&file, &text, &mut out);
+    }
+    let mut given = |name: &Path, text: &str| {
+        let (file, text): (Arc<Path>, Arc<str>) = (name.into(), text.into());
+        texts.insert(Arc::clone(&file), Arc::clone(&text));
+        (file, text)
+    };
     for (name, text) in &sources.texts {
-        resources.read(&name.clone().into(), text, &mut out);
+        let (file, text) = given(name, text);
+        resources.read(&file, &text, &mut out);
     }
     if let Some((name, text)) = &sources.mesh_text {
-        resources.read_mesh(&name.clone().into(), text, &mut out);
-    }
-    if let Some(path) = &sources.mesh_config
-        && let Some(text) = read(path, &mut out)
-    {
-        resources.read_mesh(&path.clone().into(), &text, &mut out);
+        let (file, text) = given(name, text);
+        resources.read_mesh(&file, &text, &mut out);
     }
     if let [_, second, ..] = resources.meshes.as_slice()
         && let Some(context) = &second.context
@@ -202,10 +261,16 @@ pub fn load(sources: &Sources, caller: &Caller) -> Result<Loaded, LoadErrors> {
         connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
         dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
         access_log,
+        log_format: mesh.log_format,
         udp_allowed: compiled.udp,
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
     };
-    Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary })
+    let inventory = {
+        let rejected: HashSet<_> =
+            out.rejected.iter().filter_map(|notice| notice.resource.as_deref()).collect();
+        Inventory::of(resources.seen, &texts, |id| rejected.contains(id))
+    };
+    Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary, inventory })
 }
 
 /// MESH-8 where the mesh configuration says nothing.
@@ -326,33 +391,30 @@ fn check_unique(resources: &Resources, out: &mut Findings) {
     }
 }
 
-/// The files that a path stands for.
-fn expand(path: &Path, out: &mut Findings) -> Vec<PathBuf> {
-    if !path.is_dir() {
-        return vec![path.to_owned()];
-    }
-    let listed = fs::read_dir(path).and_then(|entries| {
-        let files: std::io::Result<Vec<_>> = entries.map(|e| e.map(|e| e.path())).collect();
-        files
-    });
-    match listed {
-        Ok(mut files) => {
-            let yaml = |file: &PathBuf| {
-                file.extension().is_some_and(|e| e == "yaml" || e == "yml") && !file.is_dir()
-            };
-            files.retain(yaml);
-            files.sort();
-            files
-        }
-        Err(error) => {
-            whole_file(path, format!("cannot be listed: {error}"), out);
-            Vec::new()
-        }
-    }
+/// The files that a path stands for; none where that is an error.
+fn listed(path: &Path, out: &mut Findings) -> Vec<PathBuf> {
+    expand(path).unwrap_or_else(|error| {
+        whole_file(path, format!("cannot be listed: {error}"), out);
+        Vec::new()
+    })
 }
 
-/// A file's text, if it is readable, small enough and UTF-8.
-fn read(path: &Path, out: &mut Findings) -> Option<String> {
+/// The files that a path stands for: itself, or of a directory the YAML files, sorted.
+pub(super) fn expand(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let files: std::io::Result<Vec<_>> = fs::read_dir(path)?.map(|e| e.map(|e| e.path())).collect();
+    let mut files = files?;
+    files.retain(|file| {
+        file.extension().is_some_and(|e| e == "yaml" || e == "yml") && !file.is_dir()
+    });
+    files.sort();
+    Ok(files)
+}
+
+/// A file's text, if it is readable, small enough, UTF-8 and, `again`, not empty.
+fn read(path: &Path, again: bool, out: &mut Findings) -> Option<String> {
     let mut bytes = Vec::new();
     let limited =
         fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
@@ -362,6 +424,12 @@ fn read(path: &Path, out: &mut Findings) -> Option<String> {
     }
     if bytes.len() as u64 > MAX_FILE_BYTES {
         whole_file(path, format!("is larger than {} MiB", MAX_FILE_BYTES >> 20), out);
+        return None;
+    }
+    if again && bytes.trim_ascii().is_empty() {
+        let message = "is empty, which is most likely a half-written file; to take its resources \
+                       back, remove it or leave a comment in it";
+        whole_file(path, message.into(), out);
         return None;
     }
     match String::from_utf8(bytes) {

@@ -4,6 +4,7 @@ mod compile;
 mod destination_rule;
 mod entry;
 mod fields;
+mod inventory;
 mod kubernetes;
 mod load;
 mod mesh;
@@ -20,6 +21,7 @@ mod telemetry;
 mod tests;
 mod validate;
 mod virtual_service;
+mod watch;
 mod workload_entry;
 
 use std::sync::Arc;
@@ -28,9 +30,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-pub use self::load::{Caller, Loaded, Sources, Summary, load};
+pub use self::inventory::{Changes, Inventory};
+pub use self::load::{Caller, Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
-use crate::account::LogSettings;
+pub use self::watch::Watch;
+use crate::account::{Format, LogSettings};
 use crate::decide::Policy;
 
 /// `strict` (default) or `istio`: docs/profiles.md.
@@ -94,6 +98,8 @@ pub struct Snapshot {
     /// What mesh config and Telemetry say of the access log, one item an output, none where it is
     /// switched off; `None` where they say nothing.
     pub access_log: Option<Vec<LogSettings>>,
+    /// The mesh configuration's format (MESH-3, MESH-4), for a place that only a flag names.
+    pub log_format: Arc<Format>,
     /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
     pub udp_allowed: Vec<(IpNet, u16)>,
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in

@@ -2,6 +2,7 @@
 //! reported at once and in its place. Bounded against hostile input.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
@@ -60,6 +61,43 @@ impl Node {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|(k, _)| k.name == key).map(|(_, v)| v),
             _ => None,
+        }
+    }
+
+    /// The items, if this is a list.
+    pub(super) fn items(&self) -> Option<&[Node]> {
+        match &self.value {
+            Value::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// A number that differs where the content does, wherever it stands.
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash_into(&mut hasher);
+        hasher.finish()
+    }
+
+    fn hash_into(&self, hasher: &mut DefaultHasher) {
+        std::mem::discriminant(&self.value).hash(hasher);
+        match &self.value {
+            Value::Null => {}
+            Value::Float(value) => value.to_bits().hash(hasher),
+            Value::Bool(value) => value.hash(hasher),
+            Value::Int(value) => value.hash(hasher),
+            Value::Text(text) => text.hash(hasher),
+            Value::List(items) => {
+                items.len().hash(hasher);
+                items.iter().for_each(|item| item.hash_into(hasher));
+            }
+            Value::Map(entries) => {
+                entries.len().hash(hasher);
+                for (key, value) in entries {
+                    key.name.hash(hasher);
+                    value.hash_into(hasher);
+                }
+            }
         }
     }
 

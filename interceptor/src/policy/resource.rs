@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Enforcement;
 use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
+use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore};
 use super::mesh::MeshConfig;
 use super::node::{At, Node, Value, parse};
@@ -42,6 +43,10 @@ pub(super) struct Resources {
     pub(super) enforcement: Option<Enforcement>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
+    /// Every resource read, in order.
+    pub(super) seen: Vec<Seen>,
+    /// What to read in place of some resources.
+    pub(super) substitutes: Substitutes,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
@@ -90,18 +95,37 @@ impl Resources {
                 }
             } else if node.get("spec").is_some() {
                 self.documents += 1;
+                self.note("MeshConfig".into(), node, &context);
                 let mut top = Fields::of(node, "", &context, out);
                 self.operator(&mut top, &context, out);
                 top.finish(&context, out);
             } else {
                 self.documents += 1;
+                self.note("MeshConfig".into(), node, &context);
                 let config = MeshConfig::read(Fields::of(node, "", &context, out), &context, out);
                 self.meshes.push(config);
             }
         }
     }
 
-    fn document(&mut self, node: &Node, mut cx: Context, out: &mut Findings) {
+    fn note(&mut self, id: Arc<str>, node: &Node, cx: &Context) {
+        self.seen.push(Seen { id, digest: node.digest(), file: Arc::clone(&cx.file) });
+    }
+
+    fn document(&mut self, node: &Node, cx: Context, out: &mut Findings) {
+        let id = identity(node);
+        match id.as_deref().and_then(|id| self.substitutes.get(id)).cloned() {
+            Some((node, cx)) => self.resource(&node, cx, out),
+            None => {
+                if let Some(id) = id {
+                    self.note(id.into(), node, &cx);
+                }
+                self.resource(node, cx, out);
+            }
+        }
+    }
+
+    fn resource(&mut self, node: &Node, mut cx: Context, out: &mut Findings) {
         if !matches!(node.value, Value::Map(_)) {
             let message = format!("expected a resource, found {}", node.kind());
             out.errors.push(cx.notice(node.at, "", message));

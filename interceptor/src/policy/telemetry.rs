@@ -218,7 +218,7 @@ pub(super) fn outputs(
         return Some(outputs);
     }
     let items = || levels.iter().flat_map(|level| &level.access_logging);
-    let off = items().filter(|item| item.outbound).last().is_some_and(|item| item.disabled);
+    let off = items().rfind(|item| item.outbound).is_some_and(|item| item.disabled);
     match file() {
         _ if off => Some(Vec::new()),
         Some(file) => Some(file),
@@ -264,7 +264,7 @@ fn combine<'a>(levels: &[&'a Telemetry], mesh: &'a MeshConfig) -> Vec<Chosen<'a>
     };
     // TEL-2: the deepest level that names providers names all of them.
     let named = |level: &&'a Telemetry| outbound(level).any(|item| !item.providers.is_empty());
-    let deepest = levels.iter().rposition(|level| named(level));
+    let deepest = levels.iter().rposition(named);
     let in_scope = |name: &str| match deepest {
         Some(level) => {
             let mut listed = outbound(&levels[level]).flat_map(|item| &item.providers);

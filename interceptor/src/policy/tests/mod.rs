@@ -2,6 +2,7 @@
 
 mod loading;
 mod mesh;
+mod reload;
 mod telemetry;
 mod validation;
 

@@ -87,6 +87,12 @@ fn load_levels(mesh: &str, levels: &[(&str, &str, &str)]) -> Loaded {
     load(&sources, &caller).unwrap_or_else(|errors| panic!("{levels:?}: {errors}"))
 }
 
+/// Namespace, further fields of `spec`, items of `accessLogging`.
+type Level<'a> = (&'a str, &'a str, &'a str);
+
+/// What it shows, the mesh configuration, the resources, the outputs.
+type Row<'a> = (&'a str, &'a str, Vec<Level<'a>>, Option<Vec<String>>);
+
 #[test]
 fn tel_1_to_tel_4_and_tel_6_levels() {
     let file = "accessLogFile: /mesh\n";
@@ -97,8 +103,7 @@ fn tel_1_to_tel_4_and_tel_6_levels() {
     let envoy = "{providers: [{name: envoy}]}";
     let mine = "selector: {matchLabels: {app: client}}, ";
     let theirs = "selector: {matchLabels: {app: other}}, ";
-    type Level<'a> = (&'a str, &'a str, &'a str);
-    let cases: Vec<(&str, &str, Vec<Level<'_>>, Option<Vec<String>>)> = vec![
+    let cases: Vec<Row<'_>> = vec![
         ("TEL-7: the seed's", "", vec![(root, "", envoy)], some(&["stdout"])),
         ("another namespace's", "", vec![("other", "", envoy)], None),
         ("a namespace's own", "", vec![(own, "", envoy)], some(&["stdout"])),
