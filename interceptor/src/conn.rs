@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use crate::accept::Accepted;
 use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
 use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Held, Outbound, Stream};
+use crate::act::cluster::hash_of;
 use crate::act::dial::{DialError, Dialer, Dialled};
 use crate::act::http::HttpContext;
 use crate::act::relay::{RelayEnd, RelayLimits};
 use crate::act::{block, http, pick, relay};
-use crate::act::cluster::hash_of;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
 use crate::kernel::Kernel;
@@ -377,7 +377,11 @@ fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bo
             account.upstream_failed(error.tried(), vec![Flag::UF], Some(error.details()));
         }
         CarryError::Dial(DialError::Connect { .. }) | CarryError::Tls { .. } => {
-            account.upstream_failed(error.tried(), vec![Flag::UF, Flag::URX], Some(error.details()));
+            account.upstream_failed(
+                error.tried(),
+                vec![Flag::UF, Flag::URX],
+                Some(error.details()),
+            );
         }
     }
 }

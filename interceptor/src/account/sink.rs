@@ -55,7 +55,6 @@ impl LogSettings {
     }
 }
 
-
 /// Records that [`AccessLog::memory`] collected, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct Captured(Arc<Mutex<Vec<Record>>>);

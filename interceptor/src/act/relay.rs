@@ -130,11 +130,7 @@ impl Progress {
 /// A FIN is passed on once everything before it is; the other direction goes on (T-54). A reset of
 /// either side resets the other one, after what the dead side had sent was passed on if the other
 /// side takes it within half a second.
-pub async fn relay(
-    client: Prefixed<TcpStream>,
-    upstream: Stream,
-    limits: RelayLimits,
-) -> Relayed {
+pub async fn relay(client: Prefixed<TcpStream>, upstream: Stream, limits: RelayLimits) -> Relayed {
     let mut upstream = match upstream {
         Stream::Plain(upstream) => return plain(client, upstream, limits).await,
         Stream::Wrapped(upstream) => upstream,

@@ -127,7 +127,10 @@ impl fmt::Display for StatusReport {
             ("enforcement", self.enforcement.clone()),
             ("outbound", self.outbound.clone()),
             ("policy generation", self.generation.to_string()),
-            ("last reload", self.last_reload.as_ref().map_or_else(|| "none".into(), LastReload::text)),
+            (
+                "last reload",
+                self.last_reload.as_ref().map_or_else(|| "none".into(), LastReload::text),
+            ),
             ("connections", format!("{} open, {} in all", connections.active, connections.total)),
             ("access log", format!("{} lines dropped", self.access_log_dropped)),
             ("resolvers", list(&self.resolvers)),

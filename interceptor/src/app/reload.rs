@@ -9,8 +9,8 @@ use interceptor_common::Settings;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::handler::Running;
 use super::cli;
+use super::handler::Running;
 use super::run::{caller, log_settings};
 use crate::admin::report::LastReload;
 use crate::policy::{self, Inventory, LoadErrors, Loaded, Notice, Snapshot, Sources, Watch};

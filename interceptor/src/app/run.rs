@@ -87,10 +87,7 @@ fn sources(args: &cli::Run) -> Sources {
 }
 
 pub(super) fn caller(args: &cli::Run) -> Caller {
-    Caller {
-        namespace: args.workload.namespace.clone(),
-        labels: args.workload.labels.clone(),
-    }
+    Caller { namespace: args.workload.namespace.clone(), labels: args.workload.labels.clone() }
 }
 
 fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, AppError> {

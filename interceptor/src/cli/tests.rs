@@ -157,7 +157,10 @@ fn explain_takes_what_run_takes_of_policy() {
     assert_eq!(explain.mesh_config, Some("m.yaml".into()));
     assert_eq!(explain.outbound, Some(Outbound::RegistryOnly));
     assert_eq!(explain.enforcement, Some(Enforcement::Istio));
-    assert_eq!((explain.dst.as_deref(), explain.workload.namespace.as_str()), (Some("192.0.2.1"), "shop"));
+    assert_eq!(
+        (explain.dst.as_deref(), explain.workload.namespace.as_str()),
+        (Some("192.0.2.1"), "shop")
+    );
     assert_eq!(explain.bypass.len(), 1);
     assert_eq!((explain.resolve, explain.output), (true, Output::Json));
     assert!(parse_line("interceptor explain").is_err());
@@ -173,7 +176,9 @@ fn the_workload_is_named_alike_everywhere() {
     assert_eq!(given.workload.labels, labels(&[("app", "a"), ("tier", ""), ("v", "1")]));
     let plain = run("interceptor run -- true").workload;
     assert_eq!((plain.namespace.as_str(), plain.labels.len()), ("default", 0));
-    for wrong in ["--namespace A", "--namespace -a", "--namespace a.b", "--labels app", "--labels =a"] {
+    for wrong in
+        ["--namespace A", "--namespace -a", "--namespace a.b", "--labels app", "--labels =a"]
+    {
         assert!(parse_line(&format!("interceptor run {wrong} -- true")).is_err(), "{wrong}");
     }
 }

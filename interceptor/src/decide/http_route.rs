@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::route::{Forward, HeaderOps, LocalReply, Mirror, Rewrite, RouteActions, TextMatch};
 use super::service::{Asked, RouteTo, allow};
-use super::uri::{Normalization, Redirect, RegexRewrite, UriMatch, normalize, replace_prefix, split_query};
+use super::uri::{
+    Normalization, Redirect, RegexRewrite, UriMatch, normalize, replace_prefix, split_query,
+};
 use super::{Action, Decision, Reason, RequestHead, RuleId};
 use crate::policy::Enforcement;
 
@@ -136,7 +138,12 @@ impl HttpRoutes {
             HttpAction::Redirect(redirect, headers) => {
                 let location = redirect.location(request.host, &request.path, request.query, uri);
                 let (status, headers) = (redirect.status, headers.clone());
-                local(LocalReply { status, location: Some(location), headers, ..LocalReply::default() })
+                local(LocalReply {
+                    status,
+                    location: Some(location),
+                    headers,
+                    ..LocalReply::default()
+                })
             }
             HttpAction::Reply(status, body, headers) => {
                 let (status, body, headers) = (*status, body.clone(), headers.clone());
@@ -194,10 +201,7 @@ impl RewriteRule {
             (None, None) => None,
         };
         let path = path.map(|path| if path.starts_with('/') { path } else { format!("/{path}") });
-        Rewrite {
-            path: path.map(|path| path + request.query),
-            authority: self.authority.clone(),
-        }
+        Rewrite { path: path.map(|path| path + request.query), authority: self.authority.clone() }
     }
 }
 

@@ -107,7 +107,8 @@ impl Tables {
         }
         port.exclusive |= service.exclusive;
         port.mixed |= other;
-        port.inspects |= service.group != Group::Tcp || service.chains.iter().any(|c| !c.sni.is_empty());
+        port.inspects |=
+            service.group != Group::Tcp || service.chains.iter().any(|c| !c.sni.is_empty());
         if service.group == Group::Http {
             for name in service.names() {
                 port.names.insert(name, id);
@@ -294,7 +295,8 @@ impl Chains {
     /// Adds a chain of the handler at `ip`: there a service's own has no condition (LIS-26).
     fn add_bound(&mut self, number: u32, service: &Service, rule: Option<u32>, ip: IpAddr) {
         match rule.and_then(|rule| service.chains.get(rule as usize)) {
-            Some(rule) if !rule.subnets.is_empty() && !rule.subnets.iter().any(|n| n.contains(&ip)) => {}
+            Some(rule)
+                if !rule.subnets.is_empty() && !rule.subnets.iter().any(|n| n.contains(&ip)) => {}
             Some(rule) => self.add_rule(number, &rule.sni),
             None => self.add_rule(number, &[]),
         }

@@ -125,7 +125,8 @@ impl HostIndex {
     /// The services for `name`, best first: exact, then the longest suffix (HTTP-2).
     pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
         let exact = self.exact.get(name.as_str()).into_iter().flatten().copied();
-        let wildcard = name.parents().filter_map(|suffix| Some((suffix, self.wildcard.get(suffix)?)));
+        let wildcard =
+            name.parents().filter_map(|suffix| Some((suffix, self.wildcard.get(suffix)?)));
         // The dot belongs to a whole-label suffix: `*foo.com` gives more of a name than `*.com`.
         let mut suffixes: Vec<(usize, u32)> = wildcard
             .flat_map(|(suffix, services)| services.iter().map(|s| (suffix.len() + 1, *s)))

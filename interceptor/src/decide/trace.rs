@@ -167,8 +167,14 @@ fn lost_by_protocol(service: &Service, name: Option<&HostName>, request: bool) -
 }
 
 fn verdict(rules: &Inner, decision: &Decision, steps: &mut Vec<TraceStep>) {
-    if decision.rule.is_none() && !matches!(decision.action, Action::Http | Action::ByResolution(_)) {
-        push(steps, Stage::Mode, None, format!("{:?}: {}", rules.outbound, decision.reason.explain()));
+    if decision.rule.is_none() && !matches!(decision.action, Action::Http | Action::ByResolution(_))
+    {
+        push(
+            steps,
+            Stage::Mode,
+            None,
+            format!("{:?}: {}", rules.outbound, decision.reason.explain()),
+        );
     }
     let cluster = decision.cluster.as_ref().map_or("-", |cluster| &*cluster.0);
     let route = decision.route.as_deref().unwrap_or("-");
@@ -192,9 +198,15 @@ mod tests {
     #[test]
     fn every_candidate_has_its_reason() {
         let yaml = [
-            entry("a", "hosts: [a.com], ports: [{number: 443, name: p, protocol: TLS}], resolution: DNS"),
+            entry(
+                "a",
+                "hosts: [a.com], ports: [{number: 443, name: p, protocol: TLS}], resolution: DNS",
+            ),
             entry("b", "hosts: [\"*.com\"], ports: [{number: 443, name: p, protocol: TLS}]"),
-            entry("c", "hosts: [a.com], ports: [{number: 80, name: p, protocol: HTTP}], resolution: DNS"),
+            entry(
+                "c",
+                "hosts: [a.com], ports: [{number: 80, name: p, protocol: HTTP}], resolution: DNS",
+            ),
         ]
         .concat();
         let policy = policy(&yaml, Istio, RegistryOnly);

@@ -93,9 +93,9 @@ impl UriMatch {
     pub(super) fn matches(&self, path: &str) -> bool {
         match &self.text {
             TextMatch::Exact(exact) if self.ignore_case => path.eq_ignore_ascii_case(exact),
-            TextMatch::Prefix(prefix) if self.ignore_case => path
-                .get(..prefix.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(prefix)),
+            TextMatch::Prefix(prefix) if self.ignore_case => {
+                path.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+            }
             other => other.matches(path),
         }
     }
@@ -238,8 +238,20 @@ mod tests {
                 "?q",
                 "http://a.com:8080/n?q",
             ),
-            (Redirect { uri: Some("/n?z".into()), ..redirect() }, "a.com", "/x", "?q", "http://a.com/n?z"),
-            (Redirect { scheme: Some("https".into()), ..redirect() }, "a.com:80", "/", "", "https://a.com/"),
+            (
+                Redirect { uri: Some("/n?z".into()), ..redirect() },
+                "a.com",
+                "/x",
+                "?q",
+                "http://a.com/n?z",
+            ),
+            (
+                Redirect { scheme: Some("https".into()), ..redirect() },
+                "a.com:80",
+                "/",
+                "",
+                "https://a.com/",
+            ),
             (
                 Redirect { scheme: Some("https".into()), port: Some(443), ..redirect() },
                 "a.com:80",
@@ -247,9 +259,27 @@ mod tests {
                 "",
                 "https://a.com/",
             ),
-            (Redirect { port: Some(8443), ..redirect() }, "a.com:80", "/", "", "http://a.com:8443/"),
-            (Redirect { authority: Some("b.com".into()), ..redirect() }, "a.com:80", "/", "", "http://b.com/"),
-            (Redirect { prefix: Some("/new".into()), ..redirect() }, "[::1]:80", "/x", "", "http://[::1]:80/newx"),
+            (
+                Redirect { port: Some(8443), ..redirect() },
+                "a.com:80",
+                "/",
+                "",
+                "http://a.com:8443/",
+            ),
+            (
+                Redirect { authority: Some("b.com".into()), ..redirect() },
+                "a.com:80",
+                "/",
+                "",
+                "http://b.com/",
+            ),
+            (
+                Redirect { prefix: Some("/new".into()), ..redirect() },
+                "[::1]:80",
+                "/x",
+                "",
+                "http://[::1]:80/newx",
+            ),
         ] {
             assert_eq!(redirect.location(host, path, query, None), expected);
         }

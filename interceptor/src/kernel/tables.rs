@@ -232,10 +232,8 @@ impl Tables {
         let resolvers = resolvers.iter().map(|resolver| {
             (IpNet::from(resolver.ip().to_canonical()), resolver.port(), Permit::Resolver)
         });
-        let wanted: BTreeMap<_, _> = entries
-            .chain(resolvers)
-            .map(|(net, port, permit)| ((net, port), permit))
-            .collect();
+        let wanted: BTreeMap<_, _> =
+            entries.chain(resolvers).map(|(net, port, permit)| ((net, port), permit)).collect();
         let mut kept = HashSet::with_capacity(wanted.len());
         for ((net, port), permit) in wanted {
             let key = datagram_key(net, port);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::Enforcement;
 use super::Outbound;
 use super::entry::{Entry, Protocol, ServicePort, Workload, selected};
 use super::fields::Findings;
@@ -16,11 +17,12 @@ use super::service_entry::Resolution;
 use super::sidecar::{self, Imports, Sidecar};
 use super::virtual_service::VirtualService;
 use super::virtual_service::compile::{Binder, Clusters, Settings};
-use super::Enforcement;
 use crate::decide::pattern::EntryHost;
 use crate::decide::route::HeaderChanges;
 use crate::decide::traffic::Origination;
-use crate::decide::{Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream};
+use crate::decide::{
+    Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
+};
 
 /// Everything that takes part, each in the order of the files.
 #[derive(Debug, Default)]
@@ -94,7 +96,8 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     let mut compiled = Compiled::default();
     let mut registry = Registry::new(mesh.carriage);
     let automatic = automatic_addresses(&entries, mesh.dns_capture);
-    let services = services(&entries, &imports, &automatic, namespace, &mut registry, out, &mut compiled.udp);
+    let services =
+        services(&entries, &imports, &automatic, namespace, &mut registry, out, &mut compiled.udp);
     if mesh.settings.profile == Enforcement::Istio {
         note_port_owners(&entries, out);
     }
@@ -161,8 +164,10 @@ fn services<'a>(
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
             let owner = owners.get(host).copied().unwrap_or(entry);
             if !std::ptr::eq(owner, entry) && !merges(owner, entry) {
-                let message =
-                    format!("host {host} is ignored here: {} has it first (REG-3, REG-5)", owner.id);
+                let message = format!(
+                    "host {host} is ignored here: {} has it first (REG-3, REG-5)",
+                    owner.id
+                );
                 let at = &entry.notice_at;
                 out.warnings.push(entry.context.notice(at.at, &at.path, message));
                 continue;
@@ -181,7 +186,14 @@ fn services<'a>(
                 };
                 let cluster = registry.add(entry, host, port, addresses);
                 if let Some(cluster) = cluster.filter(|_| reached) {
-                    services.push(service(cluster, entry, port.number, group, exclusive, namespace));
+                    services.push(service(
+                        cluster,
+                        entry,
+                        port.number,
+                        group,
+                        exclusive,
+                        namespace,
+                    ));
                 }
             }
         }
@@ -350,8 +362,7 @@ fn note_losers(bound: &[&VirtualService], out: &mut Findings) {
         for host in &service.hosts {
             let owner = *owners.entry(host).or_insert(service);
             if owner.id != service.id {
-                let message =
-                    format!("host {host} is ignored here: {} is older (VS-3)", owner.id);
+                let message = format!("host {host} is ignored here: {} is older (VS-3)", owner.id);
                 out.warnings.push(service.context.notice(service.at.at, "spec.hosts", message));
             }
         }

@@ -149,11 +149,13 @@ impl Resources {
         self.documents += 1;
         let meta = read_meta(node, &mut top, &kind.value, &mut cx, out);
         let known: &[&str] = match kind.value.as_str() {
-            "ServiceEntry" | "VirtualService" | "Sidecar" | "DestinationRule" | "WorkloadEntry" => &[
-                "networking.istio.io/v1",
-                "networking.istio.io/v1beta1",
-                "networking.istio.io/v1alpha3",
-            ],
+            "ServiceEntry" | "VirtualService" | "Sidecar" | "DestinationRule" | "WorkloadEntry" => {
+                &[
+                    "networking.istio.io/v1",
+                    "networking.istio.io/v1beta1",
+                    "networking.istio.io/v1alpha3",
+                ]
+            }
             "Telemetry" => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
             "IstioOperator" => &["install.istio.io/v1alpha1"],
             "ConfigMap" | "Service" | "Secret" => &["v1"],

@@ -111,16 +111,15 @@ impl<W: World> Session<W> {
                     record.response_code = reply.status;
                     record.flags.extend(&reply.flags);
                     record.response_code_details = Some(reply.details.clone());
-                    record.upstream_transport_failure_reason = reply.transport.as_deref().map(str::to_owned);
+                    record.upstream_transport_failure_reason =
+                        reply.transport.as_deref().map(str::to_owned);
                 });
                 local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }
-            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => {
-                response.map(|body| {
-                    Answer::new(Content::Upstream(body), Some(entry), exchange)
-                        .within(deadline, under_way)
-                })
-            }
+            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => response.map(|body| {
+                Answer::new(Content::Upstream(body), Some(entry), exchange)
+                    .within(deadline, under_way)
+            }),
             Ok(Forwarded { response, under_way, tunnel: Some(ends), .. }) => {
                 let (client, upstream, limits) = ends;
                 self.shared.start_tunnel();

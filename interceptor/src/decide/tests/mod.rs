@@ -30,7 +30,8 @@ pub(super) fn policy(yaml: &str, profile: Enforcement, outbound: Outbound) -> Po
         enforcement: Some(profile),
         ..Sources::default()
     };
-    let loaded = load(&sources, &Caller::new("default")).unwrap_or_else(|errors| panic!("{errors}"));
+    let loaded =
+        load(&sources, &Caller::new("default")).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(loaded.rejected.is_empty(), "{:?}", loaded.rejected);
     loaded.snapshot.policy
 }

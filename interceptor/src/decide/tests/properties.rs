@@ -62,7 +62,10 @@ fn compile(entries: &[String], profile: Enforcement, outbound: Outbound) -> Poli
         enforcement: Some(profile),
         ..Sources::default()
     };
-    load(&sources, &Caller::new("default")).unwrap_or_else(|errors| panic!("{errors}")).snapshot.policy
+    load(&sources, &Caller::new("default"))
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .snapshot
+        .policy
 }
 
 /// Whether the decision lets anything out that no entry named.

@@ -91,9 +91,7 @@ pub(super) fn select<'a>(
                 && caller.has(&sidecar.selector)
         })
     };
-    of(&caller.namespace, true)
-        .or_else(|| of(&caller.namespace, false))
-        .or_else(|| of(root, false))
+    of(&caller.namespace, true).or_else(|| of(&caller.namespace, false)).or_else(|| of(root, false))
 }
 
 /// What a workload sees of the registry.

@@ -30,7 +30,10 @@ impl Sidecar {
             let mut inner = r.fields(&node);
             let labels = r.labels(&mut inner, "labels");
             r.finish(inner);
-            if labels.iter().any(|(key, value)| key.is_empty() || key.contains('*') || value.contains('*')) {
+            if labels
+                .iter()
+                .any(|(key, value)| key.is_empty() || key.contains('*') || value.contains('*'))
+            {
                 r.reject(&node, "label with an empty key or a wildcard");
             }
             labels
@@ -149,7 +152,8 @@ fn check_bind(r: &mut Reader<'_>, bind: &Located<String>) -> Option<bool> {
         return Some(false);
     }
     let path = bind.value.strip_prefix("unix://");
-    if path.is_some_and(|path| path.len() > 1 && (path.starts_with('/') || path.starts_with("@/"))) {
+    if path.is_some_and(|path| path.len() > 1 && (path.starts_with('/') || path.starts_with("@/")))
+    {
         return Some(true);
     }
     // The abstract form also comes with a third slash.
@@ -171,7 +175,8 @@ fn port(r: &mut Reader<'_>, node: &Located<&Node>, unix: bool) -> Option<(u16, G
     let found = number.as_ref().map_or(0, |number| number.value);
     let found = u16::try_from(found).ok().filter(|number| (*number > 0) != unix);
     if found.is_none() {
-        let message = if unix { "a unix socket has no port" } else { "port must lie between 1 and 65535" };
+        let message =
+            if unix { "a unix socket has no port" } else { "port must lie between 1 and 65535" };
         match &number {
             Some(number) => r.reject(number, message),
             None => r.reject(node, message),

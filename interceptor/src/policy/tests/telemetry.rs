@@ -75,11 +75,7 @@ fn load_levels(mesh: &str, levels: &[(&str, &str, &str)]) -> Loaded {
         .collect();
     std::fs::write(&t, documents.join("---\n")).expect("written");
     std::fs::write(&m, mesh).expect("written");
-    let sources = Sources {
-        files: vec![t],
-        mesh_config: Some(m),
-        ..Sources::default()
-    };
+    let sources = Sources { files: vec![t], mesh_config: Some(m), ..Sources::default() };
     let caller = Caller {
         labels: vec![("app".into(), "client".into()), ("tier".into(), "x".into())],
         ..Caller::new("default")

@@ -10,14 +10,18 @@ use super::super::service_entry::one_of;
 use super::Destination;
 use super::matches::{is_header_name, pattern, string_match};
 use crate::decide::http_route::RewriteRule;
-use crate::decide::route::{
-    Abort, Cors, Fault, HeaderChanges, HeaderOps, Retries, RetryOn,
-};
+use crate::decide::route::{Abort, Cors, Fault, HeaderChanges, HeaderOps, Retries, RetryOn};
 use crate::decide::uri::{Redirect, RegexRewrite};
 
 /// VS-40.
 pub(in super::super) fn default_retries(idempotent_only: bool) -> Retries {
-    Retries { attempts: 2, per_try_timeout: None, on: default_retry_on(), statuses: Vec::new(), idempotent_only }
+    Retries {
+        attempts: 2,
+        per_try_timeout: None,
+        on: default_retry_on(),
+        statuses: Vec::new(),
+        idempotent_only,
+    }
 }
 
 fn default_retry_on() -> Vec<RetryOn> {
@@ -68,7 +72,9 @@ pub(super) fn route(r: &mut Reader<'_>, nodes: &[Located<&Node>], http: bool) ->
         weights += u64::from(weight);
         let headers = if http { headers(r, &mut f).0 } else { HeaderChanges::default() };
         match f.take("destination") {
-            Some(at) => found.extend(destination(r, &at).map(|to| Destination { weight, headers, ..to })),
+            Some(at) => {
+                found.extend(destination(r, &at).map(|to| Destination { weight, headers, ..to }))
+            }
             None => r.reject(node, "destination is required (VSV-6)"),
         }
         r.finish(f);
@@ -165,7 +171,9 @@ fn operation(r: &mut Reader<'_>, name: &str, value: &Located<String>) -> Option<
     }
     let plain = value.value.replace("%%", "");
     let tokens: Vec<&str> = plain.split('%').collect();
-    if tokens.len().is_multiple_of(2) || tokens.iter().skip(1).step_by(2).any(|token| token.is_empty()) {
+    if tokens.len().is_multiple_of(2)
+        || tokens.iter().skip(1).step_by(2).any(|token| token.is_empty())
+    {
         r.reject(value, "a single % starts a variable; write %% for the character itself");
         return None;
     }
@@ -185,10 +193,7 @@ fn check_name<T>(r: &mut Reader<'_>, name: &str, at: &Located<T>) -> bool {
 }
 
 /// `redirect` (VS-24, VSV-12); the flag says that the port is the request's.
-pub(super) fn redirect(
-    r: &mut Reader<'_>,
-    node: &Located<&Node>,
-) -> (Redirect, bool) {
+pub(super) fn redirect(r: &mut Reader<'_>, node: &Located<&Node>) -> (Redirect, bool) {
     let mut f = r.fields(node);
     let code = r.int(&mut f, "redirectCode").filter(|code| code.value != 0);
     if let Some(code) = &code
@@ -434,10 +439,7 @@ fn abort(r: &mut Reader<'_>, node: &Located<&Node>) -> Option<(Abort, f64)> {
 }
 
 /// `mirror`, `mirrors` and their shares (VS-28, VSV-16).
-pub(super) fn mirrors(
-    r: &mut Reader<'_>,
-    f: &mut Fields<'_>,
-) -> Vec<(Destination, f64)> {
+pub(super) fn mirrors(r: &mut Reader<'_>, f: &mut Fields<'_>) -> Vec<(Destination, f64)> {
     let one = f.take("mirror");
     let many = r.list(f, "mirrors");
     if let Some(one) = &one
@@ -484,7 +486,8 @@ pub(super) fn cors(r: &mut Reader<'_>, node: &Located<&Node>) -> Cors {
         origins.extend(string_match(r, &origin, false));
     }
     let methods = r.texts(&mut f, "allowMethods");
-    for method in methods.iter().filter(|m| m.value != "*" && !METHODS.contains(&m.value.as_str())) {
+    for method in methods.iter().filter(|m| m.value != "*" && !METHODS.contains(&m.value.as_str()))
+    {
         r.reject(method, format!("\"{}\" is not an HTTP method", method.value));
     }
     let mut names = |r: &mut Reader<'_>, field: &str| -> Vec<String> {

@@ -103,7 +103,11 @@ impl<'a, C: Clusters> Binder<'a, C> {
     }
 
     /// The routes of a host on an HTTP port, if a VirtualService has any for it (VS-9).
-    pub(in super::super) fn routes(&mut self, host: &EntryHost, port: u16) -> Option<Arc<HttpRoutes>> {
+    pub(in super::super) fn routes(
+        &mut self,
+        host: &EntryHost,
+        port: u16,
+    ) -> Option<Arc<HttpRoutes>> {
         let index = self.of(host)?;
         if let Some(known) = self.routes.get(&(index, port)) {
             return known.clone();
@@ -123,8 +127,10 @@ impl<'a, C: Clusters> Binder<'a, C> {
     ) -> Vec<(EntryHost, Arc<HttpRoutes>)> {
         let bound = self.bound;
         let mut found = Vec::new();
-        for (index, host) in
-            bound.iter().enumerate().flat_map(|(i, service)| service.hosts.iter().map(move |h| (i, h)))
+        for (index, host) in bound
+            .iter()
+            .enumerate()
+            .flat_map(|(i, service)| service.hosts.iter().map(move |h| (i, h)))
         {
             let own = self.hosts.get(&host.to_string()) == Some(&index);
             if own

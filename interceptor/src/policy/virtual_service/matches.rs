@@ -17,11 +17,7 @@ const MAX_PATTERN: usize = 1024;
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 /// Compiles an RE2 pattern; `whole` anchors it at both ends.
-pub(super) fn pattern(
-    r: &mut Reader<'_>,
-    text: &Located<String>,
-    whole: bool,
-) -> Option<Regex> {
+pub(super) fn pattern(r: &mut Reader<'_>, text: &Located<String>, whole: bool) -> Option<Regex> {
     if text.value.is_empty() {
         r.reject(text, "an empty pattern (VSV-14)");
         return None;
@@ -30,8 +26,7 @@ pub(super) fn pattern(
         r.reject(text, "a pattern longer than 1024 bytes (VSV-14)");
         return None;
     }
-    let source =
-        if whole { format!(r"\A(?:{})\z", text.value) } else { text.value.clone() };
+    let source = if whole { format!(r"\A(?:{})\z", text.value) } else { text.value.clone() };
     match RegexBuilder::new(&source).size_limit(MAX_COMPILED_BYTES).build() {
         Ok(regex) => Some(regex),
         Err(error) => {
@@ -160,7 +155,11 @@ pub(super) fn check_gateway(r: &mut Reader<'_>, gateway: &Located<String>) {
 }
 
 /// `tls[].match[]` and `tcp[].match[]`.
-pub(super) fn stream(r: &mut Reader<'_>, node: &Located<&Node>, hosts: Option<&[EntryHost]>) -> StreamMatch {
+pub(super) fn stream(
+    r: &mut Reader<'_>,
+    node: &Located<&Node>,
+    hosts: Option<&[EntryHost]>,
+) -> StreamMatch {
     let mut f = r.fields(node);
     let scope = scope(r, &mut f);
     let subnets = r.subnets(&mut f, "destinationSubnets");
@@ -187,7 +186,10 @@ fn sni_hosts(
     let mut found = Vec::new();
     for host in &listed {
         if host.value.parse::<std::net::IpAddr>().is_ok() {
-            r.warn(host, "an IP address is not valid as SNI, and hardly any client sends one (VSV-7)");
+            r.warn(
+                host,
+                "an IP address is not valid as SNI, and hardly any client sends one (VSV-7)",
+            );
             continue;
         }
         let Some(sni) = r.host(host) else { continue };

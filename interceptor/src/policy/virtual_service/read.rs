@@ -63,11 +63,7 @@ impl VirtualService {
 }
 
 /// VSV-1, VSV-2.
-fn hosts(
-    r: &mut Reader<'_>,
-    listed: &[Located<String>],
-    gateways: &[String],
-) -> Vec<EntryHost> {
+fn hosts(r: &mut Reader<'_>, listed: &[Located<String>], gateways: &[String]) -> Vec<EntryHost> {
     let mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
     let mut hosts: Vec<EntryHost> = Vec::with_capacity(listed.len());
     for host in listed {
