@@ -14,7 +14,7 @@ pub enum Permit {
 
 /// Key of the `DATAGRAMS` table: family and port match exactly, the address by prefix.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DatagramKey {
     family: [u8; 2],
     port: [u8; 2],

@@ -91,8 +91,12 @@ pub enum Verb {
     Status(Status),
     /// Change or list the destinations that are not intercepted, while it runs.
     Bypass(Bypass),
+    /// Tell what would happen to a connection, step by step, and why. Needs no privilege.
+    Explain(Box<Explain>),
     /// Remove what a killed interceptor left: links, maps, cgroups and what still runs in them.
     Detach(Detach),
+    /// Run policy tests: scenario files through the rules, without any network.
+    Test(Test),
 }
 
 /// `interceptor run`.
@@ -124,6 +128,10 @@ pub struct Run {
     /// InterceptorConfig's, else strict].
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub enforcement: Option<Enforcement>,
+
+    /// The workload.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
 
     /// Destinations that connect directly, accounted but not judged. Repeatable.
     #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
@@ -174,6 +182,18 @@ pub struct Run {
     /// The command to cover, after --. Runs as the user who called sudo.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Whom the rules are for.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct WorkloadArgs {
+    /// The workload's namespace: decides which resources it sees.
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = parse_namespace)]
+    pub namespace: String,
+
+    /// The workload's labels: which resources select it. Repeatable, or separated by commas.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
 }
 
 /// `interceptor exec`.
@@ -247,7 +267,79 @@ pub struct Detach {
     pub name: String,
 }
 
-/// Form of `status`.
+/// `interceptor test`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:
+  interceptor test policy-tests/
+  interceptor test --enforcement istio --junit results.xml mesh.yaml
+Exit status: 0 all passed; 1 a case failed; 64 usage; 65 a file is no scenario file.")]
+pub struct Test {
+    /// Scenario files, or directories of them (not searched deeper).
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+
+    /// The profile to test in.
+    #[arg(long, value_enum, value_name = "PROFILE", default_value_t = Enforcement::Strict)]
+    pub enforcement: Enforcement,
+
+    /// Also write the results as JUnit XML to this file.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+}
+
+/// `interceptor explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:
+  interceptor explain -f entries/ --outbound registry-only https://www.google.com
+  interceptor explain -f entries/ --dst 192.0.2.7 db.example.com:5432
+  interceptor explain --mesh-config mesh.yaml -f entries/ -o json h2c://grpc.example.com:50051
+Schemes: http, https, h2c, tls, tcp (the client speaks first), server-first. Without one, port 443
+means TLS, 80 and 8080 mean HTTP, any other tcp. The exit status says whether the question could be
+answered, not what the answer is.")]
+pub struct Explain {
+    /// What the client connects to.
+    #[arg(value_name = "URL|HOST:PORT")]
+    pub target: String,
+
+    /// Istio resources, YAML or JSON: a file, or a directory of files. Repeatable.
+    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
+    pub files: Vec<PathBuf>,
+
+    /// Mesh config: bare, in an IstioOperator, or in the `istio` ConfigMap.
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+
+    /// As with `run`.
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub outbound: Option<Outbound>,
+
+    /// As with `run`.
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    pub enforcement: Option<Enforcement>,
+
+    /// The address that the client dials [default: the target's own address, with --resolve; else
+    /// one that no resource lists].
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub dst: Option<String>,
+
+    /// The workload.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+
+    /// Destinations that connect directly, as with `run`. Repeatable.
+    #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
+    pub bypass: Vec<IpNet>,
+
+    /// Look names up (through /etc/resolv.conf); without, names stay names.
+    #[arg(long)]
+    pub resolve: bool,
+
+    /// For people or for programs.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Form of `status` and `explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Aligned text.
@@ -364,6 +456,24 @@ fn parse_name(text: &str) -> Result<String, String> {
     let fits = (1..=32).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits { Ok(text.to_owned()) } else { Err("1 to 32 of a-z, 0-9 and -".to_owned()) }
+}
+
+/// A namespace, as Kubernetes names them.
+fn parse_namespace(text: &str) -> Result<String, String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let fits = (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits { Ok(text.to_owned()) } else { Err("1 to 63 of a-z, 0-9 and -".to_owned()) }
+}
+
+/// A label; its value may be empty.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("not a label; write KEY=VALUE".to_owned()),
+    }
 }
 
 /// A file, or `-`.

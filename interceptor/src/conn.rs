@@ -1,6 +1,7 @@
 //! THE PATH: one connection, every stage in order: accept, origin, sniff, decide, act, account.
 //! The only module that knows that order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -11,10 +12,13 @@ use tokio::time::Instant;
 
 use crate::accept::Accepted;
 use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
+use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Held, Outbound, Stream};
+use crate::act::cluster::hash_of;
 use crate::act::dial::{DialError, Dialer, Dialled};
 use crate::act::http::HttpContext;
-use crate::act::relay::RelayEnd;
-use crate::act::{block, http, relay};
+use crate::act::relay::{RelayEnd, RelayLimits};
+use crate::act::{block, http, pick, relay};
+use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
@@ -28,9 +32,6 @@ use crate::workloads::Workload;
 /// a client that does is mostly not dialled for twice.
 const SPEAK_FIRST: Duration = Duration::from_millis(10);
 
-/// A relay on which nothing moves is ended after this long (Envoy's default for TCP).
-const IDLE: Duration = Duration::from_secs(3600);
-
 /// What every connection of one covered namespace shares.
 #[derive(Clone)]
 pub struct Site {
@@ -40,6 +41,8 @@ pub struct Site {
     pub policy: Arc<Store>,
     /// Opens upstream connections in the namespace.
     pub dialer: Dialer,
+    /// State that its upstream connections share.
+    pub outbound: Arc<Outbound>,
     /// Where lines go.
     pub log: AccessLog,
     /// Who runs in the namespace.
@@ -122,9 +125,11 @@ fn refuse_unknown(accepted: Accepted, site: &Site) {
 }
 
 /// Intercepted to finished.
-async fn proxy(intercepted: Intercepted, site: Site) {
+async fn proxy(intercepted: Intercepted, mut site: Site) {
     let Intercepted { client, origin } = intercepted;
     let snapshot = site.policy.current();
+    site.dialer.connect_timeout = snapshot.connect_timeout;
+    site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
     let account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
         ByAddress::Decided(decision) => {
@@ -183,16 +188,24 @@ async fn sniff(
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
     // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
     let patient = snapshot.enforcement == Enforcement::Istio;
-    let (Action::Relay(upstream), false) = (otherwise.action.clone(), patient) else {
+    let (Action::Relay(destinations), false) = (otherwise.action.clone(), patient) else {
         let hello = sniffer.read_from(client, deadline).await?;
         return Ok(decide_hello(sniffer, &hello, origin, site, snapshot, otherwise).await);
     };
+    let destination = pick(&destinations);
+    let upstream = destination.upstream.clone();
+    let by_address = *destination.traffic == TrafficPolicy::default()
+        && matches!(upstream, Upstream::OriginalDst { .. } | Upstream::VerifiedOriginalDst { .. });
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {
         return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
     }
+    // Anything but a plain connection to the dialled address is made when it is acted on.
+    if destinations.len() > 1 || !by_address {
+        return Ok(Sniffed { bytes: sniffer.into_bytes(), ..Sniffed::without_bytes(otherwise) });
+    }
     // No verdict hangs on these bytes any more, only names and routes do: they may take their time.
-    let patience = Some(origin.accepted + IDLE);
+    let patience = Some(origin.accepted + relay::IDLE);
     let mut dial = std::pin::pin!(site.dialer.dial(&upstream, origin.dst));
     let dialled = tokio::select! {
         dialled = &mut dial => dialled,
@@ -252,13 +265,11 @@ async fn decide_hello(
 /// Whether the decision relays to where `upstream` already leads. A name that was noticed in
 /// passing does not change the place.
 fn same_place(decision: &Decision, upstream: &Upstream) -> bool {
-    match (&decision.action, upstream) {
-        (
-            Action::Relay(Upstream::OriginalDst { port: a, .. }),
-            Upstream::OriginalDst { port: b, .. },
-        ) => a == b,
-        (Action::Relay(a), b) => a == b,
-        _ => false,
+    let Action::Relay(destinations) = &decision.action else { return false };
+    let [only] = destinations.as_slice() else { return false };
+    match (&only.upstream, upstream) {
+        (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
+        (a, b) => a == b,
     }
 }
 
@@ -286,23 +297,36 @@ async fn act(
             block::close(client).await;
             account.close(0, 0);
         }
-        Action::Relay(upstream) => {
-            let dialled = match dialled {
-                Some(dialled) => dialled,
-                None => site.dialer.dial(&upstream, origin.dst).await,
+        Action::Relay(destinations) => {
+            let destination = pick(&destinations);
+            account.cluster(destination.cluster.clone());
+            let carried = match dialled {
+                Some(dialled) => dialled.map(plain).map_err(CarryError::from),
+                None => {
+                    let (outbound, dialer) = (Arc::clone(&site.outbound), site.dialer.clone());
+                    let (dst, src) = (origin.dst, origin.src);
+                    let hash = source_hash(&destination.traffic, src);
+                    let ask = Ask { dst, src, host: None, hash, avoid: &[] };
+                    Carrier { dialer, outbound }.connect(destination, ask).await
+                }
             };
-            match dialled {
-                Ok(dialled) => {
-                    account.upstream(dialled.upstream, dialled.local);
+            match carried {
+                Ok(carried) => {
+                    account.upstream(carried.upstream, carried.local);
                     let client = Prefixed::new(bytes, client);
-                    let relayed = relay::relay(client, dialled.stream, Some(IDLE)).await;
-                    if relayed.end == RelayEnd::Idle {
-                        account.terminated("idle_timeout");
+                    let limits = RelayLimits::of(&destination.traffic.limits);
+                    let relayed = relay::relay(client, carried.stream, limits).await;
+                    match relayed.end {
+                        RelayEnd::Idle => account.terminated(None, "idle_timeout"),
+                        RelayEnd::TooLong => {
+                            account.terminated(Some(Flag::DT), "max_duration_timeout");
+                        }
+                        _ => {}
                     }
                     account.close(relayed.bytes_received, relayed.bytes_sent);
                 }
                 Err(error) => {
-                    dial_failed(&mut account, &error, explain);
+                    carry_failed(&mut account, &error, explain);
                     // As a connect without us would have ended: no byte went back, so a reset.
                     block::reset(client);
                     account.close(bytes.len() as u64, 0);
@@ -311,11 +335,12 @@ async fn act(
         }
         Action::Http => {
             account.per_request();
-            let context = HttpContext { dialer: site.dialer, policy: site.policy, log: site.log };
+            let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
+            let context = HttpContext { carrier, policy: site.policy, log: site.log };
             http::serve(Prefixed::new(bytes, client), origin, context).await;
         }
         // Only by_request answers the one, and settling leaves none of the other: refuse.
-        Action::Forward(_) | Action::ByResolution(_) => {
+        Action::Forward(_) | Action::Reply(_) | Action::ByResolution(_) => {
             account.refused(Reason::NoPolicy, explain);
             block::reset(client);
             account.close(0, 0);
@@ -323,14 +348,35 @@ async fn act(
     }
 }
 
-fn dial_failed(account: &mut ConnectionAccount, error: &DialError, explain: bool) {
+/// A connection as it was dialled.
+fn plain(dialled: Dialled) -> Carried {
+    let Dialled { stream, upstream, local } = dialled;
+    Carried { stream: Stream::Plain(stream), upstream, local, held: Held::default() }
+}
+
+/// What a consistent hash over the workload's address goes by; a connection has nothing else.
+fn source_hash(traffic: &TrafficPolicy, src: SocketAddr) -> Option<u64> {
+    let by_source = traffic.load_balancer == LoadBalancer::Hash(HashKey::SourceIp);
+    by_source.then(|| hash_of(&src.ip().to_canonical().to_string()))
+}
+
+fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bool) {
     match error {
-        DialError::NoEndpoint | DialError::Resolve(_) => {
+        CarryError::Dial(DialError::NoEndpoint | DialError::Resolve(_)) => {
             account.upstream_failed(None, vec![Flag::UH], None);
         }
-        DialError::Special(_) => account.refused(Reason::SpecialAddress, explain),
-        DialError::NotVerified { .. } => account.refused(Reason::AddressNotVerified, explain),
-        DialError::Connect { .. } => {
+        CarryError::Dial(DialError::Special(_)) => {
+            account.refused(Reason::SpecialAddress, explain);
+        }
+        CarryError::Dial(DialError::NotVerified { .. }) => {
+            account.refused(Reason::AddressNotVerified, explain);
+        }
+        CarryError::NoCluster => account.upstream_failed(None, vec![Flag::NC], None),
+        CarryError::Overflow(_) => account.upstream_failed(None, vec![Flag::UO], None),
+        CarryError::Tunnel { .. } => {
+            account.upstream_failed(error.tried(), vec![Flag::UF], Some(error.details()));
+        }
+        CarryError::Dial(DialError::Connect { .. }) | CarryError::Tls { .. } => {
             account.upstream_failed(
                 error.tried(),
                 vec![Flag::UF, Flag::URX],

@@ -19,6 +19,9 @@ pub mod resolve;
 pub mod workloads;
 pub mod netns;
 
+pub mod scenario;
+
 pub mod admin;
+pub mod explain;
 pub mod app;
 pub mod cli;

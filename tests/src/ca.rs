@@ -5,13 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
 };
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+/// The serial number of every leaf, for revocation lists.
+const LEAF_SERIAL: u64 = 0x51_0001;
+/// A serial number that no certificate has.
+const NOBODYS_SERIAL: u64 = 0x51_0002;
 
 /// The name on the certificate of a client that sent no SNI.
 pub const DEFAULT_NAME: &str = "no-name.invalid";
@@ -52,6 +57,43 @@ impl Authority {
         self.issuer.pem()
     }
 
+    /// A client's certificate and its key as PEM.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    pub fn client(&self, name: &str) -> Result<(String, String)> {
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+
+    /// A revocation list as PEM: of the leaves that servers show, or of a certificate that nobody
+    /// has.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    pub fn revocations(&self, leaves: bool) -> Result<String> {
+        let now = time::OffsetDateTime::now_utc();
+        let revoked = RevokedCertParams {
+            serial_number: if leaves { LEAF_SERIAL.into() } else { NOBODYS_SERIAL.into() },
+            revocation_time: now - time::Duration::hours(1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now - time::Duration::hours(1),
+            next_update: now + time::Duration::days(1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
+    }
+
     /// A certificate for one name (`*.example.com` too), made once and then remembered.
     ///
     /// # Errors
@@ -65,6 +107,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(LEAF_SERIAL.into());
         let certificate = params.signed_by(&self.leaf_key, &self.issuer)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
         let chain = vec![certificate.der().clone(), self.issuer.der().clone()];

@@ -11,6 +11,7 @@ pub mod ca;
 pub mod capture;
 pub mod client;
 pub mod dns;
+pub mod live;
 pub mod log;
 pub mod netns;
 pub mod pattern;

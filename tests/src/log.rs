@@ -184,7 +184,15 @@ fn split(line: &str) -> Result<Vec<String>, String> {
         let value;
         if QUOTED.contains(&token) {
             let open = rest.strip_prefix('"').ok_or_else(|| format!("no quote before `{rest}`"))?;
-            (value, rest) = open.split_once('"').ok_or("a quote that doesn't end")?;
+            // A backslash takes the character after it along.
+            let mut escaped = false;
+            let end = open.find(|c| {
+                let ends = c == '"' && !escaped;
+                escaped = c == '\\' && !escaped;
+                ends
+            });
+            let end = end.ok_or("a quote that doesn't end")?;
+            (value, rest) = (&open[..end], &open[end + 1..]);
         } else {
             let end = rest.find(' ').unwrap_or(rest.len());
             (value, rest) = rest.split_at(end);
@@ -247,6 +255,14 @@ mod tests {
         for (field, value) in expected {
             assert_eq!(line.field(field), value, "{field}");
         }
+    }
+
+    #[test]
+    fn an_escaped_quote_ends_no_field() {
+        let line = TLS.replace("- - - \"-\" 892", r#"- - - "no \"name\" \\" 892"#);
+        let line = Line::parse(&line).expect("a line");
+        assert_eq!(line.field("UPSTREAM_TRANSPORT_FAILURE_REASON"), r#"no \"name\" \\"#);
+        assert_eq!(line.field("BYTES_RECEIVED"), "892");
     }
 
     #[test]

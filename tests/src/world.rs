@@ -87,7 +87,16 @@ impl World {
     /// # Errors
     /// When not root, or when a namespace, link or server can't be made.
     pub fn new() -> Result<Self> {
-        Self::build(FlockArg::LockShared)
+        Self::build(FlockArg::LockShared, Inhabited::Yes)
+    }
+
+    /// A world without inhabitants: every address there is answers, but nothing listens (DNS
+    /// aside) and no name exists until somebody puts it there.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn bare() -> Result<Self> {
+        Self::build(FlockArg::LockShared, Inhabited::No)
     }
 
     /// Like [`World::new`], but no other world of the tests exists at the same time.
@@ -95,7 +104,7 @@ impl World {
     /// # Errors
     /// As [`World::new`].
     pub fn alone() -> Result<Self> {
-        Self::build(FlockArg::LockExclusive)
+        Self::build(FlockArg::LockExclusive, Inhabited::Yes)
     }
 
     /// Writes a file into [`World::dir`], for `-f` and the like, and gives its path.
@@ -123,7 +132,7 @@ impl World {
         self.file(&format!("{name}.yaml"), &text)
     }
 
-    fn build(lock: FlockArg) -> Result<Self> {
+    fn build(lock: FlockArg, inhabited: Inhabited) -> Result<Self> {
         if !geteuid().is_root() {
             bail!("network namespaces need root");
         }
@@ -147,10 +156,17 @@ impl World {
         let workload = Namespace::create(number, "workload")?;
         connect(&internet, &workload)?;
         let zone = Arc::new(Zone::default());
-        fill(&zone);
+        if inhabited == Inhabited::Yes {
+            fill(&zone);
+        } else {
+            // Not in the local table, which would shadow the way back to the workload.
+            let everything = ["dev", "lo", "table", "main"];
+            internet.ip(&[&["route", "add", "local", "0.0.0.0/0"][..], &everything].concat())?;
+            internet.ip(&[&["-6", "route", "add", "local", "::/0"][..], &everything].concat())?;
+        }
         let servers = Servers::start(
             &internet,
-            Arc::clone(&authority),
+            (inhabited == Inhabited::Yes).then(|| Arc::clone(&authority)),
             Arc::clone(&zone),
             &[SocketAddr::new(DNS, 53), SocketAddr::new(DNS_V6, 53)],
         )?;
@@ -241,6 +257,13 @@ impl World {
     pub fn curl(&self, arguments: &[&str]) -> Result<Finished> {
         self.output(self.command("curl").args(arguments), Duration::from_secs(20))
     }
+}
+
+/// Whether a world has its usual servers and names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inhabited {
+    Yes,
+    No,
 }
 
 /// What a program left behind.

@@ -100,3 +100,23 @@ fn streams_datagrams_and_banners() -> Result<()> {
     says(&world, &format!("connect {}", at(4711)), "ECONNREFUSED")?;
     Ok(())
 }
+
+#[test]
+fn protocols_on_top_of_http() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let v4 = world::EXAMPLE_V4;
+    says(
+        &world,
+        &format!("grpc {v4}:{} v4.example.com:50051", port::GRPC),
+        "NOT_SERVING NotFound 5 states\n",
+    )?;
+    says(
+        &world,
+        &format!("web-socket {v4}:{} v4.example.com:8081", port::WEBSOCKET),
+        "101 40 messages\n",
+    )?;
+    says(&world, &format!("alternate {v4}:80 a.example b.example --count 10"), "10 answers\n")
+}

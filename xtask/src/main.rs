@@ -6,8 +6,10 @@
 mod build;
 mod install;
 mod lint;
+mod mutants;
 mod picture;
 mod run;
+mod scenarios;
 mod shell;
 mod test;
 mod tidy;
@@ -32,10 +34,12 @@ struct Cli {
 enum Task {
     Run(run::Args),
     Test(test::Args),
+    Scenarios(scenarios::Args),
     Build(build::Args),
     Setup(SetupArgs),
     Lint(lint::Args),
     Picture(picture::Args),
+    Mutants(mutants::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
     /// documents that no longer say what the code does
     Tidy,
@@ -68,10 +72,12 @@ fn main() -> ExitCode {
             Err(anyhow::anyhow!("`--` is for `cargo xtask run [OPTIONS] -- COMMAND…` only"))
         }
         Some(Task::Test(args)) => test::run(&args),
+        Some(Task::Scenarios(args)) => scenarios::run(&args),
         Some(Task::Build(args)) => build::run(&args),
         Some(Task::Setup(args)) => toolchain::set_up(&args.install).map(|_| ()),
         Some(Task::Lint(args)) => lint::run(&args),
         Some(Task::Picture(args)) => picture::run(&args),
+        Some(Task::Mutants(args)) => mutants::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
     match done {

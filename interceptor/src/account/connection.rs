@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::account::{AccessLog, Flag, Record};
-use crate::decide::{Decision, Reason};
+use crate::decide::{ClusterName, Decision, Reason};
 use crate::origin::Origin;
 
 /// Writes one record, whatever happens: `close` writes what is known, and a task that is dropped
@@ -52,6 +52,13 @@ impl ConnectionAccount {
         }
     }
 
+    /// The cluster that was chosen.
+    pub fn cluster(&mut self, cluster: Option<ClusterName>) {
+        if let Some(record) = &mut self.record {
+            record.upstream_cluster = cluster;
+        }
+    }
+
     /// The upstream connection.
     pub fn upstream(&mut self, upstream: SocketAddr, local: SocketAddr) {
         if let Some(record) = &mut self.record {
@@ -75,8 +82,9 @@ impl ConnectionAccount {
     }
 
     /// The proxy itself ended the connection.
-    pub fn terminated(&mut self, why: &'static str) {
+    pub fn terminated(&mut self, flag: Option<Flag>, why: &'static str) {
         if let Some(record) = &mut self.record {
+            record.flags.extend(flag);
             record.connection_termination_details = Some(Cow::Borrowed(why));
         }
     }

@@ -1,10 +1,17 @@
 //! What happened: one record per connection or request, written exactly once.
 
 pub mod record;
+pub mod wanted;
 mod connection;
+mod filter;
 mod format;
+mod operators;
 mod sink;
+mod strftime;
+mod writer;
 
 pub use connection::ConnectionAccount;
-pub use record::{Flag, HttpFields, Record};
-pub use sink::{AccessLog, Captured, Encoding, LogSettings, LogTarget};
+pub use filter::{Filter, FilterError};
+pub use format::{Encoding, Format, FormatError};
+pub use record::{Flag, HttpFields, More, Record, TlsFields};
+pub use sink::{AccessLog, Captured, LogSettings, LogTarget};

@@ -46,6 +46,44 @@ pub struct Record {
     pub route_name: Option<Arc<str>>,
     /// Why (metrics and structured logs; not part of Envoy's format).
     pub reason: Reason,
+    /// What only custom formats and filters ask for.
+    pub more: More,
+}
+
+/// Fields of a record that the default formats do not print. Whoever serves the request fills what
+/// it knows; what is absent prints `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct More {
+    /// Request headers as received, names in lower case: those that
+    /// [`AccessLog::wanted_headers`](super::AccessLog::wanted_headers) asks for, no others.
+    pub request_headers: Vec<(String, String)>,
+    /// Response headers as sent to the client, likewise.
+    pub response_headers: Vec<(String, String)>,
+    /// Response trailers, likewise.
+    pub response_trailers: Vec<(String, String)>,
+    /// Start to the last byte of the request.
+    pub request_duration: Option<Duration>,
+    /// Start to the first byte of the upstream's answer.
+    pub response_duration: Option<Duration>,
+    /// `HTTP/1.1` or `HTTP/2` towards the upstream.
+    pub upstream_protocol: Option<&'static str>,
+    /// How often the request was sent upstream, retries included.
+    pub attempts: Option<u32>,
+    /// Number of the client's connection, unique while the daemon runs.
+    pub connection_id: Option<u64>,
+    /// TLS that was originated towards the upstream.
+    pub upstream_tls: Option<TlsFields>,
+}
+
+/// What a log line may say of a TLS session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsFields {
+    /// `TLSv1.3`.
+    pub version: Option<String>,
+    /// As OpenSSL writes it: `TLS_AES_256_GCM_SHA384`.
+    pub cipher: Option<String>,
+    /// The server certificate's subject.
+    pub peer_subject: Option<String>,
 }
 
 impl Record {
@@ -70,6 +108,7 @@ impl Record {
             requested_server_name: None,
             route_name: None,
             reason: Reason::NoPolicy,
+            more: More::default(),
         }
     }
 }
@@ -120,4 +159,22 @@ pub enum Flag {
     UPE,
     /// Idle timeout.
     SI,
+    /// A cluster's limit is reached.
+    UO,
+    /// The named cluster does not exist.
+    NC,
+    /// An injected delay.
+    DI,
+    /// An injected abort.
+    FI,
+    /// The longest duration of a stream is reached.
+    UMSDR,
+    /// The longest duration of a connection is reached.
+    DT,
+    /// Reset by us.
+    LR,
+    /// The upstream's health check failed.
+    LH,
+    /// A name did not resolve (dynamic resolution).
+    DF,
 }

@@ -1,34 +1,23 @@
-//! Where lines go: stdout, stderr or a file, without ever blocking a connection (T-57).
+//! The access log: records in, lines out, to as many places as the policy names (T-55, TEL-2).
 //!
-//! A record becomes its line where it was made; one thread writes the lines, each with one `write`
-//! call, so that lines of several writers to one file or pipe never mix.
+//! A record becomes its lines where it was made; `writer` takes them from there.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use arc_swap::ArcSwap;
 
-use super::{Record, format};
+use super::format::{Encoding, Format};
+use super::wanted::Wanted;
+use super::writer::Lines;
+use super::{Filter, Record};
 
-/// Lines that may wait for the writer.
-const QUEUE_LINES: usize = 16 * 1024;
-/// Bytes of lines that may wait for the writer: hostile fields can make each line long (T-51).
-const QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// How often a file is compared with what its path names now, to notice a rotation.
-const ROTATION_CHECK: Duration = Duration::from_secs(1);
-
-/// The access log: cheap to clone, shared by every connection.
+/// The access log: cheap to clone, shared by every connection; every clone sees new settings.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    sink: Arc<Sink>,
+    shared: Arc<Shared>,
 }
 
 /// Where lines go.
@@ -40,27 +29,30 @@ pub enum LogTarget {
     Stderr,
     /// A file, appended to; made if absent.
     File(PathBuf),
-    /// Nowhere.
-    Off,
 }
 
-/// How lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Encoding {
-    /// LOG-1.
-    #[default]
-    Text,
-    /// LOG-30.
-    Json,
-}
-
-/// What the mesh config, Telemetry and flags make of the log together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One output of the log, as mesh configuration, Telemetry and flags make it together.
+#[derive(Debug, Clone, PartialEq)]
 pub struct LogSettings {
     /// Where to.
     pub target: LogTarget,
     /// As what.
-    pub encoding: Encoding,
+    pub format: Arc<Format>,
+    /// Only records that it admits (TEL-5).
+    pub filter: Option<Arc<Filter>>,
+}
+
+impl LogSettings {
+    /// Every record, in a built-in format.
+    pub fn built_in(target: LogTarget, encoding: Encoding) -> Self {
+        Self { target, format: Arc::new(Format::built_in(encoding)), filter: None }
+    }
+
+    /// The line that this output writes for `record`, if it writes one.
+    pub fn line(&self, record: &Record) -> Option<String> {
+        let admitted = self.filter.as_ref().is_none_or(|filter| filter.admits(record));
+        admitted.then(|| self.format.line(record))
+    }
 }
 
 /// Records that [`AccessLog::memory`] collected, oldest first.
@@ -68,91 +60,142 @@ pub struct LogSettings {
 pub struct Captured(Arc<Mutex<Vec<Record>>>);
 
 #[derive(Debug)]
-enum Sink {
-    Off,
-    Memory(Captured),
-    Lines(Lines),
-}
-
-/// The near end of the writer's queue.
-#[derive(Debug)]
-struct Lines {
-    encoding: Encoding,
-    queue: SyncSender<String>,
-    handed_over: AtomicU64,
-    shared: Arc<Shared>,
-    /// How many lines the writer is done with.
-    done: watch::Receiver<u64>,
-}
-
-/// What both ends of the queue count.
-#[derive(Debug, Default)]
 struct Shared {
-    queued_bytes: AtomicUsize,
-    dropped: AtomicU64,
+    outputs: ArcSwap<Outputs>,
+    /// Lines lost by outputs that are no longer there.
+    lost: AtomicU64,
+}
+
+/// The settings in force.
+#[derive(Debug)]
+struct Outputs {
+    list: Vec<Output>,
+    wanted: Arc<Wanted>,
+}
+
+#[derive(Debug)]
+enum Output {
+    Memory(Captured),
+    Lines(LogSettings, Arc<Lines>),
 }
 
 impl AccessLog {
-    /// Opens the target and starts the writer. The writer ends when the last clone is gone.
+    /// Opens every target; none is a log that is off. Writers end when the last clone is gone.
     ///
     /// # Errors
-    /// The target cannot be opened, or no thread can be started.
-    pub fn open(settings: &LogSettings) -> io::Result<Self> {
-        let output = match &settings.target {
-            LogTarget::Off => return Ok(Self { sink: Arc::new(Sink::Off) }),
-            LogTarget::Stdout => Output::descriptor(io::stdout())?,
-            LogTarget::Stderr => Output::descriptor(io::stderr())?,
-            LogTarget::File(path) => Output::path(path)?,
-        };
-        let (queue, lines) = sync_channel(QUEUE_LINES);
-        let (progress, done) = watch::channel(0);
-        let shared = Arc::new(Shared::default());
-        let writers_share = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || write_lines(&lines, output, &writers_share, &progress))?;
-        let sink = Lines {
-            encoding: settings.encoding,
-            queue,
-            handed_over: AtomicU64::new(0),
-            shared,
-            done,
-        };
-        Ok(Self { sink: Arc::new(Sink::Lines(sink)) })
+    /// A target cannot be opened, or no thread can be started.
+    pub fn open(settings: &[LogSettings]) -> io::Result<Self> {
+        Ok(Self::of(Outputs::open(settings, &[])?))
     }
 
     /// A log that keeps its records, for whoever wants to look at them instead of at lines.
     pub fn memory() -> (Self, Captured) {
         let captured = Captured::default();
-        (Self { sink: Arc::new(Sink::Memory(captured.clone())) }, captured)
+        let list = vec![Output::Memory(captured.clone())];
+        (Self::of(Outputs { list, wanted: Arc::default() }), captured)
     }
 
-    /// Hands one record to the writer. Never blocks: a full queue drops the line and counts it.
+    fn of(outputs: Outputs) -> Self {
+        let shared = Shared { outputs: ArcSwap::from_pointee(outputs), lost: AtomicU64::new(0) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Goes over to other settings (MESH-20): a target that stays is not opened again, and what was
+    /// handed over before is written before this returns.
+    ///
+    /// # Errors
+    /// A target cannot be opened; then everything stays as it was.
+    pub async fn replace(&self, settings: &[LogSettings]) -> io::Result<()> {
+        let before = self.shared.outputs.load_full();
+        let outputs = Outputs::open(settings, &before.list)?;
+        self.shared.outputs.store(Arc::new(outputs));
+        let now = self.shared.outputs.load_full();
+        for lines in before.lines() {
+            lines.flush().await;
+            if !now.lines().any(|kept| Arc::ptr_eq(kept, lines)) {
+                self.shared.lost.fetch_add(lines.dropped(), Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Headers that a [`Record`] has to carry for the formats and filters in force. Whoever makes
+    /// records of requests fills [`More`](super::record::More) with [`Names::pick`]:
+    /// `record.more.request_headers = log.wanted_headers().request.pick(&parts.headers)`.
+    ///
+    /// [`Names::pick`]: super::wanted::Names::pick
+    pub fn wanted_headers(&self) -> Arc<Wanted> {
+        Arc::clone(&self.shared.outputs.load().wanted)
+    }
+
+    /// Hands one record to the writers. Never blocks: a full queue drops the line and counts it.
     pub fn write(&self, record: Record) {
-        match &*self.sink {
-            Sink::Off => {}
-            Sink::Memory(captured) => captured.lock().push(record),
-            Sink::Lines(lines) => lines.hand_over(match lines.encoding {
-                Encoding::Text => format::text(&record),
-                Encoding::Json => format::json(&record),
-            }),
+        for output in &self.shared.outputs.load().list {
+            match output {
+                Output::Memory(captured) => captured.lock().push(record.clone()),
+                Output::Lines(settings, lines) => {
+                    if let Some(line) = settings.line(&record) {
+                        lines.hand_over(line);
+                    }
+                }
+            }
         }
     }
 
-    /// Lines lost so far, because the queue was full or the target refused them.
+    /// Lines lost so far, because a queue was full or a target refused them.
     pub fn dropped(&self) -> u64 {
-        match &*self.sink {
-            Sink::Off | Sink::Memory(_) => 0,
-            Sink::Lines(lines) => lines.shared.dropped.load(Ordering::Relaxed),
-        }
+        let now = self.shared.outputs.load();
+        let lost: u64 = now.lines().map(|lines| lines.dropped()).sum();
+        self.shared.lost.load(Ordering::Relaxed) + lost
     }
 
-    /// Waits until every line handed over so far is written (or was refused by the target).
+    /// Waits until every line handed over so far is written (or was refused by its target).
     pub async fn flush(&self) {
-        if let Sink::Lines(lines) = &*self.sink {
-            let goal = lines.handed_over.load(Ordering::Acquire);
-            // An error says that the writer is gone: then nothing is left to wait for.
-            let _ = lines.done.clone().wait_for(|done| *done >= goal).await;
+        let now = self.shared.outputs.load_full();
+        for lines in now.lines() {
+            lines.flush().await;
+        }
+    }
+}
+
+impl Outputs {
+    /// Opens what is not open yet: one writer a target, also for several outputs.
+    fn open(settings: &[LogSettings], before: &[Output]) -> io::Result<Self> {
+        let mut list: Vec<Output> = Vec::new();
+        let mut wanted = Wanted::default();
+        for one in settings {
+            let writers = list.iter().chain(before).filter_map(Output::lines);
+            let open = writers.into_iter().find(|lines| lines.target == one.target).cloned();
+            let lines = match open {
+                Some(lines) => lines,
+                None => Arc::new(Lines::open(&one.target)?),
+            };
+            one.format.want(&mut wanted);
+            if let Some(filter) = &one.filter {
+                filter.want(&mut wanted);
+            }
+            list.push(Output::Lines(one.clone(), lines));
+        }
+        Ok(Self { list, wanted: Arc::new(wanted) })
+    }
+
+    /// Every writer once.
+    fn lines(&self) -> impl Iterator<Item = &Arc<Lines>> {
+        let mut writers: Vec<&Arc<Lines>> = Vec::new();
+        for lines in self.list.iter().filter_map(Output::lines) {
+            if !writers.iter().any(|seen| Arc::ptr_eq(seen, lines)) {
+                writers.push(lines);
+            }
+        }
+        writers.into_iter()
+    }
+}
+
+impl Output {
+    fn lines(&self) -> Option<&Arc<Lines>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Lines(_, lines) => Some(lines),
         }
     }
 }
@@ -169,113 +212,23 @@ impl Captured {
     }
 }
 
-impl Lines {
-    fn hand_over(&self, line: String) {
-        let bytes = line.len();
-        let queued = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if queued + bytes <= QUEUE_BYTES && self.queue.try_send(line).is_ok() {
-            self.handed_over.fetch_add(1, Ordering::Release);
-        } else {
-            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The writer: ends when every [`AccessLog`] is gone and the queue is empty.
-fn write_lines(
-    lines: &Receiver<String>,
-    mut output: Output,
-    shared: &Shared,
-    progress: &watch::Sender<u64>,
-) {
-    for line in lines {
-        shared.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
-        if output.write_line(line.as_bytes()).is_err() {
-            shared.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        progress.send_modify(|done| *done += 1);
-    }
-}
-
-/// An open target.
-struct Output {
-    file: File,
-    /// Set where the target can be opened again.
-    path: Option<PathBuf>,
-    checked: Instant,
-}
-
-impl Output {
-    /// A second handle to a standard stream: std's own is buffered and would split lines.
-    fn descriptor(stream: impl AsFd) -> io::Result<Self> {
-        let file = File::from(stream.as_fd().try_clone_to_owned()?);
-        Ok(Self { file, path: None, checked: Instant::now() })
-    }
-
-    fn path(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: append(path)?, path: Some(path.to_owned()), checked: Instant::now() })
-    }
-
-    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
-        self.follow_rotation();
-        match write_whole(&mut self.file, line) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let Some(path) = &self.path else { return Err(error) };
-                self.file = append(path)?;
-                write_whole(&mut self.file, line)
-            }
-        }
-    }
-
-    /// Opens the path again once it names another file than ours, or none.
-    fn follow_rotation(&mut self) {
-        let Some(path) = &self.path else { return };
-        if self.checked.elapsed() < ROTATION_CHECK {
-            return;
-        }
-        self.checked = Instant::now();
-        let ours = self.file.metadata().map(|m| (m.dev(), m.ino())).ok();
-        let named = std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-        // Where the path cannot be opened the old file stays the better place.
-        if ours != named
-            && let Ok(file) = append(path)
-        {
-            self.file = file;
-        }
-    }
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
-/// One `write` for the whole line; more only where the kernel takes less. Someone else may have
-/// made a shared pipe non-blocking: this thread may wait for it.
-fn write_whole(file: &mut File, mut line: &[u8]) -> io::Result<()> {
-    while !line.is_empty() {
-        match file.write(line) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => line = &line[n..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::path::Path;
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::account::format::tests::tcp_record;
+    use crate::account::writer::{QUEUE_LINES, ROTATION_CHECK};
+
+    fn text_to(target: LogTarget) -> LogSettings {
+        LogSettings::built_in(target, Encoding::Text)
+    }
 
     fn to_file(path: &Path) -> AccessLog {
-        let target = LogTarget::File(path.to_owned());
-        AccessLog::open(&LogSettings { target, encoding: Encoding::Text }).expect("opens")
+        AccessLog::open(&[text_to(LogTarget::File(path.to_owned()))]).expect("opens")
     }
 
     /// T-55, T-57: what was handed over is in the file after a flush, in order, after what was
@@ -342,18 +295,71 @@ mod tests {
             log.write(tcp_record());
         }
         assert!(started.elapsed() < Duration::from_secs(20));
-        let Sink::Lines(lines) = &*log.sink else { panic!("lines") };
+        let outputs = log.shared.outputs.load();
+        let Output::Lines(_, lines) = &outputs.list[0] else { panic!("lines") };
         let taken = lines.handed_over.load(Ordering::Acquire);
         assert!(log.dropped() > 2000, "{}", log.dropped());
         assert_eq!(taken + log.dropped(), (QUEUE_LINES + 4096) as u64);
     }
 
-    /// `Off` takes records and gives nothing.
+    /// TEL-2: every provider has its own lines, in its own format, past its own filter.
+    #[tokio::test]
+    async fn several_outputs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name| LogTarget::File(dir.path().join(name));
+        let bytes = Format::text("%BYTES_SENT%").expect("parses");
+        let small = Filter::parse("response.size < 5").expect("parses");
+        let log = AccessLog::open(&[
+            LogSettings { target: file("a"), format: Arc::new(bytes.clone()), filter: None },
+            LogSettings {
+                target: file("b"),
+                format: Arc::new(Format::text("x%BYTES_SENT%").expect("parses")),
+                filter: Some(Arc::new(small)),
+            },
+            LogSettings { target: file("b"), format: Arc::new(bytes), filter: None },
+        ])
+        .expect("opens");
+        for bytes_sent in [3, 7] {
+            log.write(Record { bytes_sent, ..tcp_record() });
+        }
+        log.flush().await;
+        let read = |name| std::fs::read_to_string(dir.path().join(name)).expect("reads");
+        assert_eq!((read("a"), read("b")), ("3\n7\n".into(), "x3\n3\n7\n".into()));
+    }
+
+    /// MESH-20: settings change under writers; every line goes where it went at its time, and what
+    /// was lost stays counted.
+    #[tokio::test]
+    async fn settings_are_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name| LogTarget::File(dir.path().join(name));
+        let settings = |name, format: &str| LogSettings {
+            target: file(name),
+            format: Arc::new(Format::text(format).expect("parses")),
+            filter: None,
+        };
+        let log =
+            AccessLog::open(&[settings("a", "1"), text_to(LogTarget::File("/dev/full".into()))])
+                .expect("opens");
+        let held = log.clone();
+        held.write(tcp_record());
+        log.replace(&[settings("a", "2 %REQ(X-A)%"), settings("b", "3")]).await.expect("opens");
+        assert!(!held.wanted_headers().request.is_empty());
+        held.write(tcp_record());
+        log.replace(&[]).await.expect("opens");
+        assert!(held.wanted_headers().request.is_empty());
+        held.write(tcp_record());
+        let read = |name| std::fs::read_to_string(dir.path().join(name)).expect("reads");
+        assert_eq!((read("a"), read("b")), ("1\n2 -\n".into(), "3\n".into()));
+        assert_eq!(log.dropped(), 1);
+        let nowhere = LogTarget::File(dir.path().join("no/such/place"));
+        log.replace(&[text_to(nowhere)]).await.expect_err("cannot be opened");
+    }
+
+    /// Without outputs it takes records and gives nothing.
     #[tokio::test]
     async fn off_and_memory() {
-        let off =
-            AccessLog::open(&LogSettings { target: LogTarget::Off, encoding: Encoding::Json })
-                .expect("opens");
+        let off = AccessLog::open(&[]).expect("opens");
         off.write(tcp_record());
         off.flush().await;
         assert_eq!(off.dropped(), 0);

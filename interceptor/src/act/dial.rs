@@ -14,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::cluster::Candidate;
 use super::race::{Lost, alternate_families, race};
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
@@ -141,8 +142,77 @@ impl Dialer {
             Upstream::Dns { endpoints, round_robin } => {
                 self.dial_names(endpoints, *round_robin, dialled.ip(), deadline).await
             }
-            Upstream::None => Err(DialError::NoEndpoint),
+            Upstream::None | Upstream::NoCluster => Err(DialError::NoEndpoint),
         }
+    }
+
+    /// The addresses among which `upstream` may be balanced, each with its weight (RES-2, RES-3);
+    /// `None` where there is nothing to balance: the dialled address itself, or the first of the
+    /// latest answer (RES-4). Names that do not resolve have no part, and those that are slower
+    /// than the first by more than a moment have none this time.
+    ///
+    /// # Errors
+    /// [`DialError`]: there is no address at all.
+    pub(super) async fn candidates(
+        &self,
+        upstream: &Upstream,
+    ) -> Result<Option<Vec<Candidate>>, DialError> {
+        let endpoints = match upstream {
+            Upstream::OriginalDst { .. }
+            | Upstream::VerifiedOriginalDst { .. }
+            | Upstream::Dns { round_robin: true, .. } => return Ok(None),
+            Upstream::None | Upstream::NoCluster => return Err(DialError::NoEndpoint),
+            Upstream::Static(endpoints) => {
+                let candidates = endpoints.iter().map(|endpoint| Candidate {
+                    address: endpoint.target,
+                    weight: endpoint.weight,
+                });
+                return Ok(Some(candidates.collect()));
+            }
+            Upstream::Dns { endpoints, .. } => endpoints,
+        };
+        let mut deadline = Instant::now() + self.connect_timeout;
+        let mut lookups = endpoints
+            .iter()
+            .map(|endpoint| async move {
+                let (host, port) = &endpoint.target;
+                (endpoint.weight, self.resolve(host, *port, deadline).await)
+            })
+            .collect::<FuturesUnordered<_>>();
+        let (mut candidates, mut failure) = (Vec::<Candidate>::new(), DialError::NoEndpoint);
+        while let Ok(Some((weight, found))) = timeout_at(deadline, lookups.next()).await {
+            match found {
+                Ok(addresses) => {
+                    for address in addresses {
+                        if !candidates.iter().any(|one| one.address == address) {
+                            candidates.push(Candidate { address, weight });
+                        }
+                    }
+                    deadline = deadline.min(Instant::now() + ATTEMPT_DELAY);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        if candidates.is_empty() { Err(failure) } else { Ok(Some(candidates)) }
+    }
+
+    /// Connects to the first of `addresses` that answers. `equals`: they are an operator's
+    /// endpoints, not ways to one host. `failed` is told of each that did not answer.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub(super) async fn connect(
+        &self,
+        addresses: Vec<SocketAddr>,
+        equals: bool,
+        failed: impl Fn(SocketAddr),
+    ) -> Result<Dialled, DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let (addresses, stagger) = match equals {
+            true => (addresses, ENDPOINT_DELAY),
+            false => (alternate_families(addresses), ATTEMPT_DELAY),
+        };
+        self.race(addresses, ready(Vec::new()), stagger, deadline, failed).await
     }
 
     /// Whether the dialled address is an address of one of `hosts` in the daemon's own resolution
@@ -256,14 +326,35 @@ impl Dialer {
         stagger: Duration,
         deadline: Instant,
     ) -> Result<Dialled, DialError> {
+        self.race(addresses, others, stagger, deadline, |_| {}).await
+    }
+
+    async fn race(
+        &self,
+        addresses: Vec<SocketAddr>,
+        others: impl Future<Output = Vec<SocketAddr>>,
+        stagger: Duration,
+        deadline: Instant,
+        failed: impl Fn(SocketAddr),
+    ) -> Result<Dialled, DialError> {
+        let failed = &failed;
         let connect = |address| async move {
-            let stream = socket::connect(&self.netns, address).await?;
-            let local = stream.local_addr()?;
-            Ok((stream, local))
+            let made = async {
+                let stream = socket::connect(&self.netns, address).await?;
+                let local = stream.local_addr()?;
+                Ok((stream, local))
+            };
+            made.await.inspect_err(|_: &io::Error| failed(address))
         };
         match race(addresses, others, stagger, deadline, connect).await {
             Ok((upstream, (stream, local))) => Ok(Dialled { stream, upstream, local }),
-            Err(Lost { tried: Some(tried), source }) => Err(DialError::Connect { tried, source }),
+            Err(Lost { tried: Some(tried), source }) => {
+                if source.kind() == io::ErrorKind::TimedOut && source.raw_os_error().is_none() {
+                    // Cut off here, so its own end was never seen.
+                    failed(tried);
+                }
+                Err(DialError::Connect { tried, source })
+            }
             Err(Lost { tried: None, .. }) => Err(DialError::NoEndpoint),
         }
     }
@@ -296,7 +387,7 @@ fn by_weight<A>(endpoints: &[Endpoint<A>]) -> impl Iterator<Item = &A> {
 }
 
 /// A random number below `bound`; 0 for 0. Good enough to balance load, no secret.
-fn random_below(bound: u64) -> u64 {
+pub(super) fn random_below(bound: u64) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // Every RandomState has new keys; the hash of nothing under them is a random number.
     let random = RandomState::new().hash_one(());

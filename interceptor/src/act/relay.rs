@@ -4,9 +4,11 @@
 //! the end) is here. Everything of one relay runs in one task, so that nothing happens between a
 //! pump's failure and what follows from it.
 
+mod joined;
 mod pump;
 mod splice;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,8 +17,15 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::block;
+use super::carrier::Stream;
+use crate::decide::traffic::Limits;
 use crate::sniff::prefixed::Prefixed;
 use pump::{Broken, pump};
+
+pub(super) use joined::join;
+
+/// A relay on which nothing moves is ended after this long (Envoy's default for TCP, T-54).
+pub(crate) const IDLE: Duration = Duration::from_secs(3600);
 
 /// How long what a dead side has sent may still take to reach the other side, before that is reset.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -44,6 +53,28 @@ pub enum RelayEnd {
     UpstreamReset,
     /// Nothing moved for the idle limit.
     Idle,
+    /// It had lasted as long as it may.
+    TooLong,
+}
+
+/// How long a relay may be idle, and last (DR-9). `None`: no bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// `tcp.idleTimeout`.
+    pub idle: Option<Duration>,
+    /// `tcp.maxConnectionDuration`.
+    pub duration: Option<Duration>,
+}
+
+impl RelayLimits {
+    /// Those of a cluster: an hour of idleness unless it says otherwise, zero for none at all.
+    pub fn of(limits: &Limits) -> Self {
+        let idle = match limits.tcp_idle_timeout {
+            None => Some(IDLE),
+            Some(limit) => (!limit.is_zero()).then_some(limit),
+        };
+        Self { idle, duration: limits.max_connection_duration }
+    }
 }
 
 /// One direction's account, shared by its pump and the relay.
@@ -98,17 +129,34 @@ impl Progress {
 ///
 /// A FIN is passed on once everything before it is; the other direction goes on (T-54). A reset of
 /// either side resets the other one, after what the dead side had sent was passed on if the other
-/// side takes it within half a second. `idle` bounds how long neither direction may move a byte
-/// (`None`: no bound).
-pub async fn relay(
-    client: Prefixed<TcpStream>,
-    upstream: TcpStream,
-    idle: Option<Duration>,
-) -> Relayed {
+/// side takes it within half a second.
+pub async fn relay(client: Prefixed<TcpStream>, upstream: Stream, limits: RelayLimits) -> Relayed {
+    let mut upstream = match upstream {
+        Stream::Plain(upstream) => return plain(client, upstream, limits).await,
+        Stream::Wrapped(upstream) => upstream,
+    };
+    let (received, sent) = (Arc::default(), Arc::default());
+    let mut client = client;
+    let end = join(&mut client, &mut upstream, limits, &received, &sent).await;
+    if end == RelayEnd::UpstreamReset {
+        block::reset(client.into_parts().1);
+    }
+    Relayed {
+        bytes_received: received.load(Ordering::Relaxed),
+        bytes_sent: sent.load(Ordering::Relaxed),
+        end,
+    }
+}
+
+/// Between two sockets.
+async fn plain(client: Prefixed<TcpStream>, upstream: TcpStream, limits: RelayLimits) -> Relayed {
     let (prefix, client) = client.into_parts();
     let start = Instant::now();
     let (up, down) = (Progress::new(start), Progress::new(start));
-    let end = run(&prefix, &client, &upstream, idle, &up, &down).await;
+    let end = tokio::select! {
+        end = run(&prefix, &client, &upstream, limits.idle, &up, &down) => end,
+        () = overdue(limits.duration) => RelayEnd::TooLong,
+    };
     if matches!(end, RelayEnd::ClientReset | RelayEnd::UpstreamReset) {
         block::reset(client);
         block::reset(upstream);
@@ -183,6 +231,14 @@ async fn run(
 async fn died(stream: &TcpStream) {
     // An error here means that the runtime is shutting down.
     let _ = stream.ready(Interest::ERROR).await;
+}
+
+/// Returns when `limit` has passed.
+async fn overdue(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns when neither direction has moved a byte for `limit`.

@@ -20,6 +20,9 @@ pub struct StatusReport {
     pub outbound: String,
     /// The number of the policy in force: rises with each change.
     pub generation: u64,
+    /// How the last change of the policy files went; `None` before the first.
+    #[serde(default)]
+    pub last_reload: Option<LastReload>,
     /// Kernel programs and where they are.
     pub attachments: Vec<Attachment>,
     /// Network namespaces with a listener.
@@ -36,6 +39,17 @@ pub struct StatusReport {
     pub bypass: Vec<String>,
     /// DNS servers that the workload may ask.
     pub resolvers: Vec<String>,
+}
+
+/// One change of the policy files.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LastReload {
+    /// When, RFC 3339 in UTC.
+    pub at: String,
+    /// Whether the changed files became policy.
+    pub accepted: bool,
+    /// What changed, or what is wrong.
+    pub message: String,
 }
 
 /// One kernel program at one hook.
@@ -94,6 +108,13 @@ impl StatusReport {
     }
 }
 
+impl LastReload {
+    fn text(&self) -> String {
+        let verdict = if self.accepted { "accepted" } else { "REFUSED" };
+        format!("{verdict} at {}: {}", self.at, self.message)
+    }
+}
+
 impl fmt::Display for StatusReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |items: &[String]| match items {
@@ -106,6 +127,10 @@ impl fmt::Display for StatusReport {
             ("enforcement", self.enforcement.clone()),
             ("outbound", self.outbound.clone()),
             ("policy generation", self.generation.to_string()),
+            (
+                "last reload",
+                self.last_reload.as_ref().map_or_else(|| "none".into(), LastReload::text),
+            ),
             ("connections", format!("{} open, {} in all", connections.active, connections.total)),
             ("access log", format!("{} lines dropped", self.access_log_dropped)),
             ("resolvers", list(&self.resolvers)),

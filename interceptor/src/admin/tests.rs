@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::client::{request_in, request_within};
-use super::report::{Attachment, Connections, Namespace, Table};
+use super::report::{Attachment, Connections, LastReload, Namespace, Table};
 use super::*;
 use crate::workloads::testing::kernel;
 
@@ -50,6 +50,11 @@ fn sample() -> StatusReport {
         enforcement: "strict".into(),
         outbound: "REGISTRY_ONLY".into(),
         generation: 3,
+        last_reload: Some(LastReload {
+            at: "2026-01-02T03:04:05Z".into(),
+            accepted: false,
+            message: "p.yaml:1:1: no\x1bgood".into(),
+        }),
         attachments: vec![Attachment {
             hook: "connect4".into(),
             cgroup: "/cg/a\x1b[2Jb".into(),
@@ -81,6 +86,7 @@ interceptor default: pid 42, up 1h 02m 03s
   enforcement        strict
   outbound           REGISTRY_ONLY
   policy generation  3
+  last reload        REFUSED at 2026-01-02T03:04:05Z: p.yaml:1:1: no?good
   connections        2 open, 120 in all
   access log         0 lines dropped
   resolvers          none

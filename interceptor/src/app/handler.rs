@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use interceptor_common::Namespace;
 use ipnet::IpNet;
 
 use crate::account::AccessLog;
 use crate::admin::report::{
-    Attachment, Connections, Namespace as NamespaceReport, StatusReport, Table,
+    Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table,
 };
 use crate::admin::{ExecInfo, Handler};
 use crate::conn::Counts;
@@ -29,6 +30,8 @@ pub(super) struct Running {
     pub(super) namespaces: Vec<(Arc<NetNs>, Namespace)>,
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) exec: ExecInfo,
+    /// How the last change of the policy files went.
+    pub(super) last_reload: ArcSwapOption<LastReload>,
 }
 
 impl Handler for Running {
@@ -47,9 +50,11 @@ impl Handler for Running {
             outbound: match snapshot.outbound {
                 Outbound::AllowAny => "ALLOW_ANY",
                 Outbound::RegistryOnly => "REGISTRY_ONLY",
+                Outbound::AllowAnyDynamicDns => "ALLOW_ANY_DYNAMIC_DNS",
             }
             .into(),
             generation: snapshot.generation,
+            last_reload: self.last_reload.load().as_deref().cloned(),
             attachments: self
                 .kernel
                 .attachments()

@@ -1,10 +1,13 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod enrol;
+mod explain;
 mod handler;
+mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +20,9 @@ use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
 
+/// The workload namespace of a dev box.
+const NAMESPACE: &str = "default";
+
 /// SIGTERM to SIGKILL for what remains in a covered cgroup.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -25,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(5);
 enum AppError {
     #[error("{0}")]
     Resources(String),
+    #[error("{0}")]
+    Usage(String),
     #[error("needs root: {0}")]
     Root(&'static str),
     #[error(transparent)]
@@ -49,6 +57,7 @@ impl AppError {
     fn exit(&self) -> Exit {
         match self {
             Self::Resources(_) => Exit::Resources,
+            Self::Usage(_) => Exit::Usage,
             Self::Root(_) | Self::Kernel(KernelError::Privilege(_)) => Exit::Privilege,
             Self::Kernel(KernelError::Missing(_)) => Exit::MissingKernelFeature,
             Self::Kernel(KernelError::Cgroup(error)) | Self::Cgroup(error) => error.exit(),
@@ -130,7 +139,9 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             }
             Ok(Exit::Success)
         }
+        Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Test(test) => self::test::run(&test),
     }
 }
 

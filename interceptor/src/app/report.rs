@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, EventReader, KernelEvent, Refused};
+use crate::policy::{Enforcement, Store};
 
 /// How often folded refusals are written.
 const FOLD: Duration = Duration::from_secs(1);
@@ -20,8 +21,8 @@ const MAX_FOLDED: usize = 1024;
 /// Writes lines for what the kernel reports.
 pub(super) struct Reporter {
     log: AccessLog,
-    bypassed: bool,
-    explain: bool,
+    policy: Arc<Store>,
+    bypass_log: bool,
     folded: HashMap<(SocketAddr, &'static str), Folded>,
 }
 
@@ -32,10 +33,14 @@ struct Folded {
 }
 
 impl Reporter {
-    /// `bypassed`: whether direct flows get a line (profiles.md). `explain`: whether refusals say
-    /// why (strict).
-    pub(super) fn new(log: AccessLog, bypassed: bool, explain: bool) -> Self {
-        Self { log, bypassed, explain, folded: HashMap::new() }
+    /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md).
+    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool) -> Self {
+        Self { log, policy, bypass_log, folded: HashMap::new() }
+    }
+
+    /// Whether refusals say why, and direct flows are accounted.
+    fn is_strict(&self) -> bool {
+        self.policy.current().enforcement == Enforcement::Strict
     }
 
     /// Reads events until `stop` resolves, then what is left.
@@ -63,7 +68,9 @@ impl Reporter {
 
     fn event(&mut self, event: KernelEvent) {
         match event {
-            KernelEvent::Closed(closed) if self.bypassed => self.log.write(direct(closed)),
+            KernelEvent::Closed(closed) if self.bypass_log && self.is_strict() => {
+                self.log.write(direct(closed));
+            }
             KernelEvent::Closed(_) => {}
             KernelEvent::Refused(refused) => self.refused(refused),
         }
@@ -108,7 +115,7 @@ impl Reporter {
         record.upstream_cluster = Some(ClusterName::black_hole());
         record.flags = vec![Flag::UH];
         record.reason = Reason::NotRegistered;
-        if self.explain {
+        if self.is_strict() {
             let protocol = protocol_name(refused.protocol);
             record.connection_termination_details = Some(Cow::Owned(match more {
                 0 => format!("{} {protocol}", refused.why),

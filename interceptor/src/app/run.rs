@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use interceptor_common::Settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -16,24 +17,24 @@ use tokio::task::JoinHandle;
 
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
+use super::reload::{Reloader, said};
 use super::report::Reporter;
 use super::{AppError, GRACE, resolv_conf, system};
 use crate::account::{AccessLog, LogSettings, LogTarget};
+use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
+use crate::act::tls::NoSecrets;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
 use crate::netns::NetNs;
-use crate::policy::{self, Enforcement, Loaded, Snapshot, Sources, Store};
+use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
-
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
 
 /// How long open connections may finish after the hooks are gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -50,11 +51,14 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
         return Err(AppError::Root("loading BPF programs and making cgroups; use sudo"));
     }
     let mut signals = Signals::listen().map_err(system("cannot listen for signals"))?;
-    let loaded = load_policy(&args)?;
+    let sources = sources(&args);
+    // Before the files are read: no change of them is missed.
+    let watch = Watch::new(&sources);
+    let loaded = load_policy(&args, &sources)?;
     let server = Server::bind(Path::new(admin::DIR), &args.name)?;
     let descriptors = raise_descriptor_limit();
     let session = Session::enter(&args.name)?;
-    let started = start(&args, loaded, &session, server).await?;
+    let started = start(&args, loaded, Watched { watch, sources }, &session, server).await?;
     let outcome = if args.command.is_empty() {
         Ok(Exit::Signal(signals.next().await as i32))
     } else {
@@ -66,23 +70,34 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     outcome
 }
 
-fn load_policy(args: &cli::Run) -> Result<Loaded, AppError> {
-    let sources = Sources {
+/// Where policy comes from, and who says when it changes.
+struct Watched {
+    watch: Watch,
+    sources: Sources,
+}
+
+fn sources(args: &cli::Run) -> Sources {
+    Sources {
         files: args.files.clone(),
         mesh_config: args.mesh_config.clone(),
         outbound: args.outbound,
         enforcement: args.enforcement,
-    };
-    let loaded = policy::load(&sources, NAMESPACE).map_err(|errors| {
+        ..Sources::default()
+    }
+}
+
+pub(super) fn caller(args: &cli::Run) -> Caller {
+    Caller { namespace: args.workload.namespace.clone(), labels: args.workload.labels.clone() }
+}
+
+fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, AppError> {
+    let loaded = policy::load(sources, &caller(args)).map_err(|errors| {
         AppError::Resources(format!(
             "these resources cannot be used; nothing was started\n{errors}"
         ))
     })?;
-    for warning in &loaded.warnings {
-        eprintln!("interceptor: warning: {warning}");
-    }
-    for rejected in &loaded.rejected {
-        eprintln!("interceptor: left out: {rejected}");
+    for text in said(&loaded.warnings, &loaded.rejected) {
+        eprintln!("interceptor: {text}");
     }
     // One bad resource leaves the others in force; but nothing in force is no policy (T-61).
     if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
@@ -106,6 +121,7 @@ struct Started {
     netns: Arc<NetNs>,
     etc_netns: Option<String>,
     admin: JoinHandle<()>,
+    reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
     stop_reporter: oneshot::Sender<()>,
 }
@@ -113,10 +129,11 @@ struct Started {
 async fn start(
     args: &cli::Run,
     loaded: Loaded,
+    watched: Watched,
     session: &Session,
     server: Server,
 ) -> Result<Started, AppError> {
-    let snapshot = loaded.snapshot;
+    let Loaded { snapshot, inventory, warnings, rejected, .. } = loaded;
     let cgroups = covered_cgroups(args, session)?;
     let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
     let mut enrolled = Vec::new();
@@ -131,7 +148,13 @@ async fn start(
     let resolvers = resolvers(args, etc_netns.as_deref())?;
     let log = AccessLog::open(&log_settings(args, &snapshot))
         .map_err(system("cannot open the access log"))?;
-    let (kernel, events) = load_kernel(args, &snapshot, session, &cgroups, &enrolled, &resolvers)?;
+    let settings = Settings {
+        daemon_cgroups: [session.daemon().id()?, 0],
+        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        pad: 0,
+    };
+    let (kernel, events) =
+        load_kernel(args, &snapshot, settings, session, &cgroups, &enrolled, &resolvers)?;
 
     let kernel = Arc::new(kernel);
     let resolver = Arc::new(Resolver::new(ResolverConfig {
@@ -144,12 +167,12 @@ async fn start(
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
     let workload = Arc::new(Workload {
-        namespace: NAMESPACE.into(),
+        namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
-        labels: Default::default(),
+        labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
-    let reporter = Reporter::new(log.clone(), strict && !args.no_bypass_log, strict);
+    let reporter = Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log);
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
     }));
@@ -167,6 +190,7 @@ async fn start(
                 connect_timeout,
                 dial_special: !strict,
             },
+            outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))),
             log: log.clone(),
             workload: Arc::clone(&workload),
             counts: Arc::clone(&counts),
@@ -190,9 +214,20 @@ async fn start(
             etc_netns: etc_netns.clone(),
             hide: hidden(),
         },
+        last_reload: ArcSwapOption::empty(),
     });
+    let reloader = Reloader {
+        watch: watched.watch,
+        sources: watched.sources,
+        args: args.clone(),
+        running: Arc::clone(&running),
+        settings,
+        inventory,
+        said: said(&warnings, &rejected).into_iter().collect(),
+    };
+    let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Started { running, netns, etc_netns, admin, reporter, stop_reporter })
+    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
 }
 
 /// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.
@@ -276,35 +311,44 @@ fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>
 }
 
 /// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
-/// output, else standard output.
-fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> LogSettings {
-    let governed = snapshot.access_log.clone();
-    let encoding = governed.as_ref().map(|settings| settings.encoding).unwrap_or_default();
-    match &args.access_log {
-        Some(cli::LogTarget::Stdout) => LogSettings { target: LogTarget::Stdout, encoding },
-        Some(cli::LogTarget::File(path)) => {
-            LogSettings { target: LogTarget::File(path.clone()), encoding }
+/// output, else standard output. The flag moves every output to its place; formats and filters stay.
+pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSettings> {
+    let forced = args.access_log.as_ref().map(|flag| match flag {
+        cli::LogTarget::Stdout => LogTarget::Stdout,
+        cli::LogTarget::File(path) => LogTarget::File(path.clone()),
+    });
+    let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
+    let everything = |target| {
+        vec![LogSettings { target, format: Arc::clone(&snapshot.log_format), filter: None }]
+    };
+    match (forced, snapshot.access_log.clone()) {
+        (None, None) => everything(default),
+        (None, Some(governed)) => governed,
+        (Some(target), None) => everything(target),
+        (Some(target), Some(governed)) if governed.is_empty() => everything(target),
+        (Some(target), Some(governed)) => {
+            let mut moved: Vec<LogSettings> = Vec::new();
+            for one in governed {
+                let one = LogSettings { target: target.clone(), ..one };
+                // Two places that became one need no line twice.
+                if !moved.contains(&one) {
+                    moved.push(one);
+                }
+            }
+            moved
         }
-        None => governed.unwrap_or(LogSettings {
-            target: if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr },
-            encoding,
-        }),
     }
 }
 
 fn load_kernel(
     args: &cli::Run,
     snapshot: &Snapshot,
+    settings: Settings,
     session: &Session,
     cgroups: &[Cgroup],
     enrolled: &[Enrolled],
     resolvers: &[SocketAddr],
 ) -> Result<(Kernel, EventReader), AppError> {
-    let settings = Settings {
-        daemon_cgroups: [session.daemon().id()?, 0],
-        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
-        pad: 0,
-    };
     let plan =
         Plan { name: &args.name, workloads: cgroups, daemon: session.daemon(), log: args.bpf_log };
     let cookies: Vec<u64> = enrolled.iter().map(|one| one.netns.cookie()).collect();
@@ -391,6 +435,7 @@ impl Started {
     /// for before the hooks go; connections of cgroups that live on are drained after.
     async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
         self.admin.abort();
+        self.reloader.abort();
         session.workload().terminate(GRACE).await?;
         if !drain {
             self.settled(SETTLE).await;

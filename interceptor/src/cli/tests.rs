@@ -145,3 +145,40 @@ fn exit_statuses() {
         assert_eq!(exit.code(), code, "{exit:?}");
     }
 }
+
+#[test]
+fn explain_takes_what_run_takes_of_policy() {
+    let line = "interceptor explain -f a.yaml --mesh-config m.yaml --outbound registry-only \
+                --enforcement istio --dst 192.0.2.1 --namespace shop --bypass 10.0.0.0/8 --resolve \
+                -o json https://a.test/x";
+    let Ok(Cli { verb: Verb::Explain(explain) }) = parse_line(line) else { panic!("{line}") };
+    assert_eq!(explain.target, "https://a.test/x");
+    assert_eq!(explain.files, [PathBuf::from("a.yaml")]);
+    assert_eq!(explain.mesh_config, Some("m.yaml".into()));
+    assert_eq!(explain.outbound, Some(Outbound::RegistryOnly));
+    assert_eq!(explain.enforcement, Some(Enforcement::Istio));
+    assert_eq!(
+        (explain.dst.as_deref(), explain.workload.namespace.as_str()),
+        (Some("192.0.2.1"), "shop")
+    );
+    assert_eq!(explain.bypass.len(), 1);
+    assert_eq!((explain.resolve, explain.output), (true, Output::Json));
+    assert!(parse_line("interceptor explain").is_err());
+}
+
+#[test]
+fn the_workload_is_named_alike_everywhere() {
+    let labels = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+    };
+    let given = run("interceptor run --namespace shop --labels app=a,tier= --labels v=1 -- true");
+    assert_eq!(given.workload.namespace, "shop");
+    assert_eq!(given.workload.labels, labels(&[("app", "a"), ("tier", ""), ("v", "1")]));
+    let plain = run("interceptor run -- true").workload;
+    assert_eq!((plain.namespace.as_str(), plain.labels.len()), ("default", 0));
+    for wrong in
+        ["--namespace A", "--namespace -a", "--namespace a.b", "--labels app", "--labels =a"]
+    {
+        assert!(parse_line(&format!("interceptor run {wrong} -- true")).is_err(), "{wrong}");
+    }
+}

@@ -1,10 +1,12 @@
 //! What a verdict consists of. A decision is made once and never edited.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::host::HostName;
+use super::route::{Destination, Forward, LocalReply};
 
 /// What by-address knowledge says of a new connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +26,8 @@ pub enum ByAddress {
 pub struct Decision {
     /// What to do.
     pub action: Action,
-    /// The cluster as the access log names it (LOG-10); `None` prints `-`.
+    /// The cluster as the access log names it (LOG-10); `None` prints `-`. Where several destinations
+    /// may be chosen, the chosen one's name goes before this.
     pub cluster: Option<ClusterName>,
     /// The route as the access log names it (LOG-12); `None` prints `-`.
     pub route: Option<Arc<str>>,
@@ -39,13 +42,16 @@ pub struct Decision {
 pub enum Action {
     /// Refuse; nothing goes upstream.
     Block(Block),
-    /// Relay the client's bytes untouched (TCP and TLS).
-    Relay(Upstream),
+    /// Relay the client's bytes untouched (TCP and TLS) to one of these, chosen by weight (VS-62).
+    /// Never empty.
+    Relay(Vec<Destination>),
     /// Serve the connection as HTTP and judge every request on its own by `by_request`. Only ever
     /// an answer of `by_hello`.
     Http,
     /// Forward this HTTP request. Only ever an answer of `by_request`.
-    Forward(Upstream),
+    Forward(Box<Forward>),
+    /// Answer this HTTP request here, as a rule says. Only ever an answer of `by_request`.
+    Reply(Box<LocalReply>),
     /// Only the daemon's own name resolution can tell: settle it with [`ByResolution::settle`] and
     /// do what that decision says. Strict profile only (GAP-1); never an answer of `by_request`,
     /// and never nested.
@@ -129,6 +135,8 @@ pub enum Upstream {
     },
     /// The entry has no endpoint: UH (RES-2).
     None,
+    /// There is no such cluster: NC (VS-21).
+    NoCluster,
 }
 
 /// One upstream endpoint and its share.
@@ -155,6 +163,11 @@ impl ClusterName {
         Self("BlackHoleCluster".into())
     }
 
+    /// Unknown requests whose Host the proxy resolves (MESH-31).
+    pub fn allow_any_dynamic_dns() -> Self {
+        Self("AllowAnyDynamicDNSCluster".into())
+    }
+
     /// Traffic that an operator's CIDR let go in the kernel (profiles.md, SEED-18).
     pub fn bypass() -> Self {
         Self("BypassCluster".into())
@@ -162,7 +175,12 @@ impl ClusterName {
 
     /// A service's own cluster: `outbound|PORT||HOST` with the *service* port.
     pub fn outbound(port: u16, host: &str) -> Self {
-        Self(format!("outbound|{port}||{host}").into())
+        Self::subset(port, "", host)
+    }
+
+    /// The cluster of a subset: `outbound|PORT|SUBSET|HOST` (LOG-10).
+    pub fn subset(port: u16, subset: &str, host: &str) -> Self {
+        Self(format!("outbound|{port}|{subset}|{host}").into())
     }
 }
 
@@ -224,6 +242,8 @@ pub enum Reason {
     Bypassed,
     /// Policy could not be loaded: deny all (T-61).
     NoPolicy,
+    /// Its host has a VirtualService, and no rule of it matches (VS-9).
+    NoRoute,
 }
 
 impl Reason {
@@ -246,6 +266,7 @@ impl Reason {
             Self::HttpVersion => "http_version",
             Self::Bypassed => "bypassed",
             Self::NoPolicy => "no_policy",
+            Self::NoRoute => "no_route",
         }
     }
 
@@ -291,12 +312,13 @@ impl Reason {
             Self::HttpVersion => "this version of HTTP is not served; use HTTP/1.1",
             Self::Bypassed => "an operator's bypass CIDR covers it",
             Self::NoPolicy => "no policy is in force for it, and then everything is refused",
+            Self::NoRoute => "no rule of its host's VirtualService matches it",
         }
     }
 }
 
 /// The head of one HTTP request, as far as decisions read it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
     /// Method as sent.
     pub method: &'a str,
@@ -308,4 +330,30 @@ pub struct RequestHead<'a> {
     pub path: &'a str,
     /// 10, 11 or 20.
     pub version: u8,
+    /// The other headers.
+    pub headers: &'a dyn Headers,
+}
+
+/// Request headers, as VirtualService matches read them (VS-12).
+pub trait Headers {
+    /// The values of `name` (lower case), joined by `,` where the header is repeated; `None` if it
+    /// is absent.
+    fn joined(&self, name: &str) -> Option<Cow<'_, str>>;
+}
+
+/// No headers at all.
+impl Headers for () {
+    fn joined(&self, _name: &str) -> Option<Cow<'_, str>> {
+        None
+    }
+}
+
+/// Pairs of lower-case name and value.
+impl Headers for Vec<(String, String)> {
+    fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values =
+            self.iter().filter(|(have, _)| have == name).map(|(_, value)| value.as_str());
+        let first = values.next()?;
+        Some(values.fold(Cow::Borrowed(first), |all, value| Cow::Owned(format!("{all},{value}"))))
+    }
 }

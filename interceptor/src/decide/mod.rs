@@ -6,12 +6,18 @@
 
 mod decision;
 pub mod host;
+pub(crate) mod http_route;
 mod istio;
 pub mod net;
 pub(crate) mod pattern;
 mod request;
-mod service;
+pub mod route;
+pub(crate) mod service;
 mod strict;
+pub mod trace;
+pub mod traffic;
+pub(crate) mod uri;
+mod view;
 #[cfg(test)]
 mod tests;
 
@@ -19,10 +25,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use decision::*;
-pub(crate) use service::{Group, Service, Target};
+pub(crate) use service::{Cluster, Group, RouteTo, Service, StreamRule, Target};
 
 use self::pattern::HostIndex;
 use self::request::{Host, effective_host};
+use self::route::{Destination, Forward};
+use self::service::Asked;
+use self::traffic::{Origination, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
@@ -38,10 +47,26 @@ pub struct Policy {
 struct Inner {
     namespace: Box<str>,
     outbound: Outbound,
+    egress_proxy: Option<RouteTo>,
+    dynamic_tls: Option<Arc<Origination>>,
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
     tables: Tables,
+}
+
+/// What is compiled for one workload.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) outbound: Outbound,
+    /// In the order of REG-4, filtered to what the workload sees; nominal ones last (VS-2).
+    pub(crate) services: Vec<Service>,
+    /// Ports that have a handler whatever services there are (SC-8).
+    pub(crate) listeners: Vec<(u16, Group)>,
+    /// Where unknown traffic goes instead of where it was going (SC-3).
+    pub(crate) egress_proxy: Option<RouteTo>,
+    /// TLS for requests of ALLOW_ANY_DYNAMIC_DNS (MESH-31).
+    pub(crate) dynamic_tls: Option<Arc<Origination>>,
 }
 
 #[derive(Debug)]
@@ -51,22 +76,20 @@ enum Tables {
 }
 
 impl Policy {
-    /// Compiles `services`, given in the order of REG-4 and filtered to what `namespace` sees.
-    pub(crate) fn new(
-        namespace: &str,
-        enforcement: Enforcement,
-        outbound: Outbound,
-        services: Vec<Service>,
-    ) -> Self {
+    /// Compiles `rules` for workloads of `namespace`.
+    pub(crate) fn new(namespace: &str, enforcement: Enforcement, rules: Rules) -> Self {
+        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls } = rules;
         let mut known = HostIndex::default();
-        for (id, service) in (0..).zip(&services) {
-            known.insert(&service.host, id);
+        for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
+            known.insert(service.host(), id);
         }
         let tables = match enforcement {
             Enforcement::Strict => Tables::Strict(strict::Tables::new(&services)),
-            Enforcement::Istio => Tables::Istio(istio::Tables::new(&services)),
+            Enforcement::Istio => Tables::Istio(istio::Tables::new(&services, &listeners)),
         };
-        let inner = Inner { namespace: namespace.into(), outbound, services, known, tables };
+        let namespace = namespace.into();
+        let inner =
+            Inner { namespace, outbound, egress_proxy, dynamic_tls, services, known, tables };
         Self { inner: Some(Arc::new(inner)) }
     }
 
@@ -124,14 +147,29 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
             Enforcement::Strict => refuse_request(403, profile, true, Reason::ConnectMethod),
         };
     }
-    let Ok(host) = effective_host(head, dst, profile) else {
+    let Ok((host, port)) = effective_host(head, dst, profile) else {
         return refuse_request(400, profile, true, Reason::BadHost);
     };
-    match &rules.tables {
+    let name = host.name();
+    let found = match &rules.tables {
         Tables::Strict(tables) => tables.by_request(rules, dst, &host),
         Tables::Istio(tables) => tables.by_request(rules, dst, &host),
+    };
+    match found {
+        Ok(id) => {
+            let service = rules.service(id);
+            let asked = Asked { dst, name, profile };
+            match &service.routes {
+                Some(routes) => routes.decide(head, &asked),
+                None => service.forward(&asked),
+            }
+        }
+        Err(reason) => rules.unknown_request(dst, &host, port, reason),
     }
 }
+
+/// MESH-10.
+const CAPTURE_PORTS: [u16; 2] = [15001, 15006];
 
 impl Inner {
     fn profile(&self) -> Enforcement {
@@ -146,35 +184,97 @@ impl Inner {
         &self.services[id as usize]
     }
 
-    /// Unknown traffic that is passed where it was going (MESH-21, MESH-22).
-    fn pass(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Upstream {
-        let name = name.filter(|_| self.profile() == Enforcement::Strict).cloned();
-        Upstream::OriginalDst { port: dst.port(), name }
+    /// Whether an unknown connection passes. To a capture port it never does: that would be a way
+    /// past the proxy (CAP-11).
+    fn passes_unknown(&self, dst: SocketAddr) -> bool {
+        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port())
     }
 
-    /// Unknown TCP or TLS in ALLOW_ANY (MESH-21).
-    fn pass_connection(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Decision {
-        Decision {
-            action: Action::Relay(self.pass(dst, name)),
+    /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).
+    fn passthrough(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Destination {
+        let name = name.filter(|_| self.profile() == Enforcement::Strict).cloned();
+        Destination {
+            weight: 1,
             cluster: Some(ClusterName::passthrough()),
+            upstream: Upstream::OriginalDst { port: dst.port(), name },
+            traffic: Arc::new(TrafficPolicy {
+                protocol: UpstreamProtocol::AsClient,
+                ..TrafficPolicy::default()
+            }),
+            headers: Arc::default(),
+        }
+    }
+
+    /// Unknown TCP or TLS where unknown traffic passes (MESH-21, SC-3).
+    fn pass_connection(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Decision {
+        let to = self.unknown_destination(dst, name);
+        let cluster = to.cluster.clone();
+        Decision {
+            action: Action::Relay(vec![to]),
+            cluster,
             route: None,
             reason: Reason::AllowAny,
             rule: None,
         }
     }
 
-    /// An unknown request in ALLOW_ANY (MESH-22).
-    fn pass_request(&self, dst: SocketAddr, host: &Host) -> Decision {
-        let name = match host {
-            Host::Name(name) => Some(name),
-            Host::Ip(_) => None,
+    fn unknown_destination(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Destination {
+        match &self.egress_proxy {
+            Some(proxy) => proxy.destination(&Asked { dst, name, profile: self.profile() }),
+            None => self.passthrough(dst, name),
+        }
+    }
+
+    /// A request that nothing claims, and why not.
+    fn unknown_request(
+        &self,
+        dst: SocketAddr,
+        host: &Host,
+        port: Option<u16>,
+        reason: Reason,
+    ) -> Decision {
+        let closed = reason == Reason::SpecialAddress;
+        if closed || !self.passes_unknown(dst) {
+            return block_all(self.profile(), reason);
+        }
+        let (to, route) = if self.outbound == Outbound::AllowAnyDynamicDns {
+            (self.dynamic(host, port.unwrap_or(dst.port())), "allow_any_dynamic_dns")
+        } else {
+            (self.unknown_destination(dst, host.name()), "allow_any")
         };
+        let cluster = to.cluster.clone();
         Decision {
-            action: Action::Forward(self.pass(dst, name)),
-            cluster: Some(ClusterName::passthrough()),
-            route: Some("allow_any".into()),
+            // MESH-22, VS-42: no limit, no retry.
+            action: Action::Forward(Box::new(Forward::to(to, Arc::default()))),
+            cluster,
+            route: Some(route.into()),
             reason: Reason::AllowAny,
             rule: None,
+        }
+    }
+
+    /// Where the proxy itself finds the host of a request (MESH-31).
+    fn dynamic(&self, host: &Host, port: u16) -> Destination {
+        let upstream = match host {
+            Host::Ip(ip) => {
+                let target = SocketAddr::new(*ip, port);
+                Upstream::Static([Endpoint { target, weight: 1 }].into())
+            }
+            Host::Name(name) => Upstream::Dns {
+                endpoints: [Endpoint { target: (name.clone(), port), weight: 1 }].into(),
+                round_robin: false,
+            },
+        };
+        Destination {
+            weight: 1,
+            cluster: Some(ClusterName::allow_any_dynamic_dns()),
+            upstream,
+            traffic: Arc::new(TrafficPolicy {
+                protocol: UpstreamProtocol::AsClient,
+                tls: self.dynamic_tls.clone(),
+                ..TrafficPolicy::default()
+            }),
+            headers: Arc::default(),
         }
     }
 

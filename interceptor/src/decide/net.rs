@@ -80,10 +80,15 @@ impl<T> Prefixes<T> {
 
     /// The value of the longest network that holds `ip` (LIS-6, LIS-7).
     pub(super) fn longest(&self, ip: IpAddr) -> Option<&T> {
+        self.best(ip).map(|(_, value)| value)
+    }
+
+    /// The same, with the network's prefix length.
+    pub(super) fn best(&self, ip: IpAddr) -> Option<(u8, &T)> {
         self.lengths[usize::from(ip.is_ipv6())].iter().find_map(|length| {
             // A length in the list was taken from a network of this family, so it is in range.
             let network = IpNet::new(ip, *length).ok()?.trunc();
-            self.networks.get(&network)
+            self.networks.get(&network).map(|value| (*length, value))
         })
     }
 

@@ -39,6 +39,42 @@ impl EntryHost {
         HostName::parse(host).map(kind)
     }
 
+    /// Whether `name` is one of its names (HTTP-4, HTTP-6).
+    pub(crate) fn matches(&self, name: &HostName) -> bool {
+        match self {
+            Self::Exact(own) => own == name,
+            Self::Wildcard(suffix) => name.parents().any(|parent| parent == suffix.as_str()),
+            Self::Partial(suffix) => {
+                let (name, suffix) = (name.as_str(), suffix.as_str());
+                name.len() > suffix.len() && name.ends_with(suffix)
+            }
+        }
+    }
+
+    /// Whether every name of `other` is one of its names.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::Exact(name)) => self.matches(name),
+            (Self::Wildcard(_), Self::Wildcard(suffix)) => self == other || self.matches(suffix),
+            (Self::Partial(own), Self::Wildcard(suffix) | Self::Partial(suffix)) => {
+                suffix.as_str().ends_with(own.as_str())
+            }
+            (Self::Wildcard(own), Self::Partial(suffix)) => {
+                suffix.parents().any(|parent| parent == own.as_str())
+            }
+            (Self::Exact(_), _) => false,
+        }
+    }
+
+    /// How specific it is: an exact name before any wildcard, then the longer suffix (HTTP-2).
+    pub(crate) fn specificity(&self) -> (bool, usize) {
+        match self {
+            Self::Exact(name) => (true, name.as_str().len()),
+            Self::Wildcard(suffix) => (false, suffix.as_str().len() + 1),
+            Self::Partial(suffix) => (false, suffix.as_str().len()),
+        }
+    }
+
     /// The one name that this is, if it is one.
     pub(crate) fn exact(&self) -> Option<&HostName> {
         match self {
@@ -90,15 +126,20 @@ impl HostIndex {
     pub(super) fn matches<'a>(&'a self, name: &'a HostName) -> impl Iterator<Item = u32> + 'a {
         let exact = self.exact.get(name.as_str()).into_iter().flatten().copied();
         let wildcard =
-            name.parents().filter_map(|suffix| self.wildcard.get(suffix)).flatten().copied();
-        let name = name.as_str();
-        let mut partial: Vec<_> = self
-            .partial
-            .iter()
-            .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix))
+            name.parents().filter_map(|suffix| Some((suffix, self.wildcard.get(suffix)?)));
+        // The dot belongs to a whole-label suffix: `*foo.com` gives more of a name than `*.com`.
+        let mut suffixes: Vec<(usize, u32)> = wildcard
+            .flat_map(|(suffix, services)| services.iter().map(|s| (suffix.len() + 1, *s)))
             .collect();
-        partial.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
-        exact.chain(wildcard).chain(partial.into_iter().map(|(_, service)| *service))
+        if !self.partial.is_empty() {
+            let name = name.as_str();
+            let partial = self.partial.iter();
+            let fitting = partial
+                .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix));
+            suffixes.extend(fitting.map(|(suffix, service)| (suffix.len(), *service)));
+            suffixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        }
+        exact.chain(suffixes.into_iter().map(|(_, service)| service))
     }
 }
 
@@ -139,6 +180,15 @@ mod tests {
         {
             let host = HostName::parse(name).expect("a name");
             assert_eq!(index.matches(&host).next().is_some(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn http_2_the_longer_suffix_wins_partial_or_not() {
+        let index = index(&["*.com", "*post.com", "*.post.com"]);
+        for (name, expected) in [("a.post.com", &[2, 1, 0][..]), ("xpost.com", &[1, 0])] {
+            let host = HostName::parse(name).expect("a name");
+            assert_eq!(index.matches(&host).collect::<Vec<_>>(), expected, "{name}");
         }
     }
 

@@ -16,16 +16,26 @@ pub(super) enum Host {
     Ip(IpAddr),
 }
 
+impl Host {
+    /// The name, if it is one.
+    pub(super) fn name(&self) -> Option<&HostName> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Ip(_) => None,
+        }
+    }
+}
+
 /// Host is missing, ambiguous, or unreadable: 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BadHost;
 
-/// The effective host of `head` on a connection to `dst`.
+/// The effective host of `head` on a connection to `dst`, and the port given with it.
 pub(super) fn effective_host(
     head: &RequestHead<'_>,
     dst: SocketAddr,
     profile: Enforcement,
-) -> Result<Host, BadHost> {
+) -> Result<(Host, Option<u16>), BadHost> {
     let strict = profile == Enforcement::Strict;
     let header = match head.hosts {
         [] => None,
@@ -56,7 +66,7 @@ pub(super) fn effective_host(
             return Err(BadHost);
         }
     }
-    Ok(host)
+    Ok((host, port))
 }
 
 /// Reads `host[:port]`: one name or one canonical IP literal, nothing else.
@@ -98,9 +108,10 @@ mod tests {
     use super::*;
 
     fn host(authority: Option<&str>, hosts: &[&str], profile: Enforcement) -> Option<String> {
-        let head = RequestHead { method: "GET", authority, hosts, path: "/", version: 11 };
+        let head =
+            RequestHead { method: "GET", authority, hosts, path: "/", version: 11, headers: &() };
         let dst = "203.0.113.1:80".parse().expect("an address");
-        effective_host(&head, dst, profile).ok().map(|host| match host {
+        effective_host(&head, dst, profile).ok().map(|(host, _)| match host {
             Host::Name(name) => name.to_string(),
             Host::Ip(ip) => ip.to_string(),
         })
@@ -171,6 +182,7 @@ mod tests {
                 hosts,
                 path: "/",
                 version: 20,
+                headers: &(),
             };
             assert!(effective_host(&head(&[]), dst, profile).is_ok());
             assert!(effective_host(&head(&["a.com"]), dst, profile).is_ok());

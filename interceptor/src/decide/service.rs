@@ -1,12 +1,18 @@
-//! One host on one port of the registry, ready to decide with.
+//! One host on one port of the registry, ready to decide with, and the clusters that traffic goes
+//! to.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::host::HostName;
+use super::http_route::HttpRoutes;
 use super::pattern::EntryHost;
+use super::route::{Destination, Forward, HeaderChanges, RouteActions};
+use super::traffic::{LoadBalancer, TrafficPolicy};
 use super::{Action, ClusterName, Decision, Reason, RuleId, Upstream};
+use crate::policy::Enforcement;
 
 /// Which handling a port's protocol asks for (LIS-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,20 +30,39 @@ pub(crate) enum Group {
 /// A host of an entry on one of its ports.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
-    pub(crate) host: EntryHost,
+    /// Its own cluster, which also holds its host and addresses.
+    pub(crate) cluster: Arc<Cluster>,
     /// The port that workloads dial.
     pub(crate) port: u16,
     pub(crate) group: Group,
     /// MONGO and MYSQL do not share a port handler with other groups (LIS-17).
     pub(crate) exclusive: bool,
-    /// What recognises the dialled address (SE-2); empty = any.
-    pub(crate) addresses: Vec<IpNet>,
-    pub(crate) target: Target,
-    pub(crate) cluster: ClusterName,
     pub(crate) rule: RuleId,
+    /// Other names of plaintext HTTP routing (HTTP-9).
+    pub(crate) aliases: Arc<[EntryHost]>,
+    /// What a request of this service meets instead of its default route (VS-9).
+    pub(crate) routes: Option<Arc<HttpRoutes>>,
+    /// What its connections meet instead of its own chain (VS-60 to VS-62), in order. Where it is
+    /// empty, the service's own chain stands.
+    pub(crate) chains: Arc<[StreamRule]>,
+    /// What its own route does on failure (VS-40).
+    pub(crate) actions: Arc<RouteActions>,
+    /// It stands for a host of a VirtualService that no entry has (VS-2): a name, not a cluster.
+    pub(crate) nominal: bool,
 }
 
-/// Where a service's traffic goes (section 9).
+/// A place that traffic goes to: one host, port and subset.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    pub(crate) name: ClusterName,
+    pub(crate) host: EntryHost,
+    /// What recognises the dialled address (SE-2); empty = any.
+    pub(crate) addresses: Arc<[IpNet]>,
+    pub(crate) target: Target,
+    pub(crate) traffic: Arc<TrafficPolicy>,
+}
+
+/// Where a cluster's traffic goes (section 9).
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
     /// NONE: where the workload dialled (RES-1), at this port if one is given (SE-4).
@@ -48,42 +73,149 @@ pub(crate) enum Target {
     Concrete { port: u16, round_robin: bool },
 }
 
+/// A rule for connections (VS-60, VS-62), or the part of one that a service's handler takes.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamRule {
+    /// SNI condition; empty = none.
+    pub(crate) sni: Vec<EntryHost>,
+    /// `destinationSubnets` in place of the service's own addresses; empty = those.
+    pub(crate) subnets: Vec<IpNet>,
+    /// Never empty.
+    pub(crate) to: Arc<[RouteTo]>,
+    /// The VirtualService.
+    pub(crate) rule: RuleId,
+}
+
+/// A destination of a rule.
+#[derive(Debug, Clone)]
+pub(crate) struct RouteTo {
+    /// At least 1.
+    pub(crate) weight: u32,
+    /// `None`: there is no such cluster (VS-21).
+    pub(crate) cluster: Option<Arc<Cluster>>,
+    pub(crate) headers: Arc<HeaderChanges>,
+}
+
+/// What upstreams depend on besides the rules.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) dst: SocketAddr,
+    /// The name that the client showed.
+    pub(super) name: Option<&'a HostName>,
+    pub(super) profile: Enforcement,
+}
+
 impl Service {
+    pub(super) fn host(&self) -> &EntryHost {
+        &self.cluster.host
+    }
+
     /// Whether the entry's addresses, if it has any, hold the dialled one.
-    pub(super) fn holds(&self, ip: IpAddr) -> bool {
-        self.addresses.is_empty() || self.lists(ip)
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
+        self.cluster.holds(ip)
     }
 
     /// Whether the entry names this address.
-    pub(super) fn lists(&self, ip: IpAddr) -> bool {
-        self.addresses.iter().any(|network| network.contains(&ip))
+    pub(crate) fn lists(&self, ip: IpAddr) -> bool {
+        self.cluster.lists(ip)
     }
 
-    /// The verdict "this service's traffic" for a connection.
-    pub(super) fn relay(&self, upstream: Upstream) -> Decision {
-        self.allow(Action::Relay(upstream), None)
+    /// Every name of plaintext HTTP routing.
+    pub(super) fn names(&self) -> impl Iterator<Item = &EntryHost> {
+        std::iter::once(self.host()).chain(self.aliases.iter())
     }
 
-    /// The verdict "this service's traffic" for a request.
-    pub(super) fn forward(&self, upstream: Upstream) -> Decision {
-        self.allow(Action::Forward(upstream), Some("default"))
+    /// Its own chain, and the rules' chains in place of it.
+    pub(super) fn chain_numbers(&self) -> impl Iterator<Item = Option<u32>> + use<> {
+        let rules = u32::try_from(self.chains.len()).unwrap_or(u32::MAX);
+        let own = (rules == 0).then_some(None);
+        own.into_iter().chain((0..rules).map(Some))
     }
 
-    fn allow(&self, action: Action, route: Option<&str>) -> Decision {
-        Decision {
-            action,
-            cluster: Some(self.cluster.clone()),
-            route: route.map(Into::into),
-            reason: Reason::Registered,
-            rule: Some(self.rule.clone()),
+    /// The verdict of one of its chains for a connection.
+    pub(super) fn relay(&self, chain: Option<u32>, asked: &Asked<'_>) -> Decision {
+        match chain.and_then(|number| self.chains.get(number as usize)) {
+            Some(rule) => {
+                let to: Vec<_> = rule.to.iter().map(|to| to.destination(asked)).collect();
+                let cluster = to.first().and_then(|first| first.cluster.clone());
+                allow(Action::Relay(to), cluster, None, &rule.rule)
+            }
+            None => self.relay_to(self.cluster.upstream(asked)),
         }
     }
 
-    /// The upstream in the istio profile: a NONE service goes where the workload dialled, unchecked.
-    pub(super) fn upstream(&self, dialled_port: u16, name: Option<&HostName>) -> Upstream {
-        match (&self.target, name) {
-            (Target::Original(port), _) => {
-                Upstream::OriginalDst { port: port.unwrap_or(dialled_port), name: None }
+    /// The verdict "this service's traffic, to there" for a connection.
+    pub(super) fn relay_to(&self, upstream: Upstream) -> Decision {
+        let to = vec![self.cluster.destination(upstream)];
+        allow(Action::Relay(to), Some(self.cluster.name.clone()), None, &self.rule)
+    }
+
+    /// The verdict of its own default route (LOG-12).
+    pub(super) fn forward(&self, asked: &Asked<'_>) -> Decision {
+        let to = self.cluster.destination(self.cluster.upstream(asked));
+        let forward = Forward::to(to, Arc::clone(&self.actions));
+        let route = Some("default".into());
+        let cluster = Some(self.cluster.name.clone());
+        allow(Action::Forward(Box::new(forward)), cluster, route, &self.rule)
+    }
+}
+
+/// The verdict "a rule allows it".
+pub(super) fn allow(
+    action: Action,
+    cluster: Option<ClusterName>,
+    route: Option<Arc<str>>,
+    rule: &RuleId,
+) -> Decision {
+    Decision { action, cluster, route, reason: Reason::Registered, rule: Some(rule.clone()) }
+}
+
+impl Cluster {
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
+        self.addresses.is_empty() || self.lists(ip)
+    }
+
+    pub(crate) fn lists(&self, ip: IpAddr) -> bool {
+        longest(&self.addresses, ip).is_some()
+    }
+
+    /// Where its traffic goes, load balancing PASSTHROUGH included (DR-13).
+    pub(super) fn target(&self) -> &Target {
+        match self.traffic.load_balancer {
+            LoadBalancer::Passthrough => &Target::Original(None),
+            _ => &self.target,
+        }
+    }
+
+    pub(super) fn destination(&self, upstream: Upstream) -> Destination {
+        Destination {
+            weight: 1,
+            cluster: Some(self.name.clone()),
+            upstream,
+            traffic: Arc::clone(&self.traffic),
+            headers: Arc::default(),
+        }
+    }
+
+    /// Where it goes for this flow. In istio, NONE goes where the workload dialled, unchecked. In
+    /// strict the addresses must hold the dialled one, or, where there are none, the daemon's own
+    /// resolution of the name must (R3).
+    pub(super) fn upstream(&self, asked: &Asked<'_>) -> Upstream {
+        let shown = asked.name.filter(|name| self.host.matches(name));
+        let name = self.host.exact().or(shown);
+        match (self.target(), name) {
+            (Target::Original(port), name) => {
+                let port = port.unwrap_or(asked.dst.port());
+                match (asked.profile, name) {
+                    (Enforcement::Istio, _) => Upstream::OriginalDst { port, name: None },
+                    (Enforcement::Strict, _) if self.lists(asked.dst.ip()) => {
+                        Upstream::OriginalDst { port, name: None }
+                    }
+                    (Enforcement::Strict, Some(name)) if self.addresses.is_empty() => {
+                        Upstream::VerifiedOriginalDst { host: name.clone(), port }
+                    }
+                    (Enforcement::Strict, _) => Upstream::None,
+                }
             }
             (Target::Fixed(upstream), _) => upstream.clone(),
             (Target::Concrete { port, round_robin }, Some(name)) => Upstream::Dns {
@@ -95,17 +227,39 @@ impl Service {
         }
     }
 
-    /// The upstream in the strict profile: where nothing but a name speaks for the dialled address,
-    /// the daemon's own resolution of that name must (R3).
-    pub(super) fn verified(&self, dialled_port: u16, name: Option<&HostName>) -> Upstream {
-        match (&self.target, name) {
-            (Target::Original(port), Some(name)) if self.addresses.is_empty() => {
-                Upstream::VerifiedOriginalDst {
-                    host: name.clone(),
-                    port: port.unwrap_or(dialled_port),
-                }
+    /// Where it goes once the dialled address is known to belong to its host (GAP-1).
+    pub(super) fn claimed(&self, port: u16) -> Upstream {
+        match (self.target(), self.host.exact()) {
+            (Target::Original(own), _) => {
+                Upstream::OriginalDst { port: own.unwrap_or(port), name: None }
             }
-            _ => self.upstream(dialled_port, name),
+            (Target::Fixed(upstream), _) => upstream.clone(),
+            (Target::Concrete { .. }, _) => Upstream::None,
+        }
+    }
+}
+
+/// The longest prefix among `networks` that holds `ip`.
+pub(super) fn longest(networks: &[IpNet], ip: IpAddr) -> Option<u8> {
+    networks.iter().filter(|network| network.contains(&ip)).map(IpNet::prefix_len).max()
+}
+
+impl RouteTo {
+    /// The destination for this flow.
+    pub(super) fn destination(&self, asked: &Asked<'_>) -> Destination {
+        let Some(cluster) = &self.cluster else {
+            return Destination {
+                weight: self.weight,
+                cluster: None,
+                upstream: Upstream::NoCluster,
+                traffic: Arc::default(),
+                headers: Arc::clone(&self.headers),
+            };
+        };
+        Destination {
+            weight: self.weight,
+            headers: Arc::clone(&self.headers),
+            ..cluster.destination(cluster.upstream(asked))
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The strict profile: the flow alone decides (GAP-20), a name only with an address behind it (R3),
 //! all candidates count (GAP-15), and refusals say why.
+//!
+//! Candidates are ranked as in LIS-6, by address before name; one whose conditions do not hold is
+//! passed over instead of ending the search.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -11,9 +14,10 @@ use super::host::HostName;
 use super::net::{Prefixes, is_metadata, is_special};
 use super::pattern::HostIndex;
 use super::request::Host;
+use super::service::{Asked, longest};
 use super::{
     Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Reason, Service, Target,
-    Upstream, block_all, judge_requests, refuse,
+    Upstream, judge_requests, refuse,
 };
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
@@ -21,51 +25,95 @@ use crate::sniff::Hello;
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     ports: HashMap<u16, Port>,
+    /// What chain numbers stand for: a service, and the rule in place of its own chain.
+    chains: Vec<(u32, Option<u32>)>,
 }
 
 /// What the registry says of one port.
 #[derive(Debug, Default)]
 struct Port {
-    /// TLS and sniffed services, by SNI.
+    /// Chains of TLS and sniffed services, by SNI.
     tls: HostIndex,
     /// HTTP and sniffed services, by Host.
     http: HostIndex,
-    /// TCP services by address: any bytes to there.
-    tcp: Prefixes<u32>,
-    /// Sniffed services by address: bytes that show no name.
-    sniffed: Prefixes<u32>,
+    /// Where chains of TLS and sniffed services look at the bytes.
+    looks: Addresses<()>,
+    /// Chains of TCP services by address: any bytes to there.
+    tcp: Addresses<u32>,
+    /// The same and chains of sniffed services: bytes that show no name.
+    opaque: Addresses<u32>,
     /// Every network that some service lists (T-13).
     listed: Prefixes<()>,
     /// Services by a literal Host (HTTP-7).
-    literals: HashMap<std::net::IpAddr, u32>,
+    literals: HashMap<IpAddr, u32>,
     /// Address-less TCP services: theirs is what their hosts resolve to (GAP-1).
-    tcp_claims: Option<Arc<[Claim]>>,
+    tcp_claims: Vec<Claiming>,
     /// The same, and address-less sniffed ones.
-    all_claims: Option<Arc<[Claim]>>,
+    all_claims: Vec<Claiming>,
+}
+
+/// A host, and the chain of what its addresses get.
+type Claiming = (HostName, u32);
+
+/// How specifically a candidate claims the dialled address: with a prefix of this length, or (`None`,
+/// the least) without an address condition.
+type Rank = Option<u8>;
+
+/// What is found by the dialled address.
+#[derive(Debug)]
+struct Addresses<T> {
+    /// By the `addresses` of entries, or the subnets of rules.
+    networks: Prefixes<T>,
+    /// By the addresses of an address-less entry's endpoints: the operator's own word (R3), but not a
+    /// condition that ranks it above others (LIS-14).
+    endpoints: HashMap<IpAddr, T>,
+    /// At any address.
+    anywhere: Option<T>,
 }
 
 impl Tables {
     pub(super) fn new(services: &[Service]) -> Self {
         let mut tables = Self::default();
-        let mut claims: HashMap<u16, Vec<(Group, Claim)>> = HashMap::new();
         for (id, service) in (0..).zip(services) {
-            tables.ports.entry(service.port).or_default().add(id, service);
-            if matches!(service.group, Group::Tcp | Group::Sniffed)
-                && service.addresses.is_empty()
-                && let Some(host) = service.host.exact()
-            {
-                let upstream = service.upstream(service.port, Some(host));
-                let claim = Claim { host: host.clone(), decision: service.relay(upstream) };
-                claims.entry(service.port).or_default().push((service.group, claim));
-            }
-        }
-        for (number, claims) in claims {
-            let port = tables.ports.entry(number).or_default();
-            let tcp = claims.iter().filter(|(group, _)| *group == Group::Tcp);
-            port.tcp_claims = non_empty(tcp.map(|(_, claim)| claim.clone()).collect());
-            port.all_claims = non_empty(claims.into_iter().map(|(_, claim)| claim).collect());
+            tables.add(id, service);
         }
         tables
+    }
+
+    /// Adds a service: its own chain, or those of the rules in place of it.
+    fn add(&mut self, id: u32, service: &Service) {
+        let port = self.ports.entry(service.port).or_default();
+        port.add(id, service);
+        for rule in service.chain_numbers() {
+            // Memory ends long before 2^32 chains.
+            let Ok(number) = u32::try_from(self.chains.len()) else { break };
+            self.chains.push((id, rule));
+            port.add_chain(number, service, rule);
+            port.add_claim(number, service, rule);
+        }
+    }
+
+    /// The verdict of a chain.
+    fn relay(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        name: Option<&HostName>,
+        number: u32,
+    ) -> Option<Decision> {
+        let (id, rule) = self.chains.get(number as usize)?;
+        Some(rules.service(*id).relay(*rule, &asked(dst, name)))
+    }
+
+    /// How well the address condition of a chain holds, if it does.
+    fn rank(&self, rules: &Inner, dst: SocketAddr, number: u32) -> Option<Rank> {
+        let (id, rule) = self.chains.get(number as usize)?;
+        let service = rules.service(*id);
+        let networks = match rule.and_then(|rule| service.chains.get(rule as usize)) {
+            Some(rule) if !rule.subnets.is_empty() => &rule.subnets,
+            _ => &*service.cluster.addresses,
+        };
+        if networks.is_empty() { Some(None) } else { longest(networks, dst.ip()).map(Some) }
     }
 
     pub(super) fn by_address(&self, rules: &Inner, dst: SocketAddr) -> ByAddress {
@@ -74,76 +122,184 @@ impl Tables {
         if closed_special(rules, dst) && !listed {
             return ByAddress::Decided(refuse(Block::Reset, Reason::SpecialAddress));
         }
-        if let Some(id) = port.and_then(|port| port.tcp.longest(dst.ip())) {
-            let service = rules.service(*id);
-            return ByAddress::Decided(service.relay(service.verified(dst.port(), None)));
+        if let Some(port) = port
+            && let Some((rank, number)) = port.tcp.find(dst.ip())
+            && !port.may_outrank(rank, dst.ip())
+            && let Some(decision) = self.relay(rules, dst, None, *number)
+        {
+            return ByAddress::Decided(decision);
         }
         // MESH-21: nothing that a client says changes the verdict on what nobody claims, so the
         // bytes are only noticed in passing and a server may speak first.
         let silent = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-        ByAddress::Inspect { unless_client_speaks: nameless(port, rules, dst, silent) }
+        ByAddress::Inspect { unless_client_speaks: self.nameless(port, rules, dst, silent) }
     }
 
     pub(super) fn by_hello(&self, rules: &Inner, dst: SocketAddr, hello: &Hello) -> Decision {
         let port = self.ports.get(&dst.port());
         match hello {
-            Hello::Tls(hello) => tls(port, rules, dst, hello.sni.as_ref()),
-            Hello::Http1 | Hello::Http2 => http(port),
+            Hello::Tls(hello) => self.tls(port, rules, dst, hello.sni.as_ref()),
+            Hello::Http1 | Hello::Http2 => self.http(port, rules, dst),
             Hello::Opaque => {
                 let named = port.is_some_and(|port| !port.tls.is_empty() || !port.http.is_empty());
                 let reason = if named { Reason::WrongProtocol } else { Reason::NotRegistered };
                 let otherwise = unknown(rules, dst, None, Block::Reset, reason);
-                nameless(port, rules, dst, otherwise)
+                self.nameless(port, rules, dst, otherwise)
             }
             Hello::Silent | Hello::Closed => {
                 let otherwise = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-                nameless(port, rules, dst, otherwise)
+                self.nameless(port, rules, dst, otherwise)
             }
             // Where names decide, bytes that hide the name are refused. On a port that no entry
             // with names uses, ALLOW_ANY passes any bytes, these included.
             Hello::Malformed(_) => match rules.outbound {
-                Outbound::AllowAny if port.is_none_or(Port::is_nameless) => {
+                mode if mode.is_open() && port.is_none_or(Port::is_nameless) => {
                     let otherwise = unknown(rules, dst, None, Block::Close, Reason::Malformed);
-                    nameless(port, rules, dst, otherwise)
+                    self.nameless(port, rules, dst, otherwise)
                 }
                 _ => refuse(Block::Close, Reason::Malformed),
             },
         }
     }
 
-    pub(super) fn by_request(&self, rules: &Inner, dst: SocketAddr, host: &Host) -> Decision {
-        let port = self.ports.get(&dst.port());
-        let name = match host {
-            Host::Name(name) => Some(name),
-            Host::Ip(_) => None,
-        };
+    /// The service that a request belongs to, or why none.
+    pub(super) fn by_request(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        host: &Host,
+    ) -> Result<u32, Reason> {
         let mut candidates = Vec::new();
-        match (port, host) {
+        match (self.ports.get(&dst.port()), host) {
             (Some(port), Host::Name(name)) => candidates.extend(port.http.matches(name)),
             (Some(port), Host::Ip(ip)) => candidates.extend(port.literals.get(ip)),
             (None, _) => {}
         }
-        let mut services = candidates.iter().map(|id| rules.service(*id));
-        if let Some(service) = services.find(|service| accepts_request(service, dst)) {
-            return service.forward(service.verified(dst.port(), name));
+        let accepted = candidates.iter().filter(|id| accepts_request(rules.service(**id), dst));
+        // HTTP services have no address condition (HTTP-3); sniffed ones do (HTTP-9).
+        let rank = |id: &u32| match rules.service(*id) {
+            service if service.group == Group::Sniffed => {
+                longest(&service.cluster.addresses, dst.ip())
+            }
+            _ => None,
+        };
+        if let Some((_, id)) = best(accepted.map(|id| (rank(id), *id))) {
+            return Ok(id);
         }
-        if rules.outbound == Outbound::AllowAny && !closed_special(rules, dst) {
-            return rules.pass_request(dst, host);
-        }
-        let reason = if closed_special(rules, dst) {
+        Err(if closed_special(rules, dst) {
             Reason::SpecialAddress
         } else if candidates.is_empty() {
-            rules.unknown_reason(dst, name)
+            rules.unknown_reason(dst, host.name())
         } else {
             Reason::AddressNotVerified
-        };
-        block_all(Enforcement::Strict, reason)
+        })
     }
+
+    /// A ClientHello: by its name, among all chains whose address condition holds (GAP-15, T-27).
+    fn tls(
+        &self,
+        port: Option<&Port>,
+        rules: &Inner,
+        dst: SocketAddr,
+        sni: Option<&HostName>,
+    ) -> Decision {
+        let claims = port.map_or(&[][..], |port| &port.tcp_claims);
+        let candidates =
+            || sni.zip(port).into_iter().flat_map(|(name, port)| port.tls.matches(name));
+        let named =
+            candidates().filter_map(|number| Some((self.rank(rules, dst, number)?, (number, sni))));
+        // Any bytes to the address of a TCP service are its own, where no name is more specific.
+        let owner = port.and_then(|port| port.tcp.find(dst.ip()));
+        let owner = owner.map(|(rank, number)| (rank, (*number, None)));
+        if let Some((_, (number, name))) = best(named.chain(owner))
+            && let Some(decision) = self.relay(rules, dst, name, number)
+        {
+            return decision;
+        }
+        let Some(name) = sni else {
+            let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
+            return self.by_resolution(rules, dst, claims, otherwise);
+        };
+        let reason = if candidates().next().is_some() {
+            Reason::AddressNotVerified
+        } else {
+            rules.unknown_reason(dst, Some(name))
+        };
+        let otherwise = unknown(rules, dst, Some(name), Block::Close, reason);
+        self.by_resolution(rules, dst, claims, otherwise)
+    }
+
+    /// Bytes without a name, or no bytes: by address only.
+    fn nameless(
+        &self,
+        port: Option<&Port>,
+        rules: &Inner,
+        dst: SocketAddr,
+        otherwise: Decision,
+    ) -> Decision {
+        let Some(port) = port else { return otherwise };
+        let owner = port.opaque.find(dst.ip());
+        if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
+            return decision;
+        }
+        self.by_resolution(rules, dst, &port.all_claims, otherwise)
+    }
+
+    /// Plaintext HTTP is judged request by request on every port, unless the port is for opaque
+    /// bytes, or the address is more specifically.
+    fn http(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
+        let Some(port) = port else { return judge_requests() };
+        let group =
+            |number: u32| self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group);
+        let owner = port.opaque.find(dst.ip()).filter(|(rank, number)| {
+            group(**number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
+        });
+        if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
+            return decision;
+        }
+        let claims = if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };
+        self.by_resolution(rules, dst, claims, judge_requests())
+    }
+
+    /// A verdict that hangs on what these hosts resolve to, if there are any.
+    fn by_resolution(
+        &self,
+        rules: &Inner,
+        dst: SocketAddr,
+        claims: &[Claiming],
+        otherwise: Decision,
+    ) -> Decision {
+        let claim = |(host, number): &Claiming| {
+            let (id, rule) = self.chains.get(*number as usize)?;
+            let service = rules.service(*id);
+            let decision = match rule {
+                None => service.relay_to(service.cluster.claimed(dst.port())),
+                rule => service.relay(*rule, &asked(dst, Some(host))),
+            };
+            Some(Claim { host: host.clone(), decision })
+        };
+        let claims: Arc<[Claim]> = claims.iter().filter_map(claim).collect();
+        if claims.is_empty() {
+            return otherwise;
+        }
+        let hanging = ByResolution { claims, otherwise: otherwise.clone() };
+        Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
+    }
+}
+
+/// The candidate that claims the address most specifically; the first among equals.
+fn best<T>(candidates: impl Iterator<Item = (Rank, T)>) -> Option<(Rank, T)> {
+    candidates.reduce(|best, next| if next.0 > best.0 { next } else { best })
+}
+
+/// What upstreams depend on, in this profile.
+fn asked(dst: SocketAddr, name: Option<&HostName>) -> Asked<'_> {
+    Asked { dst, name, profile: Enforcement::Strict }
 }
 
 impl Port {
     fn add(&mut self, id: u32, service: &Service) {
-        for network in &service.addresses {
+        for network in service.cluster.addresses.iter() {
             self.listed.entry(*network, || ());
             if service.group == Group::Http
                 && let Some(ip) = super::net::single(network)
@@ -151,21 +307,68 @@ impl Port {
                 self.literals.entry(ip).or_insert(id);
             }
         }
-        match service.group {
-            Group::Http => self.http.insert(&service.host, id),
-            Group::Tls => self.tls.insert(&service.host, id),
-            Group::Tcp => {
-                for network in own_networks(service) {
-                    self.tcp.entry(network, || id);
-                }
+        if matches!(service.group, Group::Http | Group::Sniffed) {
+            for name in service.names() {
+                self.http.insert(name, id);
             }
-            Group::Sniffed => {
-                self.tls.insert(&service.host, id);
-                self.http.insert(&service.host, id);
-                for network in own_networks(service) {
-                    self.sniffed.entry(network, || id);
+        }
+    }
+
+    fn add_chain(&mut self, number: u32, service: &Service, rule: Option<u32>) {
+        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
+        let subnets = rule.map_or(&[][..], |rule| &rule.subnets);
+        let named = rule.is_some_and(|rule| !rule.sni.is_empty());
+        if named || matches!(service.group, Group::Tls | Group::Sniffed) {
+            self.looks.add((), service, subnets);
+        }
+        match rule {
+            Some(rule) if !rule.sni.is_empty() => {
+                for host in &rule.sni {
+                    self.tls.insert(host, number);
                 }
+                return;
             }
+            // A rule for connections without a name concerns a sniffed service's names as well.
+            _ if matches!(service.group, Group::Tls | Group::Sniffed) => {
+                self.tls.insert(service.host(), number);
+            }
+            _ => {}
+        }
+        if matches!(service.group, Group::Tcp | Group::Sniffed) {
+            self.opaque.add(number, service, subnets);
+        }
+        if service.group == Group::Tcp {
+            self.tcp.add(number, service, subnets);
+        }
+    }
+
+    /// GAP-1: the first chain of an address-less service of opaque bytes that any address may take.
+    fn add_claim(&mut self, number: u32, service: &Service, rule: Option<u32>) {
+        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
+        let unconditional = rule.is_none_or(|rule| rule.subnets.is_empty());
+        let Some(host) = service.host().exact() else { return };
+        if !unconditional || !service.cluster.addresses.is_empty() {
+            return;
+        }
+        let mut claims = match service.group {
+            Group::Tcp => vec![&mut self.tcp_claims, &mut self.all_claims],
+            Group::Sniffed => vec![&mut self.all_claims],
+            Group::Http | Group::Tls => return,
+        };
+        for claims in &mut claims {
+            // A host has one service on a port; its chains come one after the other.
+            if claims.last().is_none_or(|(other, _)| other != host) {
+                claims.push((host.clone(), number));
+            }
+        }
+    }
+
+    /// Whether some service that looks at the bytes may come before a TCP service of this rank.
+    fn may_outrank(&self, rank: Rank, ip: IpAddr) -> bool {
+        let looks = self.looks.networks.best(ip).map(|(length, ())| length);
+        match rank {
+            Some(rank) => looks >= Some(rank),
+            None => looks.is_some() || self.looks.anywhere.is_some() || !self.http.is_empty(),
         }
     }
 
@@ -174,58 +377,37 @@ impl Port {
     }
 }
 
-/// The networks that are a service's by the operator's word: its addresses, else the addresses of
-/// its endpoints (R3).
-fn own_networks(service: &Service) -> Vec<IpNet> {
-    match &service.target {
-        Target::Fixed(Upstream::Static(endpoints)) if service.addresses.is_empty() => {
-            endpoints.iter().map(|endpoint| IpNet::from(endpoint.target.ip())).collect()
+impl<T> Default for Addresses<T> {
+    fn default() -> Self {
+        Self { networks: Prefixes::default(), endpoints: HashMap::new(), anywhere: None }
+    }
+}
+
+impl<T: Copy> Addresses<T> {
+    /// Adds what a service has at its own addresses, or at `subnets` instead if there are any.
+    /// What is taken stays taken.
+    fn add(&mut self, value: T, service: &Service, subnets: &[IpNet]) {
+        let addresses = &service.cluster.addresses;
+        let networks = if subnets.is_empty() { &**addresses } else { subnets };
+        for network in networks {
+            self.networks.entry(*network, || value);
         }
-        _ => service.addresses.clone(),
+        if !subnets.is_empty() || !addresses.is_empty() {
+            return;
+        }
+        self.anywhere.get_or_insert(value);
+        if let Target::Fixed(Upstream::Static(endpoints)) = &service.cluster.target {
+            for endpoint in endpoints.iter() {
+                self.endpoints.entry(endpoint.target.ip()).or_insert(value);
+            }
+        }
     }
-}
 
-/// A ClientHello: by its name, among all services whose address condition holds (GAP-15, T-27).
-fn tls(port: Option<&Port>, rules: &Inner, dst: SocketAddr, sni: Option<&HostName>) -> Decision {
-    let claims = port.and_then(|port| port.tcp_claims.as_ref());
-    let Some(name) = sni else {
-        let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);
-        return by_resolution(claims, otherwise);
-    };
-    let candidates = || port.into_iter().flat_map(|port| port.tls.matches(name));
-    let mut services = candidates().map(|id| rules.service(id));
-    if let Some(service) = services.find(|service| service.holds(dst.ip())) {
-        return service.relay(service.verified(dst.port(), Some(name)));
+    /// What is given for this address.
+    fn find(&self, ip: IpAddr) -> Option<(Rank, &T)> {
+        let network = self.networks.best(ip).map(|(length, value)| (Some(length), value));
+        network.or_else(|| self.endpoints.get(&ip).map(|value| (None, value)))
     }
-    let reason = if candidates().next().is_some() {
-        Reason::AddressNotVerified
-    } else {
-        rules.unknown_reason(dst, Some(name))
-    };
-    by_resolution(claims, unknown(rules, dst, Some(name), Block::Close, reason))
-}
-
-/// Plaintext HTTP is judged request by request on every port, unless the port is for opaque bytes
-/// and the address belongs to one of its hosts.
-fn http(port: Option<&Port>) -> Decision {
-    let claims = port.filter(|port| port.http.is_empty()).and_then(|port| port.tcp_claims.as_ref());
-    by_resolution(claims, judge_requests())
-}
-
-/// Bytes without a name, or no bytes: by address only.
-fn nameless(port: Option<&Port>, rules: &Inner, dst: SocketAddr, otherwise: Decision) -> Decision {
-    let Some(port) = port else { return otherwise };
-    if let Some(id) = port.sniffed.longest(dst.ip()) {
-        let service = rules.service(*id);
-        return service.relay(service.verified(dst.port(), None));
-    }
-    by_resolution(port.all_claims.as_ref(), otherwise)
-}
-
-fn by_resolution(claims: Option<&Arc<[Claim]>>, otherwise: Decision) -> Decision {
-    let Some(claims) = claims else { return otherwise };
-    let hanging = ByResolution { claims: Arc::clone(claims), otherwise: otherwise.clone() };
-    Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
 }
 
 /// The mode's answer for a connection, given how and why it would be refused.
@@ -239,17 +421,14 @@ fn unknown(
     if closed_special(rules, dst) {
         return refuse(block, Reason::SpecialAddress);
     }
-    match rules.outbound {
-        Outbound::AllowAny => rules.pass_connection(dst, name),
-        Outbound::RegistryOnly => refuse(block, reason),
-    }
+    if rules.passes_unknown(dst) { rules.pass_connection(dst, name) } else { refuse(block, reason) }
 }
 
 /// T-13: special addresses need an entry that lists them; in ALLOW_ANY that is asked for metadata
 /// services only.
 fn closed_special(rules: &Inner, dst: SocketAddr) -> bool {
     match rules.outbound {
-        Outbound::AllowAny => is_metadata(dst.ip()),
+        Outbound::AllowAny | Outbound::AllowAnyDynamicDns => is_metadata(dst.ip()),
         Outbound::RegistryOnly => is_special(dst.ip()),
     }
 }
@@ -257,12 +436,8 @@ fn closed_special(rules: &Inner, dst: SocketAddr) -> bool {
 /// SE-2: Host decides for HTTP services at any dialled address, except where the dialled address is
 /// also where the request goes.
 fn accepts_request(service: &Service, dst: SocketAddr) -> bool {
-    match (service.group, &service.target) {
+    match (service.group, service.cluster.target()) {
         (Group::Http, Target::Fixed(_) | Target::Concrete { .. }) => true,
         _ => service.holds(dst.ip()),
     }
-}
-
-fn non_empty(claims: Vec<Claim>) -> Option<Arc<[Claim]>> {
-    (!claims.is_empty()).then(|| claims.into())
 }

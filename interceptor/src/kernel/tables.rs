@@ -227,19 +227,25 @@ impl Tables {
         resolvers: &[SocketAddr],
         allowed: &[(IpNet, u16)],
     ) -> Result<(), TableError> {
-        let stale: Vec<_> = self.datagrams.keys().filter_map(Result::ok).collect();
-        for key in stale {
-            self.datagrams.remove(&key).map_err(at(maps::DATAGRAMS))?;
-        }
-        for (prefix, port) in allowed {
-            self.datagrams
-                .insert(&datagram_key(*prefix, *port), Permit::Entry as u32, 0)
-                .map_err(at(maps::DATAGRAMS))?;
-        }
+        let entries = allowed.iter().map(|(prefix, port)| (*prefix, *port, Permit::Entry));
         // Last, so that a resolver stays one where an entry covers it too.
-        for resolver in resolvers {
-            let key = datagram_key(IpNet::from(resolver.ip().to_canonical()), resolver.port());
-            self.datagrams.insert(&key, Permit::Resolver as u32, 0).map_err(at(maps::DATAGRAMS))?;
+        let resolvers = resolvers.iter().map(|resolver| {
+            (IpNet::from(resolver.ip().to_canonical()), resolver.port(), Permit::Resolver)
+        });
+        let wanted: BTreeMap<_, _> =
+            entries.chain(resolvers).map(|(net, port, permit)| ((net, port), permit)).collect();
+        let mut kept = HashSet::with_capacity(wanted.len());
+        for ((net, port), permit) in wanted {
+            let key = datagram_key(net, port);
+            self.datagrams.insert(&key, permit as u32, 0).map_err(at(maps::DATAGRAMS))?;
+            kept.insert((key.prefix_len(), key.data()));
+        }
+        // Only now, so that what stays allowed is so all the time.
+        let present: Vec<_> = self.datagrams.keys().filter_map(Result::ok).collect();
+        for key in present {
+            if !kept.contains(&(key.prefix_len(), key.data())) {
+                self.datagrams.remove(&key).map_err(at(maps::DATAGRAMS))?;
+            }
         }
         Ok(())
     }

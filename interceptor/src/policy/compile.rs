@@ -1,69 +1,167 @@
-//! From valid entries to what decisions read: visibility, precedence and merging (SE-9, REG-3 to
-//! REG-5), and where each port's traffic goes (SE-4, RES-1 to RES-5).
+//! From valid resources to what decisions read: visibility, precedence and merging (SE-9, SC, REG-2
+//! to REG-7), and what each port's traffic meets there.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::Enforcement;
-use super::entry::{EndpointAddress, Entry, Protocol, ServicePort};
+use super::Outbound;
+use super::entry::{Entry, Protocol, ServicePort, Workload, selected};
 use super::fields::Findings;
+use super::reader::exported;
+use super::registry::{Carriage, Registry};
 use super::service_entry::Resolution;
+use super::sidecar::{self, Imports, Sidecar};
+use super::virtual_service::VirtualService;
+use super::virtual_service::compile::{Binder, Clusters, Settings};
 use crate::decide::pattern::EntryHost;
-use crate::decide::{ClusterName, Endpoint, Group, Service, Target, Upstream};
+use crate::decide::route::HeaderChanges;
+use crate::decide::traffic::Origination;
+use crate::decide::{
+    Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
+};
 
-/// What is compiled from the entries that one namespace sees.
+/// Everything that takes part, each in the order of the files.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
-    /// In the order of REG-4.
-    pub(super) services: Vec<Service>,
+pub(super) struct Input {
+    pub(super) entries: Vec<Entry>,
+    pub(super) virtual_services: Vec<VirtualService>,
+    pub(super) sidecars: Vec<Sidecar>,
+    pub(super) workloads: Vec<Workload>,
+}
+
+/// The mesh's part.
+pub(super) struct Mesh<'a> {
+    pub(super) root: &'a str,
+    /// MESH-8.
+    pub(super) service_export: Vec<String>,
+    pub(super) virtual_service_export: Vec<String>,
+    pub(super) outbound: Outbound,
+    pub(super) dns_capture: bool,
+    pub(super) dynamic_tls: Option<Arc<Origination>>,
+    pub(super) settings: Settings<'a>,
+    /// What carries the traffic of an entry's port, or of a subset of it; `None` = no such subset.
+    pub(super) carriage: &'a Carry<'a>,
+}
+
+/// See [`Mesh::carriage`].
+pub(super) type Carry<'a> =
+    dyn Fn(&Entry, &EntryHost, &ServicePort, Option<&str>) -> Option<Carriage> + 'a;
+
+/// What is compiled for one workload.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    pub(super) rules: Rules,
     /// UDP ports of entries with addresses.
     pub(super) udp: Vec<(IpNet, u16)>,
 }
 
-/// Compiles `entries` for workloads of `namespace`. Entries or ports that lose to others are noted
-/// as warnings (GAP-5).
-pub(super) fn compile(
-    mut entries: Vec<Entry>,
-    namespace: &str,
-    default_export: &[String],
-    profile: Enforcement,
-    out: &mut Findings,
-) -> Registry {
-    let export = |entry: &Entry| -> Vec<String> {
-        if entry.export_to.is_empty() { default_export.to_vec() } else { entry.export_to.clone() }
-    };
-    let public = |entry: &Entry| export(entry).iter().any(|item| item == "*");
-    entries.retain(|entry| {
-        export(entry).iter().any(|item| match item.as_str() {
-            "*" => true,
-            "." => *entry.meta.namespace == *namespace,
-            name => name == namespace,
+/// Compiles `input` for `mesh.settings.caller`. What loses to something else is noted as a warning
+/// (GAP-5).
+pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> Compiled {
+    let caller = mesh.settings.caller;
+    let namespace = caller.namespace.as_str();
+    input.sidecars.sort_by_cached_key(|s| (s.meta.created.clone(), s.meta.name.clone()));
+    let sidecar = sidecar::select(&input.sidecars, caller, mesh.root);
+    note_listeners(sidecar, out);
+    let mut imports = Imports::new(sidecar, namespace);
+
+    let mut bound: Vec<&VirtualService> = input
+        .virtual_services
+        .iter()
+        .filter(|service| {
+            let owner = &service.meta.namespace;
+            let seen = exported(&service.export_to, &mesh.virtual_service_export, owner, namespace);
+            service.in_mesh() && !service.hosts.is_empty() && seen && imports.brings(service)
         })
+        .collect();
+    bound.sort_by_cached_key(|service| {
+        let meta = &service.meta;
+        (meta.created.clone(), meta.name.clone(), meta.namespace.clone())
     });
+    note_losers(&bound, out);
+    for service in &bound {
+        imports.follow(service);
+    }
+
+    for entry in &mut input.entries {
+        if let Some(selector) = &entry.selector {
+            entry.endpoints = selected(&input.workloads, &entry.meta.namespace, selector);
+        }
+    }
+    let entries = visible(input.entries, mesh, namespace);
+    let mut compiled = Compiled::default();
+    let mut registry = Registry::new(mesh.carriage);
+    let automatic = automatic_addresses(&entries, mesh.dns_capture);
+    let services =
+        services(&entries, &imports, &automatic, namespace, &mut registry, out, &mut compiled.udp);
+    if mesh.settings.profile == Enforcement::Istio {
+        note_port_owners(&entries, out);
+    }
+
+    let policy = sidecar.and_then(|sidecar| sidecar.outbound.as_ref());
+    let proxy = policy.and_then(|policy| policy.proxy.as_ref());
+    compiled.rules = Rules {
+        outbound: policy.map_or(mesh.outbound, |policy| policy.mode),
+        services: Vec::new(),
+        listeners: imports.listeners(),
+        egress_proxy: proxy.map(|(host, port, subset)| RouteTo {
+            weight: 1,
+            cluster: registry.find(host, *port, subset.as_deref()),
+            headers: Arc::new(HeaderChanges::default()),
+        }),
+        dynamic_tls: mesh.dynamic_tls.clone(),
+    };
+    let mut binder = Binder::new(&mesh.settings, &registry, &bound, &input.virtual_services);
+    compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
+    compiled
+}
+
+/// The entries that the workload may see, in the order of REG-4.
+fn visible(mut entries: Vec<Entry>, mesh: &Mesh<'_>, namespace: &str) -> Vec<Entry> {
+    let default = &mesh.service_export;
+    entries.retain(|entry| exported(&entry.export_to, default, &entry.meta.namespace, namespace));
     entries.sort_by_cached_key(|entry| {
         let meta = &entry.meta;
+        let items = if entry.export_to.is_empty() { default } else { &entry.export_to };
+        let public = items.iter().any(|item| item == "*");
         // REG-4; names of one kind and namespace are unique, so this is a total order.
-        (public(entry), meta.created.clone(), meta.name.clone(), meta.namespace.clone())
+        (public, meta.created.clone(), meta.name.clone(), meta.namespace.clone())
     });
+    entries
+}
 
-    // REG-5: one namespace owns a host: the workload's own if it has it, else the first's.
+/// The services that the workload reaches, before VirtualServices; `registry` gets all that it
+/// sees.
+fn services<'a>(
+    entries: &'a [Entry],
+    imports: &Imports<'_>,
+    automatic: &HashMap<&EntryHost, [IpNet; 2]>,
+    namespace: &str,
+    registry: &mut Registry<'a>,
+    out: &mut Findings,
+    udp: &mut Vec<(IpNet, u16)>,
+) -> Vec<Service> {
+    // REG-2, REG-5: one namespace owns a host: a platform Service's, else the workload's own if it
+    // has it, else the first's.
     let mut owners: HashMap<&EntryHost, &Entry> = HashMap::new();
-    for entry in &entries {
-        for host in &entry.hosts {
+    let rank = |entry: &Entry| (entry.platform.is_none(), *entry.meta.namespace != *namespace);
+    let seen = |entry: &&Entry, host: &EntryHost| imports.sees(&entry.meta.namespace, host);
+    for entry in entries {
+        for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
             let owner = owners.entry(host).or_insert(entry);
-            if *entry.meta.namespace == *namespace && *owner.meta.namespace != *namespace {
+            if rank(entry) < rank(owner) {
                 *owner = entry;
             }
         }
     }
-
-    let mut registry = Registry::default();
-    let mut ports_of: HashMap<&EntryHost, HashSet<u16>> = HashMap::new();
-    for entry in &entries {
-        for host in &entry.hosts {
+    let mut services = Vec::new();
+    let mut taken: HashMap<&EntryHost, HashSet<u16>> = HashMap::new();
+    for entry in entries {
+        for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
             let owner = owners.get(host).copied().unwrap_or(entry);
             if !std::ptr::eq(owner, entry) && !merges(owner, entry) {
                 let message = format!(
@@ -74,18 +172,163 @@ pub(super) fn compile(
                 out.warnings.push(entry.context.notice(at.at, &at.path, message));
                 continue;
             }
-            let taken = ports_of.entry(host).or_default();
-            for port in &entry.ports {
-                if taken.insert(port.number) {
-                    registry.add(entry, host, port);
+            let ports = taken.entry(host).or_default();
+            for port in entry.ports.iter().filter(|port| ports.insert(port.number)) {
+                let reached = imports.reaches(&entry.meta.namespace, host, port.number);
+                let Protocol::Stream(group, exclusive) = port.protocol else {
+                    let allowed = entry.addresses.iter().map(|network| (*network, port.number));
+                    udp.extend(allowed.filter(|_| reached));
+                    continue;
+                };
+                let addresses: Arc<[IpNet]> = match automatic.get(host) {
+                    Some(automatic) => automatic.to_vec().into(),
+                    None => entry.addresses.clone().into(),
+                };
+                let cluster = registry.add(entry, host, port, addresses);
+                if let Some(cluster) = cluster.filter(|_| reached) {
+                    services.push(service(
+                        cluster,
+                        entry,
+                        port.number,
+                        group,
+                        exclusive,
+                        namespace,
+                    ));
                 }
             }
         }
     }
-    if profile == Enforcement::Istio {
-        note_port_owners(&entries, out);
+    let mut known = HashSet::new();
+    udp.retain(|allowed| known.insert(*allowed));
+    services
+}
+
+fn service(
+    cluster: Arc<Cluster>,
+    entry: &Entry,
+    port: u16,
+    group: Group,
+    exclusive: bool,
+    namespace: &str,
+) -> Service {
+    // HTTP-9: a Service's short names; the shortest in its own namespace only.
+    let own = *entry.meta.namespace == *namespace;
+    let aliases = entry.platform.iter().flat_map(|platform| {
+        let local = Some(&platform.local_name).filter(|_| own);
+        platform.short_names.iter().chain(local).cloned().map(EntryHost::Exact)
+    });
+    Service {
+        cluster,
+        port,
+        group,
+        exclusive,
+        rule: entry.id.clone(),
+        aliases: aliases.collect(),
+        routes: None,
+        chains: Arc::default(),
+        actions: Arc::default(),
+        nominal: false,
     }
-    registry
+}
+
+/// Lets VirtualServices have their say, and adds the hosts that only they know (VS-2).
+fn bind<C: Clusters>(
+    mut services: Vec<Service>,
+    binder: &mut Binder<'_, C>,
+    mesh: &Mesh<'_>,
+    listeners: &[(u16, Group)],
+) -> Vec<Service> {
+    const PORT: u16 = 80;
+    let actions = mesh.settings.default_actions();
+    for service in &mut services {
+        let host = &service.cluster.host;
+        service.actions = Arc::clone(&actions);
+        if matches!(service.group, Group::Http | Group::Sniffed) {
+            service.routes = binder.routes(host, service.port);
+        }
+        let mut found = binder.chains(host, service.port, service.group);
+        if found.rules.is_empty() {
+            continue;
+        }
+        if !found.complete {
+            let to = RouteTo {
+                weight: 1,
+                cluster: Some(Arc::clone(&service.cluster)),
+                headers: Arc::default(),
+            };
+            let rule = service.rule.clone();
+            let own = StreamRule { sni: Vec::new(), subnets: Vec::new(), to: [to].into(), rule };
+            found.rules.push(own);
+        }
+        service.chains = found.rules.into();
+    }
+    // VS-2: Istio installs them where some service made an HTTP handler; in strict the flow alone
+    // decides (GAP-20).
+    let sniffs = |service: &Service| {
+        service.group == Group::Http
+            || service.group == Group::Sniffed && service.cluster.addresses.is_empty()
+    };
+    let handler = services.iter().any(|service| service.port == PORT && sniffs(service))
+        || listeners.iter().any(|(port, group)| *port == PORT && *group == Group::Http);
+    if mesh.settings.profile == Enforcement::Strict || handler {
+        let on_port: Vec<EntryHost> = services
+            .iter()
+            .filter(|service| service.port == PORT && sniffs(service))
+            .map(|service| service.cluster.host.clone())
+            .collect();
+        let covered = |host: &EntryHost| on_port.iter().any(|known| host.covers(known));
+        for (host, routes) in binder.nominal(PORT, covered) {
+            let cluster = Cluster {
+                name: ClusterName::outbound(PORT, &host.to_string()),
+                host,
+                addresses: Arc::default(),
+                target: Target::Fixed(Upstream::None),
+                traffic: Arc::default(),
+            };
+            services.push(Service {
+                cluster: Arc::new(cluster),
+                port: PORT,
+                group: Group::Http,
+                exclusive: false,
+                rule: routes.rule.clone(),
+                aliases: Arc::default(),
+                routes: Some(routes),
+                chains: Arc::default(),
+                actions: Arc::clone(&actions),
+                nominal: true,
+            });
+        }
+    }
+    services
+}
+
+/// RES-18, RES-19: with DNS capture, entries without addresses are recognised by automatic ones,
+/// one of each family for each host.
+fn automatic_addresses(entries: &[Entry], capture: bool) -> HashMap<&EntryHost, [IpNet; 2]> {
+    let mut addresses = HashMap::new();
+    if !capture {
+        return addresses;
+    }
+    let off = ("networking.istio.io/enable-autoallocate-ip".to_owned(), "false".to_owned());
+    let eligible = entries.iter().filter(|entry| {
+        entry.addresses.is_empty()
+            && entry.platform.is_none()
+            && entry.resolution != Resolution::None
+            && entry.hosts.iter().all(|host| host.exact().is_some())
+            && !entry.meta.labels.contains(&off)
+    });
+    let mut free = (0..=255_u8).flat_map(|high| (1..=254_u8).map(move |low| (high, low)));
+    for host in eligible.flat_map(|entry| &entry.hosts) {
+        if addresses.contains_key(host) {
+            continue;
+        }
+        let Some((high, low)) = free.next() else { break };
+        let four = IpAddr::V4(Ipv4Addr::new(240, 240, high, low));
+        let tail = u16::from_be_bytes([high, low]);
+        let six = IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0xf0f0, tail));
+        addresses.insert(host, [IpNet::from(four), IpNet::from(six)]);
+    }
+    addresses
 }
 
 /// REG-9, LIS-14: in the istio profile the first address-less TCP or unset port takes all opaque
@@ -112,86 +355,38 @@ fn note_port_owners(entries: &[Entry], out: &mut Findings) {
     }
 }
 
+/// VS-3: the oldest takes a host entirely.
+fn note_losers(bound: &[&VirtualService], out: &mut Findings) {
+    let mut owners: HashMap<&EntryHost, &VirtualService> = HashMap::new();
+    for service in bound {
+        for host in &service.hosts {
+            let owner = *owners.entry(host).or_insert(service);
+            if owner.id != service.id {
+                let message = format!("host {host} is ignored here: {} is older (VS-3)", owner.id);
+                out.warnings.push(service.context.notice(service.at.at, "spec.hosts", message));
+            }
+        }
+    }
+}
+
+/// Listeners that Istio would open and this product does not.
+fn note_listeners(sidecar: Option<&Sidecar>, out: &mut Findings) {
+    let Some(sidecar) = sidecar else { return };
+    if let Some(item) = sidecar.egress.iter().find(|item| item.unreachable)
+        && let Some(host) = item.hosts.first()
+    {
+        let message = "not supported: a listener of its own (bind, captureMode NONE) is not opened; \
+                       only captured traffic is served";
+        out.warnings.push(sidecar.context.notice(host.at.at, "spec.egress", message));
+    }
+}
+
 /// REG-3: whether two entries of one host unite.
 fn merges(first: &Entry, later: &Entry) -> bool {
     first.meta.namespace == later.meta.namespace
+        && first.platform.is_some() == later.platform.is_some()
         && first.resolution == later.resolution
         && first.meta.labels == later.meta.labels
         && first.selector == later.selector
         && first.export_to == later.export_to
-}
-
-impl Registry {
-    fn add(&mut self, entry: &Entry, host: &EntryHost, port: &ServicePort) {
-        match port.protocol {
-            Protocol::Udp => {
-                let ports = entry.addresses.iter().map(|network| (*network, port.number));
-                for allowed in ports {
-                    if !self.udp.contains(&allowed) {
-                        self.udp.push(allowed);
-                    }
-                }
-            }
-            Protocol::Stream(group, exclusive) => self.services.push(Service {
-                host: host.clone(),
-                port: port.number,
-                group,
-                exclusive,
-                addresses: entry.addresses.clone(),
-                target: target(entry, host, port),
-                cluster: ClusterName::outbound(port.number, &host.to_string()),
-                rule: entry.id.clone(),
-            }),
-        }
-    }
-}
-
-/// Where the traffic of one host and port goes.
-fn target(entry: &Entry, host: &EntryHost, port: &ServicePort) -> Target {
-    let own_port = port.target_port.unwrap_or(port.number);
-    let round_robin = entry.resolution == Resolution::DnsRoundRobin;
-    match entry.resolution {
-        Resolution::None => Target::Original(port.target_port),
-        Resolution::DynamicDns => Target::Concrete { port: own_port, round_robin },
-        _ if entry.selector.is_some() => Target::Fixed(Upstream::None),
-        Resolution::Static => Target::Fixed(given(entry, port, false)),
-        Resolution::Dns | Resolution::DnsRoundRobin if !entry.endpoints.is_empty() => {
-            Target::Fixed(given(entry, port, round_robin))
-        }
-        // RES-3, RES-13: without endpoints each host resolves itself; a wildcard has to wait for
-        // the name that the client shows.
-        Resolution::Dns | Resolution::DnsRoundRobin => match host.exact() {
-            Some(name) => Target::Fixed(Upstream::Dns {
-                endpoints: [Endpoint { target: (name.clone(), own_port), weight: 1 }].into(),
-                round_robin,
-            }),
-            None => Target::Concrete { port: own_port, round_robin },
-        },
-    }
-}
-
-/// The endpoints of an entry for one of its ports (SE-4): all addresses, or all names.
-fn given(entry: &Entry, port: &ServicePort, round_robin: bool) -> Upstream {
-    let mut addresses = Vec::new();
-    let mut names = Vec::new();
-    for endpoint in &entry.endpoints {
-        let own = endpoint.ports.iter().find(|(name, _)| *name == port.name);
-        let number = own.map_or(port.target_port.unwrap_or(port.number), |(_, number)| *number);
-        let weight = endpoint.weight;
-        match &endpoint.address {
-            EndpointAddress::Ip(ip) => {
-                addresses.push(Endpoint { target: SocketAddr::new(*ip, number), weight });
-            }
-            EndpointAddress::Name(name) => {
-                names.push(Endpoint { target: (name.clone(), number), weight });
-            }
-        }
-    }
-    if !names.is_empty() {
-        Upstream::Dns { endpoints: Arc::from(names), round_robin }
-    } else if !addresses.is_empty() {
-        Upstream::Static(Arc::from(addresses))
-    } else {
-        Upstream::None
-    }
 }

@@ -1,9 +1,11 @@
 //! A ServiceEntry that holds: its parts in parsed form.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::destination_rule::PortKind;
 use super::fields::{Context, Located};
 use super::resource::Meta;
 use super::service_entry::Resolution;
@@ -21,13 +23,27 @@ pub(super) struct Entry {
     pub(super) ports: Vec<ServicePort>,
     pub(super) resolution: Resolution,
     pub(super) endpoints: Vec<ServiceEndpoint>,
-    /// Endpoints come from a selector, which is not followed yet: there are none.
+    /// Endpoints are the workloads with these labels (SE-8).
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
+    /// Identities of the upstream where TLS is originated (SE-10).
+    pub(super) subject_alt_names: Vec<String>,
+    /// Set where it stands for a Kubernetes Service.
+    pub(super) platform: Option<Platform>,
     /// For messages about the entry as a whole.
     pub(super) notice_at: Located<()>,
     pub(super) context: Context,
+}
+
+/// What makes a platform Service different from a ServiceEntry: it wins over those of its name
+/// whatever their age (REG-2), and answers to short names, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Platform {
+    /// `svc`: for callers of its own namespace only (HTTP-9).
+    pub(super) local_name: HostName,
+    /// `svc.ns` and `svc.ns.svc`, for everybody (HTTP-9).
+    pub(super) short_names: Vec<HostName>,
 }
 
 /// One port; `protocol` decides everything in LIS-2.
@@ -36,6 +52,8 @@ pub(super) struct ServicePort {
     pub(super) number: u16,
     pub(super) name: String,
     pub(super) protocol: Protocol,
+    /// What the protocol says of HTTP upstream (SE-15).
+    pub(super) kind: PortKind,
     pub(super) target_port: Option<u16>,
 }
 
@@ -45,6 +63,30 @@ pub(super) struct ServiceEndpoint {
     pub(super) address: EndpointAddress,
     pub(super) ports: Vec<(String, u16)>,
     pub(super) weight: u32,
+    /// What subsets select by (DR-8).
+    pub(super) labels: Vec<(String, String)>,
+}
+
+/// A workload that entries may select (SE-8, SE-11).
+#[derive(Debug, Clone)]
+pub(super) struct Workload {
+    pub(super) namespace: Arc<str>,
+    pub(super) labels: Vec<(String, String)>,
+    pub(super) endpoint: ServiceEndpoint,
+}
+
+/// The endpoints that a selector of `namespace` takes; one without labels takes none (SEV-10).
+pub(super) fn selected(
+    workloads: &[Workload],
+    namespace: &str,
+    selector: &[(String, String)],
+) -> Vec<ServiceEndpoint> {
+    let takes = |workload: &&Workload| {
+        *workload.namespace == *namespace
+            && !selector.is_empty()
+            && selector.iter().all(|label| workload.labels.contains(label))
+    };
+    workloads.iter().filter(takes).map(|workload| workload.endpoint.clone()).collect()
 }
 
 /// What an endpoint's address may be.

@@ -59,7 +59,7 @@ pub(super) struct Located<T> {
 }
 
 impl<T> Located<T> {
-    fn map<U>(self, f: impl FnOnce(T) -> U) -> Located<U> {
+    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> Located<U> {
         Located { value: f(self.value), at: self.at, path: self.path }
     }
 }
@@ -152,6 +152,23 @@ impl<'n> Fields<'n> {
         findings: &mut Findings,
     ) -> Option<Located<i64>> {
         self.take(field).and_then(|node| int(node, context, findings))
+    }
+
+    /// A number, whole or not.
+    pub(super) fn number(
+        &mut self,
+        field: &str,
+        context: &Context,
+        findings: &mut Findings,
+    ) -> Option<Located<f64>> {
+        let node = self.take(field)?;
+        match node.value.value {
+            Value::Float(value) => Some(node.map(|_| value)),
+            // Where precision is lost, the value is far outside of what any field takes.
+            #[expect(clippy::cast_precision_loss, reason = "see above")]
+            Value::Int(value) => Some(node.map(|_| value as f64)),
+            _ => wrong(&node, "a number", context, findings),
+        }
     }
 
     pub(super) fn list(

@@ -1,25 +1,49 @@
 //! MeshConfig, as far as it governs egress (MESH-1 to MESH-9).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Outbound;
 use super::fields::{Context, Fields, Findings, Located};
+use super::node::Node;
+use super::providers::{self, Provider};
+use super::reader::Reader;
 use super::service_entry::one_of;
-use crate::account::{Encoding, LogTarget};
+use super::virtual_service::actions;
+use crate::account::{Encoding, Format, LogTarget};
+use crate::decide::route::Retries;
+use crate::decide::traffic::{Origination, Trust, Verify};
+use crate::decide::uri::Normalization;
 
 /// A mesh configuration as written; `None` where a field is absent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MeshConfig {
     pub(super) context: Option<Context>,
     pub(super) outbound: Option<Outbound>,
-    pub(super) log_target: Option<LogTarget>,
-    pub(super) log_encoding: Encoding,
+    /// MESH-2; `Some(None)` where it is given and empty.
+    pub(super) log_target: Option<Option<LogTarget>>,
+    /// MESH-3 and MESH-4 together.
+    pub(super) log_format: Arc<Format>,
+    /// MESH-14.
+    pub(super) providers: Vec<Provider>,
+    /// MESH-15.
+    pub(super) default_logging: Vec<Located<String>>,
     pub(super) detection_timeout: Option<Located<Duration>>,
     pub(super) connect_timeout: Option<Duration>,
     pub(super) dns_refresh: Option<Duration>,
     pub(super) root_namespace: Option<String>,
     pub(super) default_export: Option<Vec<Located<String>>>,
+    /// `defaultVirtualServiceExportTo`.
+    pub(super) virtual_service_export: Vec<String>,
+    /// `defaultDestinationRuleExportTo`.
+    pub(super) destination_rule_export: Vec<String>,
+    /// MESH-16.
+    pub(super) retries: Option<Retries>,
+    /// `pathNormalization` (VS-11).
+    pub(super) normalization: Normalization,
+    /// `outboundTrafficPolicy.tls` (MESH-31).
+    pub(super) dynamic_tls: Option<Arc<Origination>>,
 }
 
 /// Fields of MeshConfig that have no effect here (yet). Anything outside this list is a mistake.
@@ -29,18 +53,13 @@ const UNUSED: &[&str] = &[
     "certificates",
     "configSources",
     "defaultConfig",
-    "defaultDestinationRuleExportTo",
-    "defaultHttpRetryPolicy",
-    "defaultProviders",
     "defaultTrafficPolicy",
-    "defaultVirtualServiceExportTo",
     "disableEnvoyListenerLog",
     "discoverySelectors",
     "enableAutoMtls",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "enableTracing",
-    "extensionProviders",
     "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",
@@ -55,7 +74,6 @@ const UNUSED: &[&str] = &[
     "mixerReportServer",
     "networks",
     "outboundClusterStatName",
-    "pathNormalization",
     "proxyHttpPort",
     "proxyInboundListenPort",
     "proxyListenPort",
@@ -74,21 +92,13 @@ const UNUSED: &[&str] = &[
 impl MeshConfig {
     pub(super) fn read(fields: Fields<'_>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = fields;
-        let outbound = outbound(&mut f, cx, out);
+        let (outbound, dynamic_tls) = outbound(&mut f, cx, out);
         let encodings = [("TEXT", Encoding::Text), ("JSON", Encoding::Json)];
-        let log_encoding = one_of(f.text("accessLogEncoding", cx, out), &encodings, cx, out);
-        let log_target = f.text("accessLogFile", cx, out).map(|file| match file.value.as_str() {
-            "" => LogTarget::Off,
-            "/dev/stdout" => LogTarget::Stdout,
-            "/dev/stderr" => LogTarget::Stderr,
-            path => LogTarget::File(PathBuf::from(path)),
-        });
-        if let Some(format) = f.text("accessLogFormat", cx, out)
-            && !format.value.is_empty()
-        {
-            let message = "not supported yet; remove it for the default format";
-            out.errors.push(cx.notice(format.at, &format.path, message));
-        }
+        let encoding = one_of(f.text("accessLogEncoding", cx, out), &encodings, cx, out);
+        let log_target =
+            f.text("accessLogFile", cx, out).map(|file| providers::target(&file.value));
+        let format = f.text("accessLogFormat", cx, out);
+        let log_format = providers::mesh_format(format, encoding.unwrap_or_default(), cx, out);
         let detection_timeout = f.duration("protocolDetectionTimeout", cx, out);
         if let Some(timeout) = &detection_timeout
             && timeout.value.subsec_nanos() % 1_000_000 != 0
@@ -109,12 +119,19 @@ impl MeshConfig {
             context: Some(cx.clone()),
             outbound,
             log_target,
-            log_encoding: log_encoding.unwrap_or_default(),
+            log_format,
+            providers: providers::read(&mut f, cx, out),
+            default_logging: providers::read_defaults(&mut f, cx, out),
             detection_timeout,
             connect_timeout: connect_timeout.map(|t| t.value),
             dns_refresh: f.duration("dnsRefreshRate", cx, out).map(|t| t.value),
             root_namespace: f.text("rootNamespace", cx, out).map(|n| n.value),
             default_export,
+            virtual_service_export: values(&mut f, "defaultVirtualServiceExportTo", cx, out),
+            destination_rule_export: values(&mut f, "defaultDestinationRuleExportTo", cx, out),
+            retries: retries(&mut f, cx, out),
+            normalization: normalization(&mut f, cx, out),
+            dynamic_tls,
         };
         for (key, _) in f.rest() {
             let path = f.path_of(&key.name);
@@ -129,17 +146,70 @@ impl MeshConfig {
 }
 
 /// MESH-1: absent is ALLOW_ANY, present but empty is REGISTRY_ONLY.
-fn outbound(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Option<Outbound> {
-    let policy = f.take_present("outboundTrafficPolicy")?;
+fn outbound(
+    f: &mut Fields<'_>,
+    cx: &Context,
+    out: &mut Findings,
+) -> (Option<Outbound>, Option<Arc<Origination>>) {
+    let Some(policy) = f.take_present("outboundTrafficPolicy") else { return (None, None) };
     let mut inner = Fields::of(policy.value, policy.path, cx, out);
     let mode = inner.text("mode", cx, out);
+    let tls = inner.take("tls").map(|node| Arc::new(dynamic_tls(&node, cx, out)));
     inner.finish(cx, out);
-    let Some(mode) = mode else { return Some(Outbound::RegistryOnly) };
-    if mode.value == "ALLOW_ANY_DYNAMIC_DNS" {
-        let message = "ALLOW_ANY_DYNAMIC_DNS is not supported yet; use ALLOW_ANY or REGISTRY_ONLY";
-        out.errors.push(cx.notice(mode.at, &mode.path, message));
-        return None;
+    let Some(mode) = mode else { return (Some(Outbound::RegistryOnly), None) };
+    let modes = [
+        ("REGISTRY_ONLY", Outbound::RegistryOnly),
+        ("ALLOW_ANY", Outbound::AllowAny),
+        ("ALLOW_ANY_DYNAMIC_DNS", Outbound::AllowAnyDynamicDns),
+    ];
+    (one_of(Some(mode), &modes, cx, out), tls)
+}
+
+/// TLS towards whatever a request names: the system's roots or a file of them (MESH-31).
+fn dynamic_tls(node: &Located<&Node>, cx: &Context, out: &mut Findings) -> Origination {
+    let mut f = Fields::of(node.value, node.path.clone(), cx, out);
+    one_of(f.text("mode", cx, out), &[("SIMPLE", ())], cx, out);
+    let sni = f.text("sni", cx, out).map(|sni| sni.value);
+    let file = f.text("caCertificates", cx, out).map(|file| PathBuf::from(file.value));
+    let subject_alt_names =
+        f.texts("subjectAltNames", cx, out).into_iter().map(|name| name.value).collect();
+    let unchecked = f.boolean("insecureSkipVerify", cx, out).is_some_and(|flag| flag.value);
+    f.finish(cx, out);
+    Origination {
+        sni,
+        trust: file.map_or(Trust::System, Trust::File),
+        subject_alt_names,
+        verify: if unchecked { Verify::Nothing } else { Verify::ChainAndName },
+        ..Origination::default()
     }
-    let modes = [("REGISTRY_ONLY", Outbound::RegistryOnly), ("ALLOW_ANY", Outbound::AllowAny)];
-    one_of(Some(mode), &modes, cx, out)
+}
+
+fn values(f: &mut Fields<'_>, field: &str, cx: &Context, out: &mut Findings) -> Vec<String> {
+    f.texts(field, cx, out).into_iter().map(|item| item.value).collect()
+}
+
+/// MESH-16. What does not hold makes the mesh configuration unusable.
+fn retries(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Option<Retries> {
+    let node = f.take("defaultHttpRetryPolicy")?;
+    let rejected = out.rejected.len();
+    let retries = actions::retries(&mut Reader { cx, out: &mut *out, namespace: "" }, &node);
+    let bad = out.rejected.split_off(rejected);
+    out.errors.extend(bad);
+    Some(retries)
+}
+
+/// VS-11.
+fn normalization(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Normalization {
+    let Some(node) = f.take("pathNormalization") else { return Normalization::default() };
+    let mut inner = Fields::of(node.value, node.path, cx, out);
+    let names = [
+        ("DEFAULT", Normalization::Base),
+        ("NONE", Normalization::Nothing),
+        ("BASE", Normalization::Base),
+        ("MERGE_SLASHES", Normalization::MergeSlashes),
+        ("DECODE_AND_MERGE_SLASHES", Normalization::DecodeAndMergeSlashes),
+    ];
+    let found = one_of(inner.text("normalization", cx, out), &names, cx, out);
+    inner.finish(cx, out);
+    found.unwrap_or_default()
 }

@@ -1,18 +1,28 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
 mod compile;
+mod destination_rule;
 mod entry;
 mod fields;
+mod inventory;
+mod kubernetes;
 mod load;
 mod mesh;
 mod node;
 mod notice;
+mod providers;
+mod reader;
+mod registry;
 mod resource;
 mod service_entry;
+mod sidecar;
 mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod virtual_service;
+mod watch;
+mod workload_entry;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +30,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-pub use self::load::{Loaded, Sources, Summary, load};
+pub use self::inventory::{Changes, Inventory};
+pub use self::load::{Caller, Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
-use crate::account::LogSettings;
+pub use self::watch::Watch;
+use crate::account::{Format, LogSettings};
 use crate::decide::Policy;
 
 /// `strict` (default) or `istio`: docs/profiles.md.
@@ -54,6 +66,15 @@ pub enum Outbound {
     AllowAny,
     /// Unknown traffic is refused.
     RegistryOnly,
+    /// As `AllowAny`, but plaintext HTTP goes where the proxy resolves its Host (MESH-31).
+    AllowAnyDynamicDns,
+}
+
+impl Outbound {
+    /// Whether unknown connections pass.
+    pub fn is_open(self) -> bool {
+        self != Self::RegistryOnly
+    }
 }
 
 /// One compiled, immutable set of rules and settings.
@@ -74,8 +95,11 @@ pub struct Snapshot {
     pub connect_timeout: Duration,
     /// MESH-7.
     pub dns_refresh: Duration,
-    /// What mesh config and Telemetry say of the access log; `None` where they say nothing.
-    pub access_log: Option<LogSettings>,
+    /// What mesh config and Telemetry say of the access log, one item an output, none where it is
+    /// switched off; `None` where they say nothing.
+    pub access_log: Option<Vec<LogSettings>>,
+    /// The mesh configuration's format (MESH-3, MESH-4), for a place that only a flag names.
+    pub log_format: Arc<Format>,
     /// UDP destinations that entries with addresses allow in REGISTRY_ONLY (profiles.md).
     pub udp_allowed: Vec<(IpNet, u16)>,
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in

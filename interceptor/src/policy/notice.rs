@@ -40,6 +40,14 @@ pub struct Notice {
     pub message: String,
 }
 
+impl Notice {
+    /// Whether Istio's own validation says this too: then the message cites its row of the
+    /// validation tables, as in `(SEV-6)`. Everything else is advice of this program.
+    pub fn is_istios(&self) -> bool {
+        ["(SEV-", "(DRV-", "(VSV-", "(SC-", "(TEL-"].iter().any(|row| self.message.contains(row))
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.place)?;

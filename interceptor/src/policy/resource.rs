@@ -4,11 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Enforcement;
+use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
+use super::inventory::{Seen, Substitutes, identity};
+use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore};
 use super::mesh::MeshConfig;
 use super::node::{At, Node, Value, parse};
 use super::service_entry::{ServiceEntry, string_map};
+use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
+use super::virtual_service::VirtualService;
+use super::workload_entry::WorkloadEntry;
 
 /// Name, namespace and age.
 #[derive(Debug, Clone)]
@@ -25,19 +31,27 @@ pub(super) struct Meta {
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     pub(super) service_entries: Vec<ServiceEntry>,
+    pub(super) destination_rules: Vec<DestinationRule>,
+    pub(super) workload_entries: Vec<WorkloadEntry>,
+    pub(super) services: Vec<KubernetesService>,
+    pub(super) endpoint_slices: Vec<EndpointSlice>,
+    pub(super) secrets: SecretStore,
+    pub(super) virtual_services: Vec<VirtualService>,
+    pub(super) sidecars: Vec<Sidecar>,
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
+    /// Every resource read, in order.
+    pub(super) seen: Vec<Seen>,
+    /// What to read in place of some resources.
+    pub(super) substitutes: Substitutes,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
 /// would not open.
-const LATER: [&str; 11] = [
-    "VirtualService",
-    "DestinationRule",
-    "WorkloadEntry",
+const LATER: [&str; 8] = [
     "WorkloadGroup",
     "Gateway",
     "EnvoyFilter",
@@ -81,18 +95,37 @@ impl Resources {
                 }
             } else if node.get("spec").is_some() {
                 self.documents += 1;
+                self.note("MeshConfig".into(), node, &context);
                 let mut top = Fields::of(node, "", &context, out);
                 self.operator(&mut top, &context, out);
                 top.finish(&context, out);
             } else {
                 self.documents += 1;
+                self.note("MeshConfig".into(), node, &context);
                 let config = MeshConfig::read(Fields::of(node, "", &context, out), &context, out);
                 self.meshes.push(config);
             }
         }
     }
 
-    fn document(&mut self, node: &Node, mut cx: Context, out: &mut Findings) {
+    fn note(&mut self, id: Arc<str>, node: &Node, cx: &Context) {
+        self.seen.push(Seen { id, digest: node.digest(), file: Arc::clone(&cx.file) });
+    }
+
+    fn document(&mut self, node: &Node, cx: Context, out: &mut Findings) {
+        let id = identity(node);
+        match id.as_deref().and_then(|id| self.substitutes.get(id)).cloned() {
+            Some((node, cx)) => self.resource(&node, cx, out),
+            None => {
+                if let Some(id) = id {
+                    self.note(id.into(), node, &cx);
+                }
+                self.resource(node, cx, out);
+            }
+        }
+    }
+
+    fn resource(&mut self, node: &Node, mut cx: Context, out: &mut Findings) {
         if !matches!(node.value, Value::Map(_)) {
             let message = format!("expected a resource, found {}", node.kind());
             out.errors.push(cx.notice(node.at, "", message));
@@ -116,14 +149,17 @@ impl Resources {
         self.documents += 1;
         let meta = read_meta(node, &mut top, &kind.value, &mut cx, out);
         let known: &[&str] = match kind.value.as_str() {
-            "ServiceEntry" => &[
-                "networking.istio.io/v1",
-                "networking.istio.io/v1beta1",
-                "networking.istio.io/v1alpha3",
-            ],
+            "ServiceEntry" | "VirtualService" | "Sidecar" | "DestinationRule" | "WorkloadEntry" => {
+                &[
+                    "networking.istio.io/v1",
+                    "networking.istio.io/v1beta1",
+                    "networking.istio.io/v1alpha3",
+                ]
+            }
             "Telemetry" => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
             "IstioOperator" => &["install.istio.io/v1alpha1"],
-            "ConfigMap" => &["v1"],
+            "ConfigMap" | "Service" | "Secret" => &["v1"],
+            "EndpointSlice" => &["discovery.k8s.io/v1"],
             "InterceptorConfig" => &["egress.interceptor.io/v1alpha1"],
             _ => &[],
         };
@@ -143,10 +179,52 @@ impl Resources {
                 let spec = spec(&mut top, node, &cx, out);
                 self.service_entries.push(ServiceEntry::read(meta, spec, &cx, out));
             }
+            "DestinationRule" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.destination_rules.extend(DestinationRule::read(meta, spec, &cx, out));
+            }
+            "WorkloadEntry" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.workload_entries.extend(WorkloadEntry::read(meta, spec, &cx, out));
+            }
+            "Service" => {
+                let spec = spec(&mut top, node, &cx, out);
+                self.services.extend(KubernetesService::read(meta, node, spec, &cx, out));
+                return;
+            }
+            "EndpointSlice" => {
+                self.endpoint_slices.extend(EndpointSlice::read(&meta, &mut top, &cx, out));
+                return;
+            }
+            "Secret" => {
+                self.secrets.read_secret(&meta, &mut top, &cx, out);
+                return;
+            }
+            "ConfigMap" if node.get("data").is_none_or(|data| data.get("mesh").is_none()) => {
+                self.secrets.read_config_map(&meta, &mut top, &cx, out);
+                return;
+            }
+            "VirtualService" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.virtual_services.extend(VirtualService::read(meta, spec, &cx, out));
+            }
+            "Sidecar" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                let rejected = out.rejected.len();
+                self.sidecars.extend(Sidecar::read(meta, spec, &cx, out));
+                // A Sidecar restricts: leaving out one that does not hold would allow what it
+                // forbids, so it takes the set with it.
+                let bad = out.rejected.split_off(rejected);
+                out.errors.extend(bad);
+            }
             "Telemetry" => {
                 top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
-                self.telemetries.push(Telemetry::read(meta, spec, &cx, out));
+                self.telemetries.extend(Telemetry::read(meta, spec, &cx, out));
             }
             "IstioOperator" => {
                 top.take("status");
@@ -157,12 +235,6 @@ impl Resources {
                 return;
             }
             "InterceptorConfig" => self.interceptor_config(&mut top, node, &cx, out),
-            "Sidecar" => {
-                let message = "not supported yet, and refused because a Sidecar restricts: ignoring \
-                               it would allow what it forbids; remove it";
-                out.errors.push(cx.notice(kind.at, "kind", message));
-                return;
-            }
             other
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
@@ -281,6 +353,19 @@ fn spec<'n>(top: &mut Fields<'n>, node: &'n Node, cx: &Context, out: &mut Findin
     }
 }
 
+/// Kinds that nothing can be said about without a name.
+const NAMED: [&str; 9] = [
+    "ServiceEntry",
+    "Telemetry",
+    "DestinationRule",
+    "WorkloadEntry",
+    "Service",
+    "EndpointSlice",
+    "Secret",
+    "VirtualService",
+    "Sidecar",
+];
+
 fn read_meta(
     node: &Node,
     top: &mut Fields<'_>,
@@ -301,15 +386,13 @@ fn read_meta(
         labels: Vec::new(),
     };
     let Some(metadata) = top.take("metadata") else {
-        if matches!(kind, "ServiceEntry" | "Telemetry") {
+        if NAMED.contains(&kind) {
             out.errors.push(cx.notice(node.at, "metadata.name", "missing"));
         }
         return meta;
     };
     let mut f = Fields::of(metadata.value, "metadata", cx, out);
-    if f.text("name", cx, out).is_none_or(|n| n.value.is_empty())
-        && matches!(kind, "ServiceEntry" | "Telemetry")
-    {
+    if f.text("name", cx, out).is_none_or(|n| n.value.is_empty()) && NAMED.contains(&kind) {
         out.errors.push(cx.notice(metadata.at, "metadata.name", "missing"));
     }
     f.text("namespace", cx, out);

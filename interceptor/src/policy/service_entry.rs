@@ -20,6 +20,8 @@ pub(super) struct ServiceEntry {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) selector: Option<Located<Vec<(String, String)>>>,
     pub(super) export_to: Vec<Located<String>>,
+    /// Checked by nobody (SEV-25).
+    pub(super) subject_alt_names: Vec<String>,
 }
 
 /// `spec.ports[]` (SE-3, SE-4).
@@ -38,6 +40,8 @@ pub(super) struct Endpoint {
     pub(super) address: Located<String>,
     pub(super) ports: Vec<(String, Located<i64>)>,
     pub(super) weight: Option<Located<i64>>,
+    /// Sorted.
+    pub(super) labels: Vec<(String, String)>,
     pub(super) network: Option<Located<String>>,
 }
 
@@ -74,15 +78,11 @@ impl ServiceEntry {
             one_of(location, &[("MESH_EXTERNAL", false), ("MESH_INTERNAL", true)], cx, out);
         let resolution = one_of(f.text("resolution", cx, out), &Resolution::NAMES, cx, out);
         let selector = f.take("workloadSelector").map(|node| {
-            not_yet(cx, out, &node, "its endpoints are treated as empty (UH)");
             let mut inner = Fields::of(node.value, node.path.clone(), cx, out);
             let labels = string_map(inner.entries("labels", cx, out), cx, out);
             inner.finish(cx, out);
             Located { value: labels, at: node.at, path: node.path }
         });
-        if let Some(names) = f.take("subjectAltNames") {
-            not_yet(cx, out, &names, "it matters only where TLS is originated");
-        }
         let entry = Self {
             hosts: f.texts("hosts", cx, out),
             addresses: f.texts("addresses", cx, out),
@@ -96,6 +96,11 @@ impl ServiceEntry {
                 .collect(),
             selector,
             export_to: f.texts("exportTo", cx, out),
+            subject_alt_names: f
+                .texts("subjectAltNames", cx, out)
+                .into_iter()
+                .map(|name| name.value)
+                .collect(),
             spec: Located { value: (), at: f.at(), path: f.path_of("hosts") },
             meta,
             context: cx.clone(),
@@ -132,7 +137,6 @@ impl Endpoint {
     fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
         for (field, effect) in [
-            ("labels", "subsets do not exist yet"),
             ("locality", "all endpoints are equally near"),
             ("serviceAccount", "no identity is checked"),
         ] {
@@ -146,6 +150,8 @@ impl Endpoint {
             out.warnings.push(cx.notice(found.at, &found.path, message));
         }
         let ports = f.entries("ports", cx, out).unwrap_or_default();
+        let mut labels = string_map(f.entries("labels", cx, out), cx, out);
+        labels.sort();
         let endpoint = Self {
             address: f.text("address", cx, out).unwrap_or_else(|| Located {
                 value: String::new(),
@@ -157,6 +163,7 @@ impl Endpoint {
                 .filter_map(|(name, n)| int(n, cx, out).map(|port| (name, port)))
                 .collect(),
             weight: f.int("weight", cx, out),
+            labels,
             network,
         };
         f.finish(cx, out);

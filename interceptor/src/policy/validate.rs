@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Enforcement;
+use super::destination_rule::PortKind;
 use super::entry::{
     EndpointAddress, Entry, Protocol, ServiceEndpoint, ServicePort, is_dns_label, parse_network,
 };
@@ -47,6 +48,8 @@ pub(super) fn check(
         endpoints,
         selector: entry.selector.as_ref().map(|s| s.value.clone()),
         export_to,
+        subject_alt_names: entry.subject_alt_names.clone(),
+        platform: None,
         notice_at: entry.spec.clone(),
         context: entry.context.clone(),
     })
@@ -182,7 +185,14 @@ impl Check<'_> {
                 self.warn(&port.protocol, message);
             }
             let name = port.name.value.clone();
-            ports.extend(number.map(|number| ServicePort { number, name, protocol, target_port }));
+            let kind = PortKind::of(&port.protocol.value);
+            ports.extend(number.map(|number| ServicePort {
+                number,
+                name,
+                protocol,
+                kind,
+                target_port,
+            }));
         }
         ports
     }
@@ -240,7 +250,8 @@ impl Check<'_> {
                 ),
             };
             if let Some(address) = self.endpoint_address(endpoint) {
-                endpoints.push(ServiceEndpoint { address, ports: own_ports, weight });
+                let labels = endpoint.labels.clone();
+                endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
             }
         }
         let names = endpoints.iter().filter(|e| matches!(e.address, EndpointAddress::Name(_)));

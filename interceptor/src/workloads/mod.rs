@@ -1,5 +1,7 @@
 //! Who is calling, and how the programs that we cover are started.
 
+pub mod annotations;
+pub mod capture;
 pub mod cgroup;
 mod child;
 pub mod command;

@@ -2,6 +2,7 @@
 
 mod detour;
 mod plain;
+mod protocols;
 mod tls;
 
 use std::io;
@@ -100,6 +101,33 @@ pub enum Job {
         #[arg(long, value_enum)]
         when: When,
     },
+    /// gRPC health calls: one answered, one refused in its trailers, one streamed
+    Grpc {
+        /// Where to
+        to: SocketAddr,
+        /// Host and port, as the client knows them
+        authority: String,
+    },
+    /// A WebSocket to an echo service
+    WebSocket {
+        /// Where to
+        to: SocketAddr,
+        /// Host and port, as the client knows them
+        host: String,
+        /// Messages of each kind
+        #[arg(long, default_value_t = 20)]
+        count: usize,
+    },
+    /// Many requests on one connection, for several hosts in turn
+    Alternate {
+        /// Where to
+        to: SocketAddr,
+        /// The hosts
+        hosts: Vec<String>,
+        /// How many requests in all
+        #[arg(long)]
+        count: usize,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -171,6 +199,9 @@ pub fn run(job: Job) -> Result<String> {
         }
         Job::Echo { to, name, bytes } => tls::echo(to, name.as_deref(), bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
+        Job::Grpc { to, authority } => protocols::grpc(to, &authority),
+        Job::WebSocket { to, host, count } => protocols::websocket(to, &host, count),
+        Job::Alternate { to, hosts, count } => protocols::alternate(to, &hosts, count),
         Job::RoutingHeader { to, via, when } => detour::routing_header(to, via, when),
         Job::Connect { to } => plain::connect(to),
     }

@@ -2,6 +2,7 @@
 //! to the namespace that the thread entered.
 
 mod http;
+mod protocols;
 mod raw;
 
 use std::future::Future;
@@ -31,6 +32,10 @@ pub mod port {
     pub const SOURCE: u16 = 19;
     /// Speaks first (`220 stub ready`), then echoes.
     pub const BANNER: u16 = 25;
+    /// A WebSocket that sends every message back.
+    pub const WEBSOCKET: u16 = 8081;
+    /// gRPC's health service, plaintext; it knows the service `stub`.
+    pub const GRPC: u16 = 50051;
     /// Accepts and then neither reads nor writes.
     pub const STALL: u16 = 9000;
     /// Resets the connection at the first byte that it gets.
@@ -64,13 +69,14 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts everything in `namespace`; when it returns, all ports are open.
+    /// Starts everything in `namespace`; when it returns, all ports are open. Without an authority
+    /// only names are served.
     ///
     /// # Errors
     /// When the namespace can't be entered or a port is taken.
     pub fn start(
         namespace: &Namespace,
-        authority: Arc<Authority>,
+        authority: Option<Arc<Authority>>,
         zone: Arc<Zone>,
         resolvers: &[SocketAddr],
     ) -> Result<Self> {
@@ -119,7 +125,7 @@ impl Drop for Servers {
 
 /// Opens every port. They are bound to any address: the namespace's routes decide which exist.
 async fn open(
-    authority: Arc<Authority>,
+    authority: Option<Arc<Authority>>,
     zone: Arc<Zone>,
     resolvers: &[SocketAddr],
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -127,6 +133,7 @@ async fn open(
     for &resolver in resolvers {
         dns::serve(Arc::clone(&zone), resolver).await?;
     }
+    let Some(authority) = authority else { return Ok(()) };
     let plain = http::Site::new(Arc::clone(&seen), None)?;
     listen(80, move |stream| plain.clone().serve(stream))?;
     let secure = http::Site::new(seen, Some(authority))?;
@@ -136,6 +143,8 @@ async fn open(
     listen(port::WHOAMI, raw::whoami)?;
     listen(port::SOURCE, raw::source)?;
     listen(port::BANNER, raw::banner)?;
+    listen(port::WEBSOCKET, protocols::websocket)?;
+    listen(port::GRPC, protocols::grpc)?;
     listen(port::STALL, raw::stall)?;
     listen(port::RESET, raw::reset)?;
     raw::udp_echo((crate::world::UDP_ECHO, port::ECHO).into()).await

@@ -2,7 +2,7 @@
 //! their order and spelling. What concerns only one hop stays behind.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
@@ -12,7 +12,8 @@ use http::{Uri, Version};
 /// Made by us where the client has none.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's order to Envoy (VS-31).
-const ENVOY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+pub(super) const ENVOY_TIMEOUT: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -45,6 +46,9 @@ pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, str
     if headers.contains_key(TE) {
         headers.insert(CONNECTION, HeaderValue::from_static("TE"));
     }
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut headers);
+    }
     if websocket {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -54,20 +58,36 @@ pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, str
     parts.version = Version::HTTP_11;
 }
 
-/// The same for HTTP/2, which knows no hop-by-hop headers and whose framing checks them itself
-/// (RFC 9113 8.2.2). The name goes into `:authority` only (T-36).
-pub(super) fn request_h2(parts: &mut Parts, host: &HeaderValue, strict: bool) {
+/// HTTP/2 may spread cookies over several headers, HTTP/1.1 may not (RFC 9113 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// The same for HTTP/2, which knows no hop-by-hop headers (RFC 9113 8.2.2). The name goes into
+/// `:authority` only (T-36). `tls`: the scheme is `https` (TLS-4).
+pub(super) fn request_h2(parts: &mut Parts, host: &HeaderValue, tls: bool, strict: bool) {
+    let named = connection_options(&parts.headers);
     let mut headers = HeaderMap::with_capacity(parts.headers.len());
     for (name, value) in &parts.headers {
-        let drop = [HOST, EXPECT, PROXY_AUTHORIZATION].contains(name)
+        let trailers = *name == TE
+            && value.as_bytes().to_ascii_lowercase().windows(8).any(|w| w == b"trailers");
+        let drop = [HOST, EXPECT, TRANSFER_ENCODING].contains(name)
+            || is_hop_by_hop(name, &named)
             || (strict && *name == ENVOY_TIMEOUT);
-        if !drop {
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        } else if !drop {
             headers.append(name, value.clone());
         }
     }
     parts.headers = headers;
     let mut target = std::mem::take(&mut parts.uri).into_parts();
-    target.scheme = Some(Scheme::HTTP);
+    target.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
     target.authority = Authority::try_from(host.as_bytes()).ok();
     parts.uri = Uri::from_parts(target).unwrap_or_default();
     parts.version = Version::HTTP_2;

@@ -1,6 +1,7 @@
 //! The record of one exchange: owned by whatever still has to happen, written when it did, or when
 //! its owner is dropped because the client went away.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +13,15 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
 use crate::account::{AccessLog, Flag, Record};
+use crate::act::cluster::{Busy, Permit};
 
+use super::upload::BoxError;
 use super::wire::Exchange;
+
+/// An answer did not end in the route's time.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer took too long")]
+struct Late;
 
 /// A record that will be written exactly once.
 pub(super) struct Entry {
@@ -64,50 +72,10 @@ impl Drop for Entry {
     /// Nobody finished it: the client has gone (LOG-53).
     fn drop(&mut self) {
         self.edit(|record| {
-            record.flags = vec![Flag::DC];
+            record.flags.push(Flag::DC);
             record.response_code_details = Some("downstream_remote_disconnect".into());
         });
         self.write();
-    }
-}
-
-/// A request body on its way to the upstream, counted.
-pub(super) struct Upload {
-    body: Option<Incoming>,
-    received: Arc<AtomicU64>,
-}
-
-impl Upload {
-    /// `body`, or none where it is known to be empty.
-    pub(super) fn new(body: Option<Incoming>, entry: &Entry) -> Self {
-        Self { body, received: Arc::clone(&entry.received) }
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.received.fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -125,13 +93,48 @@ pub(super) enum Content {
 pub(super) struct Answer {
     content: Content,
     entry: Option<Entry>,
+    /// Runs out when the route's time is over (VS-30).
+    deadline: Option<Deadline>,
+    /// Counts as a request under way as long as this is held (DR-10).
+    under_way: Option<UnderWay>,
     /// The connection is busy as long as this is held.
     _exchange: Exchange,
 }
 
+/// A route's time-out.
+pub(super) type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a request counts for in its cluster; given back when dropped.
+pub(super) struct UnderWay {
+    pub(super) _request: Permit,
+    pub(super) _busy: Busy,
+}
+
 impl Answer {
     pub(super) fn new(content: Content, entry: Option<Entry>, exchange: Exchange) -> Self {
-        Self { content, entry, _exchange: exchange }
+        Self { content, entry, deadline: None, under_way: None, _exchange: exchange }
+    }
+
+    /// What it is bounded by, and what it counts for.
+    pub(super) fn within(mut self, deadline: Option<Deadline>, under_way: UnderWay) -> Self {
+        self.deadline = deadline;
+        self.under_way = Some(under_way);
+        self
+    }
+
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> bool {
+        matches!(self.content, Content::Upstream(_))
+            && self.deadline.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready())
+    }
+
+    fn failed(&mut self, flag: Flag, why: &'static str) {
+        if let Some(entry) = &mut self.entry {
+            entry.edit(|record| {
+                record.flags.push(flag);
+                record.response_code_details = Some(why.into());
+            });
+        }
+        self.finish();
     }
 
     fn finish(&mut self) {
@@ -143,12 +146,16 @@ impl Answer {
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.poll_late(cx) {
+            self.failed(Flag::UT, "response_timeout");
+            return Poll::Ready(Some(Err(Late.into())));
+        }
         let frame = match &mut self.content {
             Content::Nothing => None,
             Content::Local(text) => ready!(Pin::new(text).poll_frame(cx))
@@ -171,17 +178,11 @@ impl Body for Answer {
                 } else {
                     (Flag::UC, "upstream_reset_after_response_started{connection_termination}")
                 };
-                if let Some(entry) = &mut self.entry {
-                    entry.edit(|record| {
-                        record.flags = vec![flag];
-                        record.response_code_details = Some(why.into());
-                    });
-                }
-                self.finish();
+                self.failed(flag, why);
             }
             None => self.finish(),
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,5 +1,6 @@
 //! One request, from its head to its line in the log.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
@@ -10,49 +11,49 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::account::{AccessLog, HttpFields, Record};
-use crate::act::dial::DialError;
-use crate::decide::{Action, Block, Reason, RequestHead};
+use crate::act::pick;
+use crate::decide::{Action, Block, Headers, Reason, RequestHead};
 use crate::origin::Origin;
 use crate::policy::Enforcement;
 
-use super::entry::{Answer, Content, Entry, Upload};
-use super::pool::{Connection, Pool, Purpose, lock};
-use super::reply::{Failure, Reply, refusal_body};
-use super::wire::{End, Exchange, Shared};
+use super::entry::{Answer, Content, Entry};
+use super::forward::{Allowed, Forwarded};
+use super::pool::{Pool, lock};
+use super::reply::{Reply, refusal_body};
+use super::wire::{Exchange, Shared};
 use super::{World, blank_record, canon, tunnel};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// One downstream connection.
 pub(super) struct Session<W> {
-    world: W,
+    pub(super) world: W,
     pub(super) origin: Origin,
     pub(super) log: AccessLog,
-    shared: Arc<Shared>,
-    pool: Pool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Pool,
     tunnels: Mutex<JoinSet<()>>,
 }
 
-/// A request that may go.
-struct Allowed {
-    purpose: Purpose,
-    /// The name that was judged.
-    host: HeaderValue,
-    /// Whether the strict profile is in force.
-    strict: bool,
-}
+/// A request's headers, as decisions read them.
+struct Sent<'a>(&'a HeaderMap);
 
-/// An upstream's answer and the connection that it came by.
-struct Answered {
-    response: Response<Incoming>,
-    connection: Connection,
+impl Headers for Sent<'_> {
+    fn joined(&self, name: &str) -> Option<Cow<'_, str>> {
+        let values: Vec<_> =
+            self.0.get_all(name).iter().map(|value| value.to_str().unwrap_or("\u{fffd}")).collect();
+        match values.as_slice() {
+            [] => None,
+            [one] => Some(Cow::Borrowed(one)),
+            several => Some(Cow::Owned(several.join(","))),
+        }
+    }
 }
 
 impl<W: World> Session<W> {
@@ -99,7 +100,7 @@ impl<W: World> Session<W> {
     ) -> Result<Response<Answer>, Infallible> {
         let http2 = parts.version == Version::HTTP_2;
         let outcome = match verdict {
-            Ok(allowed) => self.exchange(allowed, parts, body, client_side, &mut entry).await,
+            Ok(allowed) => self.forward(allowed, parts, body, client_side, &mut entry).await,
             Err(refusal) => Err(refusal),
         };
         Ok(match outcome {
@@ -108,65 +109,27 @@ impl<W: World> Session<W> {
                 reply.close &= !http2;
                 entry.edit(|record| {
                     record.response_code = reply.status;
-                    record.flags.clone_from(&reply.flags);
+                    record.flags.extend(&reply.flags);
                     record.response_code_details = Some(reply.details.clone());
-                    record.upstream_transport_failure_reason.clone_from(&reply.transport);
+                    record.upstream_transport_failure_reason =
+                        reply.transport.as_deref().map(str::to_owned);
                 });
                 local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }
-            Ok((response, None)) => {
-                response.map(|body| Answer::new(Content::Upstream(body), Some(entry), exchange))
-            }
-            Ok((response, Some((client, upstream)))) => {
+            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => response.map(|body| {
+                Answer::new(Content::Upstream(body), Some(entry), exchange)
+                    .within(deadline, under_way)
+            }),
+            Ok(Forwarded { response, under_way, tunnel: Some(ends), .. }) => {
+                let (client, upstream, limits) = ends;
                 self.shared.start_tunnel();
-                lock(&self.tunnels).spawn(tunnel::run(client, upstream, entry));
+                lock(&self.tunnels).spawn(async move {
+                    let _under_way = under_way;
+                    tunnel::run(client, upstream, limits, entry).await;
+                });
                 response.map(|_| Answer::new(Content::Nothing, None, exchange))
             }
         })
-    }
-
-    /// From the judgement to the upstream's answer, and the two ends of a tunnel if it becomes one.
-    async fn exchange(
-        &self,
-        Allowed { purpose, host, strict }: Allowed,
-        mut parts: Parts,
-        body: Incoming,
-        client_side: OnUpgrade,
-        entry: &mut Entry,
-    ) -> Result<(Response<Incoming>, Option<(OnUpgrade, OnUpgrade)>), Reply> {
-        let version = parts.version;
-        let http1 = version == Version::HTTP_11;
-        let websocket = http1 && body.is_end_stream() && canon::is_websocket(&parts.headers);
-        if http1 {
-            canon::request(&mut parts, host, websocket, strict);
-        } else {
-            canon::request_h2(&mut parts, &host, strict);
-        }
-
-        let Answered { mut response, connection } = self.send(parts, body, purpose, entry).await?;
-        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if switched && !(websocket && canon::is_websocket(response.headers())) {
-            return Err(Reply::no_answer(Failure::Protocol));
-        }
-        if switched && self.shared.end().is_some() {
-            // Bytes sent ahead of the answer were refused: the tunnel would lack them.
-            return Err(Reply::bad_body());
-        }
-        let Some(headers) = canon::response(response.headers(), switched) else {
-            return Err(Reply::no_answer(Failure::Protocol));
-        };
-        *response.headers_mut() = headers;
-        *response.version_mut() = version;
-        entry.edit(|record| {
-            record.response_code = response.status().as_u16();
-            record.response_code_details = Some("via_upstream".into());
-        });
-        if switched {
-            let upstream_side = hyper::upgrade::on(&mut response);
-            return Ok((response, Some((client_side, upstream_side))));
-        }
-        self.pool.put(connection);
-        Ok((response, None))
     }
 
     /// The verdict: where the request goes and the Host that it goes with, or the refusal.
@@ -183,6 +146,7 @@ impl<W: World> Session<W> {
             hosts: &hosts,
             path: &path,
             version: if http2 { 20 } else { 11 },
+            headers: &Sent(&parts.headers),
         };
         let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
         entry.edit(|record| {
@@ -205,14 +169,14 @@ impl<W: World> Session<W> {
             false => String::new(),
         };
         match &decision.action {
-            Action::Forward(upstream) if parts.method != Method::CONNECT => {
+            Action::Forward(forward) if parts.method != Method::CONNECT => {
+                let destination = pick(&forward.destinations);
+                entry.edit(|record| record.upstream_cluster.clone_from(&destination.cluster));
                 let host = effective.and_then(|name| HeaderValue::from_str(name).ok());
                 match host {
                     Some(host) => Ok(Allowed {
-                        purpose: Purpose {
-                            cluster: decision.cluster.clone(),
-                            upstream: upstream.clone(),
-                        },
+                        destination: destination.clone(),
+                        route: Arc::clone(&forward.route),
                         host,
                         strict: enforcement == Enforcement::Strict,
                     }),
@@ -222,6 +186,7 @@ impl<W: World> Session<W> {
                     }
                 }
             }
+            Action::Reply(rule) if parts.method != Method::CONNECT => Err(Reply::of_rule(rule)),
             Action::Block(Block::Http { status, explain, close }) => {
                 // What follows a CONNECT can not be read as requests.
                 let close = *close || parts.method == Method::CONNECT;
@@ -232,108 +197,11 @@ impl<W: World> Session<W> {
             | Action::Relay(_)
             | Action::Http
             | Action::ByResolution(_)
+            | Action::Reply(_)
             | Action::Forward(_) => {
                 let explain = enforcement == Enforcement::Strict;
                 Err(Reply::refused(502, true, explanation(explain), named))
             }
-        }
-    }
-
-    /// Sends the request upstream and waits for the head of the answer. A kept connection that
-    /// turns out to be dead is replaced once, where the request can be sent again.
-    async fn send(
-        &self,
-        parts: Parts,
-        body: Incoming,
-        purpose: Purpose,
-        entry: &mut Entry,
-    ) -> Result<Answered, Reply> {
-        let bodiless = body.is_end_stream();
-        let body = Upload::new((!bodiless).then_some(body), entry);
-        let (mut request, again) = match self.pool.take(&purpose) {
-            None => (Request::from_parts(parts, body), None),
-            Some(connection) => {
-                let repeatable = bodiless && parts.method.is_idempotent();
-                let copy = repeatable.then(|| parts.clone());
-                (Request::from_parts(parts, body), Some((connection, copy)))
-            }
-        };
-        if let Some((connection, copy)) = again {
-            match self.try_on(connection, request, entry).await {
-                Ok(answered) => return Ok(answered),
-                Err(Lost { unsent: Some(same), .. }) => request = *same,
-                Err(Lost { error, .. }) => match copy {
-                    Some(parts) if !error.is_parse() => {
-                        request = Request::from_parts(parts, Upload::new(None, entry));
-                    }
-                    _ => return Err(self.failed(&error)),
-                },
-            }
-        }
-        let connection = self.connect(purpose, request.version(), entry).await?;
-        self.try_on(connection, request, entry).await.map_err(|lost| self.failed(&lost.error))
-    }
-
-    async fn connect(
-        &self,
-        purpose: Purpose,
-        version: Version,
-        entry: &mut Entry,
-    ) -> Result<Connection, Reply> {
-        let dialled = match self.world.dial(&purpose.upstream, self.origin.dst).await {
-            Ok(dialled) => dialled,
-            Err(error) => {
-                entry.edit(|record| note_dial_error(record, &error));
-                return Err(Reply::not_dialled(&error));
-            }
-        };
-        entry.edit(|record| record.upstream_host = Some(dialled.upstream));
-        self.pool
-            .start(purpose, dialled, version)
-            .await
-            .map_err(|_| Reply::no_answer(Failure::Closed))
-    }
-
-    async fn try_on(
-        &self,
-        mut connection: Connection,
-        request: Request<Upload>,
-        entry: &mut Entry,
-    ) -> Result<Answered, Lost> {
-        entry.edit(|record| {
-            record.upstream_host = Some(connection.upstream);
-            record.upstream_local_address = Some(connection.local);
-        });
-        if let Err(error) = connection.sender.ready().await {
-            return Err(Lost { error, unsent: Some(Box::new(request)) });
-        }
-        let sent = Instant::now();
-        match connection.sender.try_send(request).await {
-            Ok(response) => {
-                let took = sent.elapsed();
-                entry.edit(|record| {
-                    if let Some(http) = &mut record.http {
-                        http.upstream_service_time = Some(took);
-                    }
-                });
-                Ok(Answered { response, connection })
-            }
-            Err(mut error) => {
-                let unsent = error.take_message().map(Box::new);
-                Err(Lost { error: error.into_error(), unsent })
-            }
-        }
-    }
-
-    fn failed(&self, error: &hyper::Error) -> Reply {
-        if self.shared.end() == Some(End::Body) {
-            Reply::bad_body()
-        } else if error.is_user() {
-            Reply::client_gone()
-        } else if error.is_parse() {
-            Reply::no_answer(Failure::Protocol)
-        } else {
-            Reply::no_answer(Failure::Closed)
         }
     }
 
@@ -360,33 +228,17 @@ impl<W: World> Session<W> {
     }
 }
 
-/// A request that got no answer.
-struct Lost {
-    error: hyper::Error,
-    /// The request, where certainly no byte of it was sent.
-    unsent: Option<Box<Request<Upload>>>,
-}
-
-fn note_dial_error(record: &mut Record, error: &DialError) {
-    match error {
-        DialError::NoEndpoint | DialError::Resolve(_) => {}
-        DialError::Special(tried) => {
-            record.upstream_host = Some(*tried);
-            record.reason = Reason::SpecialAddress;
-        }
-        DialError::NotVerified { .. } => record.reason = Reason::AddressNotVerified,
-        DialError::Connect { tried, .. } => record.upstream_host = Some(*tried),
-    }
-}
-
 /// Our own answer as a response.
 fn local(reply: Reply) -> Response<Full<Bytes>> {
     let is_empty = reply.body.is_empty();
-    let mut response = Response::new(Full::new(Bytes::from(reply.body)));
+    let mut response = Response::new(Full::new(reply.body));
     *response.status_mut() =
         StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if !is_empty {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    for (name, value) in reply.headers {
+        response.headers_mut().insert(name, value);
     }
     if reply.close {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -3,21 +3,28 @@
 //!
 //! `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
 //! library's feet, `http2` needs neither since that framing has one reading, `exchange` takes one
-//! request from head to log line, `canon` says what of a head is passed on, `pool` keeps the
+//! request from head to log line, `forward` does what its route asks for, `attempt` sends it once,
+//! `retry` says when to do so again, `upload` has the body ready for that, `shape` changes heads as
+//! a route says, `mirror` sends copies, `canon` says what of a head is passed on, `pool` keeps the
 //! connection's own upstream connections, `tunnel` carries a websocket, `entry` sees to the record,
 //! `reply` holds the answers that we give ourselves.
 
 mod canon;
 mod entry;
+mod attempt;
 mod exchange;
+mod forward;
 mod framing;
 mod http2;
+mod mirror;
 mod pool;
 mod reply;
+mod retry;
+mod shape;
 mod tunnel;
+mod upload;
 mod wire;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,11 +34,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::account::{AccessLog, Flag, HttpFields, Record};
-use crate::act::dial::{DialError, Dialer, Dialled};
-use crate::decide::{self, Decision, Flow, Reason, RequestHead, Upstream};
-use crate::origin::{Origin, OriginalDst};
+use crate::act::carrier::Carrier;
+use crate::decide::{self, Decision, Flow, Reason, RequestHead};
+use crate::origin::Origin;
 use crate::policy::{Enforcement, Store};
 use crate::sniff::prefixed::Prefixed;
+
+pub(crate) use reply::refusal_body;
 
 use exchange::Session;
 use framing::Violation;
@@ -41,7 +50,7 @@ use wire::{End, Wire};
 #[derive(Debug, Clone)]
 pub struct HttpContext {
     /// Opens upstream connections.
-    pub dialer: Dialer,
+    pub carrier: Carrier,
     /// The newest policy; read anew for each request.
     pub policy: Arc<Store>,
     /// Where lines go.
@@ -60,12 +69,8 @@ trait World: Send + Sync + 'static {
     /// The verdict on one request, by the newest policy, and the profile in force.
     fn judge(&self, flow: &Flow<'_>, head: &RequestHead<'_>) -> (Decision, Enforcement);
 
-    /// Opens an upstream connection.
-    fn dial(
-        &self,
-        upstream: &Upstream,
-        dst: OriginalDst,
-    ) -> impl Future<Output = Result<Dialled, DialError>> + Send;
+    /// Opens upstream connections.
+    fn carrier(&self) -> &Carrier;
 }
 
 impl World for HttpContext {
@@ -74,12 +79,8 @@ impl World for HttpContext {
         (decide::by_request(&snapshot.policy, flow, head), snapshot.enforcement)
     }
 
-    fn dial(
-        &self,
-        upstream: &Upstream,
-        dst: OriginalDst,
-    ) -> impl Future<Output = Result<Dialled, DialError>> + Send {
-        self.dialer.dial(upstream, dst)
+    fn carrier(&self) -> &Carrier {
+        &self.carrier
     }
 }
 

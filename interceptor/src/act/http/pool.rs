@@ -1,19 +1,23 @@
 //! The upstream connections of one downstream connection. They serve nobody else (T-46).
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use crate::act::dial::Dialled;
+use crate::act::carrier::{Carried, Held, Stream};
+use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{ClusterName, Upstream};
 
-use super::entry::Upload;
 use super::framing::{HEAD_MAX, HEADERS_MAX};
+use super::upload::Upload;
 
 /// Idle upstream connections kept for one client connection; the oldest goes first.
 const IDLE_MAX: usize = 4;
@@ -25,11 +29,19 @@ pub(super) struct Pool {
     drivers: Mutex<JoinSet<()>>,
 }
 
-/// What a connection was made for. Only the very same verdict uses it again.
+/// How long an idle upstream connection is kept unless the cluster says otherwise (DR-9).
+const IDLE_LIMIT: Duration = Duration::from_secs(3600);
+
+/// What a connection was made for. Only the very same verdict uses it again (T-46).
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Purpose {
     pub(super) cluster: Option<ClusterName>,
     pub(super) upstream: Upstream,
+    pub(super) traffic: Arc<TrafficPolicy>,
+    /// The Host that TLS was made for.
+    pub(super) host: Option<String>,
+    /// Whether HTTP/2 is spoken.
+    pub(super) http2: bool,
 }
 
 /// One upstream connection, ready for a request or soon so.
@@ -41,6 +53,10 @@ pub(super) struct Connection {
     pub(super) upstream: SocketAddr,
     /// Our end.
     pub(super) local: SocketAddr,
+    made: Instant,
+    last_used: Instant,
+    /// Requests that were sent on it.
+    uses: u32,
 }
 
 /// Sends requests in the protocol of the connection.
@@ -79,13 +95,32 @@ impl Sender {
     }
 }
 
+impl Connection {
+    /// Whether it has served as much, or as long, as its cluster allows (DR-9).
+    fn is_worn(&self) -> bool {
+        let limits = &self.purpose.traffic.limits;
+        limits.max_requests_per_connection.is_some_and(|max| self.uses >= max)
+            || limits.max_connection_duration.is_some_and(|max| self.made.elapsed() >= max)
+            || self.last_used.elapsed() >= limits.http_idle_timeout.unwrap_or(IDLE_LIMIT)
+    }
+}
+
 impl Pool {
-    /// A kept connection made for `purpose`; one of HTTP/2 stays here for others as well.
-    pub(super) fn take(&self, purpose: &Purpose) -> Option<Connection> {
+    /// A kept connection made for `purpose` to an address that `suits`; one of HTTP/2 stays here for
+    /// others as well.
+    pub(super) fn take(
+        &self,
+        purpose: &Purpose,
+        suits: impl Fn(SocketAddr) -> bool,
+    ) -> Option<Connection> {
         let mut idle = lock(&self.idle);
-        idle.retain(|connection| !connection.sender.is_closed());
-        let at = idle.iter().position(|connection| connection.purpose == *purpose)?;
-        let kept = &idle[at];
+        idle.retain(|connection| !connection.sender.is_closed() && !connection.is_worn());
+        let at = idle
+            .iter()
+            .position(|connection| connection.purpose == *purpose && suits(connection.upstream))?;
+        let kept = &mut idle[at];
+        kept.uses += 1;
+        kept.last_used = Instant::now();
         if let Sender::Http2(sender) = &kept.sender {
             return Some(Connection {
                 purpose: kept.purpose.clone(),
@@ -97,7 +132,13 @@ impl Pool {
     }
 
     /// Keeps `connection` for the next request of its purpose.
-    pub(super) fn put(&self, connection: Connection) {
+    pub(super) fn put(&self, mut connection: Connection) {
+        // Where connections are counted, none is kept from others.
+        let counted = connection.purpose.traffic.limits.max_connections.is_some();
+        if connection.is_worn() || (counted && !connection.purpose.http2) {
+            return;
+        }
+        connection.last_used = Instant::now();
         let mut idle = lock(&self.idle);
         let ends = |c: &Connection| (c.upstream, c.local);
         if idle.iter().any(|kept| ends(kept) == ends(&connection)) {
@@ -117,36 +158,49 @@ impl Pool {
     pub(super) async fn start(
         &self,
         purpose: Purpose,
-        dialled: Dialled,
-        version: Version,
+        carried: Carried,
     ) -> hyper::Result<Connection> {
-        let io = TokioIo::new(dialled.stream);
-        let sender = if version == Version::HTTP_2 {
+        let Carried { stream, upstream, local, held } = carried;
+        let sender = match stream {
+            Stream::Plain(stream) => self.speak(stream, held, purpose.http2).await?,
+            Stream::Wrapped(stream) => self.speak(stream, held, purpose.http2).await?,
+        };
+        let now = Instant::now();
+        Ok(Connection { purpose, sender, upstream, local, made: now, last_used: now, uses: 1 })
+    }
+
+    async fn speak<S>(&self, stream: S, held: Held, http2: bool) -> hyper::Result<Sender>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let io = TokioIo::new(stream);
+        if http2 {
             let (sender, driver) = http2::Builder::new(TokioExecutor::new())
                 .max_header_list_size(HEAD_MAX as u32)
                 .handshake(io)
                 .await?;
-            self.drive(driver);
-            Sender::Http2(sender)
+            self.drive(driver, held);
+            Ok(Sender::Http2(sender))
         } else {
             let (sender, driver) = http1::Builder::new()
                 .preserve_header_case(true)
                 .max_headers(HEADERS_MAX)
                 .handshake(io)
                 .await?;
-            self.drive(driver.with_upgrades());
-            Sender::Http1(sender)
-        };
-        Ok(Connection { purpose, sender, upstream: dialled.upstream, local: dialled.local })
+            self.drive(driver.with_upgrades(), held);
+            Ok(Sender::Http1(sender))
+        }
     }
-    /// Runs a connection's own part for as long as the pool lives.
-    fn drive(&self, driver: impl Future<Output = hyper::Result<()>> + Send + 'static) {
+
+    /// Runs a connection's own part for as long as the pool lives; it counts until then.
+    fn drive(&self, driver: impl Future<Output = hyper::Result<()>> + Send + 'static, held: Held) {
         let mut drivers = lock(&self.drivers);
         // Forget the ones that have ended.
         while drivers.try_join_next().is_some() {}
         drivers.spawn(async move {
             // Whoever waits for an answer is told of the error by the library.
             let _ = driver.await;
+            drop(held);
         });
     }
 }

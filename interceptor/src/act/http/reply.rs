@@ -4,9 +4,16 @@
 use std::borrow::Cow;
 use std::io;
 
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
+
 use crate::account::Flag;
+use crate::act::carrier::CarryError;
 use crate::act::dial::DialError;
 use crate::decide::Decision;
+use crate::decide::route::{Abort, LocalReply};
+
+use super::shape;
 
 /// An answer without an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +22,10 @@ pub(super) struct Reply {
     pub(super) flags: Vec<Flag>,
     pub(super) details: Cow<'static, str>,
     /// Field 9.
-    pub(super) transport: Option<String>,
-    pub(super) body: String,
+    pub(super) transport: Option<Box<str>>,
+    pub(super) body: Bytes,
+    /// Headers besides those that every answer has.
+    pub(super) headers: Box<[(HeaderName, HeaderValue)]>,
     /// Whether the connection ends with it.
     pub(super) close: bool,
 }
@@ -37,7 +46,8 @@ impl Reply {
             flags: Vec::new(),
             details: details.into(),
             transport: None,
-            body: String::new(),
+            body: Bytes::new(),
+            headers: Box::default(),
             close: false,
         }
     }
@@ -50,7 +60,7 @@ impl Reply {
             404 => (vec![Flag::NR], "route_not_found"),
             _ => (vec![], "direct_response"),
         };
-        Self { flags, body, close, ..Self::new(status, details) }
+        Self { flags, body: body.into(), close, ..Self::new(status, details) }
     }
 
     /// HTTP/1.0 (LIS-18).
@@ -69,6 +79,122 @@ impl Reply {
         Self { flags, close: true, ..Self::new(0, "downstream_remote_disconnect") }
     }
 
+    /// What a rule answers itself: redirect, direct response, no route (VS-9, VS-24, VS-25).
+    pub(super) fn of_rule(rule: &LocalReply) -> Self {
+        let flags = match rule.flag {
+            Some("NR") => vec![Flag::NR],
+            Some("NC") => vec![Flag::NC],
+            _ => Vec::new(),
+        };
+        let mut headers = HeaderMap::new();
+        if !rule.body.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        }
+        if let Some(location) = rule.location.as_ref().and_then(|l| HeaderValue::from_str(l).ok()) {
+            headers.insert(LOCATION, location);
+        }
+        shape::change(&mut headers, &rule.headers);
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let body = Bytes::copy_from_slice(&rule.body);
+        Self { flags, body, headers, ..Self::new(rule.status, rule.details) }
+    }
+
+    /// An injected abort (VS-51).
+    pub(super) fn abort(abort: Abort) -> Self {
+        let reply =
+            |status| Self { flags: vec![Flag::FI], ..Self::new(status, "fault_filter_abort") };
+        match abort {
+            Abort::Http(status) => Self { body: FAULT.into(), ..reply(status) },
+            Abort::Grpc(code) => Self {
+                headers: Box::new([
+                    (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
+                    (HeaderName::from_static("grpc-status"), HeaderValue::from(u16::from(code))),
+                    (HeaderName::from_static("grpc-message"), HeaderValue::from_static(FAULT)),
+                ]),
+                ..reply(200)
+            },
+        }
+    }
+
+    /// A preflight answered here (VS-29).
+    pub(super) fn cors(headers: Vec<(HeaderName, HeaderValue)>) -> Self {
+        Self { headers: headers.into(), ..Self::new(200, "cors_response") }
+    }
+
+    /// A rewritten path that is none.
+    pub(super) fn bad_rewrite() -> Self {
+        Self::new(500, "invalid_path_rewrite")
+    }
+
+    /// The route's time is over (VS-30), or an attempt's (VS-32).
+    pub(super) fn timed_out(details: &'static str) -> Self {
+        Self {
+            flags: vec![Flag::UT],
+            body: "upstream request timeout".into(),
+            ..Self::new(504, details)
+        }
+    }
+
+    /// A cluster's limit is reached (DR-10, LOG-50).
+    pub(super) fn overflow() -> Self {
+        Self {
+            flags: vec![Flag::UO],
+            body: format!("{BEFORE_HEADERS}reset reason: overflow").into(),
+            headers: Box::new([(
+                HeaderName::from_static("x-envoy-overloaded"),
+                HeaderValue::from_static("true"),
+            )]),
+            ..Self::new(503, "upstream_reset_before_response_started{overflow}")
+        }
+    }
+
+    /// No connection that carries the request.
+    pub(super) fn not_carried(error: &CarryError) -> Self {
+        match error {
+            CarryError::Dial(error) => Self::not_dialled(error),
+            CarryError::NoCluster => {
+                Self { flags: vec![Flag::NC], ..Self::new(503, "cluster_not_found") }
+            }
+            CarryError::Overflow(_) => Self::overflow(),
+            CarryError::Tls { .. } | CarryError::Tunnel { .. } => {
+                let transport = error.details();
+                Self::reset("remote connection failure", Some(transport))
+            }
+        }
+    }
+
+    /// No connection, or none that lasted until TLS was up (LOG-48, LOG-49).
+    fn reset(reason: &str, transport: Option<String>) -> Self {
+        let (log, people) = match &transport {
+            Some(text) => (format!("|{text}"), format!(", transport failure reason: {text}")),
+            None => Default::default(),
+        };
+        let details = format!(
+            "upstream_reset_before_response_started{{{}{}}}",
+            reason.replace(' ', "_"),
+            log.replace(' ', "_")
+        );
+        Self {
+            flags: vec![Flag::UF],
+            transport: transport.map(Into::into),
+            body: format!("{BEFORE_HEADERS}reset reason: {reason}{people}").into(),
+            ..Self::new(503, details)
+        }
+    }
+
+    /// The last of several attempts (VS-43, LOG-21). A connect that failed reads the same after one
+    /// attempt and after three (LOG-48).
+    pub(super) fn exhausted(mut self) -> Self {
+        self.flags.insert(0, Flag::URX);
+        if !self.flags.contains(&Flag::UF)
+            && let Some(rest) = self.body.strip_prefix(BEFORE_HEADERS.as_bytes())
+        {
+            let retried = [BEFORE_HEADERS.as_bytes(), b"retried and the latest ", rest].concat();
+            self.body = retried.into();
+        }
+        self
+    }
+
     /// No upstream connection.
     pub(super) fn not_dialled(error: &DialError) -> Self {
         match error {
@@ -78,7 +204,7 @@ impl Reply {
                 ..Self::new(503, "no_healthy_upstream")
             },
             DialError::Special(_) | DialError::NotVerified { .. } => Self {
-                body: format!("interceptor refused this request: {error}\n"),
+                body: format!("interceptor refused this request: {error}\n").into(),
                 ..Self::new(502, "direct_response")
             },
             DialError::Connect { source, .. } => Self::not_connected(source),
@@ -93,21 +219,7 @@ impl Reply {
             let why = source.raw_os_error().map_or_else(|| source.to_string(), |n| n.to_string());
             ("remote connection failure", Some(format!("delayed connect error: {why}")))
         };
-        let (log, people) = match &transport {
-            Some(text) => (format!("|{text}"), format!(", transport failure reason: {text}")),
-            None => Default::default(),
-        };
-        let details = format!(
-            "upstream_reset_before_response_started{{{}{}}}",
-            reason.replace(' ', "_"),
-            log.replace(' ', "_")
-        );
-        Self {
-            flags: vec![Flag::URX, Flag::UF],
-            transport,
-            body: format!("{BEFORE_HEADERS}reset reason: {reason}{people}"),
-            ..Self::new(503, details)
-        }
+        Self::reset(reason, transport)
     }
 
     /// An upstream that gave no answer.
@@ -128,18 +240,20 @@ impl Reply {
         };
         Self {
             flags: vec![flag],
-            body: format!("{BEFORE_HEADERS}reset reason: {reason}"),
+            body: format!("{BEFORE_HEADERS}reset reason: {reason}").into(),
             ..Self::new(status, details)
         }
     }
 }
 
 /// LOG-21.
+const FAULT: &str = "fault filter abort";
+/// LOG-21.
 const BEFORE_HEADERS: &str = "upstream connect error or disconnect/reset before headers. ";
 
 /// What a refused client reads (GAP-3): who refused what, why, by which rule, and the way out.
 /// `host` is the client's own text, so it is cut and shown without controls.
-pub(super) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String {
+pub(crate) fn refusal_body(host: &str, port: u16, decision: &Decision) -> String {
     let host: String = host.chars().filter(|c| c.is_ascii_graphic()).take(255).collect();
     let host = if host.is_empty() { "no host".to_owned() } else { host };
     let mut text = format!(
@@ -168,7 +282,7 @@ mod tests {
             (refused.status, refused.flags.as_slice(), &*refused.details, refused.body.len()),
             (
                 503,
-                &[Flag::URX, Flag::UF][..],
+                &[Flag::UF][..],
                 "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}",
                 152
             )

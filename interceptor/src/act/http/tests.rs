@@ -12,21 +12,64 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::account::Captured;
-use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId};
+use crate::act::carrier::Outbound;
+use crate::act::dial::Dialer;
+use crate::act::tls::NoSecrets;
+use crate::decide::route::{Destination, Forward, LocalReply, RouteActions};
+use crate::decide::traffic::{TrafficPolicy, UpstreamProtocol};
+use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId, Upstream};
+use crate::netns::NetNs;
+use crate::origin::OriginalDst;
+use crate::resolve::Resolver;
 use crate::workloads::Workload;
 
+mod clusters;
 mod failures;
 mod http2;
+mod originated;
 mod passing;
 mod refusals;
+mod routes;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Names and what becomes of requests for them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Names {
     allowed: HashMap<&'static str, Upstream>,
+    /// Of all that is allowed.
+    route: Arc<RouteActions>,
+    traffic: Arc<TrafficPolicy>,
+    /// In place of the one destination that a name makes.
+    destinations: Vec<Destination>,
+    /// What is answered here.
+    reply: Option<LocalReply>,
     strict: bool,
+    carrier: Carrier,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let dialer = Dialer {
+            netns: Arc::new(NetNs::current().expect("a namespace")),
+            resolver: Arc::new(Resolver::of_table(&[])),
+            connect_timeout: Duration::from_secs(5),
+            dial_special: true,
+        };
+        let outbound = Arc::new(Outbound::new(Arc::new(NoSecrets)));
+        Self {
+            allowed: HashMap::new(),
+            route: Arc::default(),
+            traffic: Arc::new(TrafficPolicy {
+                protocol: UpstreamProtocol::AsClient,
+                ..TrafficPolicy::default()
+            }),
+            destinations: Vec::new(),
+            reply: None,
+            strict: false,
+            carrier: Carrier { dialer, outbound },
+        }
+    }
 }
 
 impl Names {
@@ -34,6 +77,33 @@ impl Names {
         let endpoints = [Endpoint { target: at, weight: 1 }];
         self.allowed.insert(name, Upstream::Static(Arc::from(endpoints)));
         self
+    }
+
+    /// One name at several endpoints.
+    fn allow_all(mut self, name: &'static str, at: &[SocketAddr]) -> Self {
+        let endpoints = at.iter().map(|at| Endpoint { target: *at, weight: 1 });
+        self.allowed.insert(name, Upstream::Static(endpoints.collect()));
+        self
+    }
+
+    fn route(mut self, change: impl FnOnce(&mut RouteActions)) -> Self {
+        change(Arc::make_mut(&mut self.route));
+        self
+    }
+
+    fn traffic(mut self, change: impl FnOnce(&mut TrafficPolicy)) -> Self {
+        change(Arc::make_mut(&mut self.traffic));
+        self
+    }
+
+    fn destination(&self, name: &str, upstream: Upstream) -> Destination {
+        Destination {
+            weight: 1,
+            cluster: Some(ClusterName::outbound(80, name)),
+            upstream,
+            traffic: Arc::clone(&self.traffic),
+            headers: Arc::default(),
+        }
     }
 
     fn strict(mut self) -> Self {
@@ -54,7 +124,18 @@ impl World for Names {
                 (block(400), Reason::BadHost)
             }
             (_, None) => (block(502), Reason::NotRegistered),
-            (_, Some(upstream)) => (Action::Forward(upstream.clone()), Reason::Registered),
+            (_, Some(_)) if self.reply.is_some() => {
+                let reply = self.reply.clone().expect("a reply");
+                (Action::Reply(Box::new(reply)), Reason::Registered)
+            }
+            (_, Some(upstream)) => {
+                let destinations = match self.destinations.as_slice() {
+                    [] => vec![self.destination(name, upstream.clone())],
+                    several => several.to_vec(),
+                };
+                let forward = Forward { destinations, route: Arc::clone(&self.route) };
+                (Action::Forward(Box::new(forward)), Reason::Registered)
+            }
         };
         let forward = matches!(action, Action::Forward(_));
         let decision = Decision {
@@ -68,14 +149,8 @@ impl World for Names {
         (decision, enforcement)
     }
 
-    async fn dial(&self, upstream: &Upstream, _: OriginalDst) -> Result<Dialled, DialError> {
-        let Upstream::Static(endpoints) = upstream else { return Err(DialError::NoEndpoint) };
-        let tried = endpoints[0].target;
-        let stream = TcpStream::connect(tried)
-            .await
-            .map_err(|source| DialError::Connect { tried, source })?;
-        let local = stream.local_addr().expect("a local address");
-        Ok(Dialled { stream, upstream: tried, local })
+    fn carrier(&self) -> &Carrier {
+        &self.carrier
     }
 }
 

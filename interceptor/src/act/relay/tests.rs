@@ -24,7 +24,11 @@ impl Bench {
         let (client, ours) = pair().await;
         let (upstream, server) = pair().await;
         let prefixed = Prefixed::new(Bytes::from_static(prefix), ours);
-        Self { client, server, relay: tokio::spawn(relay(prefixed, upstream, idle)) }
+        Self {
+            client,
+            server,
+            relay: tokio::spawn(plain(prefixed, upstream, RelayLimits { idle, duration: None })),
+        }
     }
 }
 
@@ -259,7 +263,8 @@ async fn a_pipe_moves_bytes_until_the_end_and_says_when_they_pause() {
 #[tokio::test]
 async fn t49_an_idle_relay_costs_less_than_4_kib() {
     let ((_client, ours), (upstream, _server)) = (pair().await, pair().await);
-    let relay = relay(Prefixed::new(Bytes::new(), ours), upstream, None);
+    let limits = RelayLimits { idle: None, duration: None };
+    let relay = plain(Prefixed::new(Bytes::new(), ours), upstream, limits);
     assert!(size_of_val(&relay) < 4096, "{}", size_of_val(&relay));
 }
 

@@ -3,11 +3,12 @@
 mod istio;
 mod matrix;
 mod properties;
+mod routes;
 mod strict;
 
 use super::host::HostName;
 use super::*;
-use crate::policy::{Sources, load};
+use crate::policy::{Caller, Sources, load};
 use crate::sniff::{ClientHello, Malformed};
 
 pub(super) use crate::policy::Enforcement::{Istio, Strict};
@@ -29,7 +30,8 @@ pub(super) fn policy(yaml: &str, profile: Enforcement, outbound: Outbound) -> Po
         enforcement: Some(profile),
         ..Sources::default()
     };
-    let loaded = load(&sources, "default").unwrap_or_else(|errors| panic!("{errors}"));
+    let loaded =
+        load(&sources, &Caller::new("default")).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(loaded.rejected.is_empty(), "{:?}", loaded.rejected);
     loaded.snapshot.policy
 }
@@ -57,7 +59,7 @@ pub(super) fn malformed() -> Hello {
     Hello::Malformed(Malformed("two names"))
 }
 
-fn flow(dst: &str) -> Flow<'static> {
+pub(super) fn flow(dst: &str) -> Flow<'static> {
     Flow { dst: OriginalDst::new(dst.parse().expect("an address")), namespace: "default" }
 }
 
@@ -96,7 +98,7 @@ pub(super) fn request(
     hosts: &[&str],
     version: u8,
 ) -> String {
-    let head = RequestHead { method, authority, hosts, path: "/", version };
+    let head = RequestHead { method, authority, hosts, path: "/", version, headers: &() };
     show(&by_request(policy, &flow(dst), &head))
 }
 
@@ -113,8 +115,9 @@ pub(super) fn show(decision: &Decision) -> String {
                 if *close { " closing" } else { "" }
             )
         }
-        Action::Relay(upstream) => format!("relay {}", show_upstream(upstream)),
-        Action::Forward(upstream) => format!("forward {}", show_upstream(upstream)),
+        Action::Relay(to) => format!("relay {}", show_upstream(&to[0].upstream)),
+        Action::Forward(to) => format!("forward {}", show_upstream(&to.destinations[0].upstream)),
+        Action::Reply(reply) => format!("reply {}", reply.status),
         Action::ByResolution(hanging) => {
             let claims: Vec<_> = hanging
                 .claims
@@ -152,6 +155,7 @@ fn show_upstream(upstream: &Upstream) -> String {
                 + if *round_robin { " rr" } else { "" }
         }
         Upstream::None => "nowhere".to_owned(),
+        Upstream::NoCluster => "no cluster".to_owned(),
     }
 }
 

@@ -62,7 +62,10 @@ fn compile(entries: &[String], profile: Enforcement, outbound: Outbound) -> Poli
         enforcement: Some(profile),
         ..Sources::default()
     };
-    load(&sources, "default").unwrap_or_else(|errors| panic!("{errors}")).snapshot.policy
+    load(&sources, &Caller::new("default"))
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .snapshot
+        .policy
 }
 
 /// Whether the decision lets anything out that no entry named.
@@ -72,7 +75,7 @@ fn passes_unknown(decision: &Decision) -> bool {
             passes_unknown(&hanging.otherwise)
                 || hanging.claims.iter().any(|claim| passes_unknown(&claim.decision))
         }
-        Action::Relay(_) | Action::Forward(_) => decision.rule.is_none(),
+        Action::Relay(_) | Action::Forward(_) | Action::Reply(_) => decision.rule.is_none(),
         Action::Block(_) | Action::Http => false,
     }
 }
@@ -107,7 +110,7 @@ proptest! {
         };
         let second = by_hello(&policy, &flow, &hello);
         let hosts = [name];
-        let head = RequestHead { method: "GET", authority, hosts: &hosts, path: "/", version };
+        let head = RequestHead { method: "GET", authority, hosts: &hosts, path: "/", version, headers: &() };
         let third = by_request(&policy, &flow, &head);
         prop_assert_eq!(&third, &by_request(&policy, &flow, &head));
         prop_assert!(!matches!(first.action, Action::Http | Action::Forward(_)));
@@ -126,8 +129,8 @@ proptest! {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("p.yaml");
         std::fs::write(&file, text).expect("written");
-        let _ = load(&Sources { files: vec![file.clone()], ..Sources::default() }, "default");
+        let _ = load(&Sources { files: vec![file.clone()], ..Sources::default() }, &Caller::new("default"));
         let mesh = Sources { mesh_config: Some(file), ..Sources::default() };
-        let _ = load(&mesh, "default");
+        let _ = load(&mesh, &Caller::new("default"));
     }
 }

@@ -161,6 +161,32 @@ fn gap_15_lis_11_res_1_addresses_and_names_together() {
     }
 }
 
+/// LIS-6 and LIS-14 hold in strict as well, only that a candidate whose name does not fit is passed
+/// over: the longer prefix comes before the better name, and address-less TCP after everything.
+#[test]
+fn lis_6_address_before_name_before_opaque_bytes() {
+    let at = |name: &str, host: &str, protocol: &str, rest: &str| {
+        entry(name, &format!("hosts: [{host}], {}, {rest}", port(99, protocol)))
+    };
+    let yaml = at("a", "tcp.com", "TCP", "addresses: [10.0.0.0/8]")
+        + &at("b", "\"*.tls.com\"", "TLS", "addresses: [10.1.0.0/16]")
+        + &at("c", "a.tls.com", "TLS", "addresses: [10.0.0.0/8]")
+        + &at("d", "st.com", "TCP", "resolution: STATIC, endpoints: [{address: 192.0.2.9}]")
+        + &at("e", "any.com", "TLS", DNS);
+    let policy = policy(&yaml, Strict, RegistryOnly);
+    for (ip, hello, expected) in [
+        ("10.1.0.1", tls("a.tls.com"), "relay odst:99 outbound|99||*.tls.com"),
+        ("10.2.0.1", tls("a.tls.com"), "relay odst:99 outbound|99||a.tls.com"),
+        ("10.1.0.1", tls("other.com"), "relay odst:99 outbound|99||tcp.com"),
+        ("10.1.0.1", Hello::Opaque, "relay odst:99 outbound|99||tcp.com"),
+        ("10.1.0.1", tls("any.com"), "relay odst:99 outbound|99||tcp.com"),
+        ("192.0.2.9", tls("any.com"), "relay any.com:99*1 outbound|99||any.com"),
+        ("192.0.2.9", Hello::Opaque, "relay 192.0.2.9:99*1 outbound|99||st.com"),
+    ] {
+        assert_eq!(connect(&policy, &format!("{ip}:99"), &hello), expected, "{ip} {hello:?}");
+    }
+}
+
 #[test]
 fn gap_1_address_less_tcp_is_tied_to_its_hosts_addresses() {
     let yaml = entry("a", &format!("hosts: [db.com], {}, {DNS}", port(3306, "MYSQL")))

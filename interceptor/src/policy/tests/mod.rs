@@ -2,6 +2,8 @@
 
 mod loading;
 mod mesh;
+mod reload;
+mod telemetry;
 mod validation;
 
 use std::path::Path;
@@ -33,7 +35,7 @@ fn load_from(
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("p.yaml");
     std::fs::write(&file, text).expect("written");
-    match load(&sources(file), "default") {
+    match load(&sources(file), &Caller::new("default")) {
         Ok(mut loaded) => {
             for notice in loaded.warnings.iter_mut().chain(&mut loaded.rejected) {
                 notice.place.file = "p.yaml".into();

@@ -1,6 +1,7 @@
 //! Upstreams and clients that fail.
 
 use super::*;
+use crate::decide::route::RetryOn;
 
 /// LOG-48: nobody listens.
 #[tokio::test]
@@ -8,7 +9,11 @@ async fn refused_connect() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
     let at = listener.local_addr().expect("an address");
     drop(listener);
-    let mut client = Client::connect(&Names::default().allow("a.com", at)).await;
+    let names = Names::default().allow("a.com", at).route(|route| {
+        route.retries.attempts = 2;
+        route.retries.on = vec![RetryOn::ConnectFailure];
+    });
+    let mut client = Client::connect(&names).await;
     client.send("GET / HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
     let response = client.response().await;
     assert!(response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{response}");

@@ -179,3 +179,26 @@ async fn only_a_preface() {
         }
     }
 }
+
+/// TLS-12: an HTTP-port entry is spoken to in HTTP/1.1, whatever the client speaks.
+#[tokio::test]
+async fn translated() {
+    let stub = Stub::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false).await;
+    let names = Names::default()
+        .allow("a.com", stub.at)
+        .traffic(|traffic| traffic.protocol = UpstreamProtocol::Http1);
+    let (stream, captured, serving) = connect(&names).await;
+    let mut sender = speak(stream).await;
+    let mut request = Request::get("http://a.com/p").body(Full::default()).expect("a request");
+    for crumb in ["a=1", "b=2"] {
+        request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
+    }
+    let response = sender.send_request(request).await.expect("an answer");
+    assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "ok");
+    let seen = stub.seen().pop().expect("a request");
+    assert!(seen.starts_with("GET /p HTTP/1.1\r\n"), "{seen}");
+    assert_eq!((header(&seen, "host"), header(&seen, "cookie")), (Some("a.com"), Some("a=1; b=2")));
+    drop(sender);
+    serving.await.expect("no panic");
+    assert_eq!(captured.records()[0].http.as_ref().expect("HTTP").protocol, "HTTP/2");
+}

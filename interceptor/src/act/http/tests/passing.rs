@@ -65,6 +65,7 @@ async fn forwarded_request_and_its_record() {
         requested_server_name: None,
         route_name: Some("default".into()),
         reason: Reason::Registered,
+        more: crate::account::More::default(),
     };
     assert_eq!(*record, expected);
 }

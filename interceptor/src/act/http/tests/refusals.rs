@@ -44,6 +44,7 @@ async fn blocked_in_istio() {
         requested_server_name: None,
         route_name: Some("block_all".into()),
         reason: Reason::NotRegistered,
+        more: crate::account::More::default(),
     };
     assert_eq!(*record, expected);
 }

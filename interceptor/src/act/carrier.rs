@@ -1,0 +1,362 @@
+//! From a destination to a connection that carries its traffic as its policy has it: an endpoint by
+//! the load balancer, within the limits, behind a PROXY header, inside TLS, through a proxy.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
+use super::dial::{DialError, Dialer};
+use super::preamble;
+use super::tls::{Alpn, Originator, Secrets, TlsError};
+use crate::decide::Upstream;
+use crate::decide::route::Destination;
+use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
+use crate::origin::OriginalDst;
+
+/// Mirrored requests under way at a time; what is beyond is not mirrored.
+const MIRRORS_MAX: usize = 64;
+
+/// What all connections of a site share for their upstreams.
+#[derive(Debug)]
+pub struct Outbound {
+    /// State of the clusters.
+    pub clusters: Clusters,
+    /// TLS.
+    pub originator: Originator,
+    /// Room for mirrored requests (VS-28).
+    pub(super) mirrors: Arc<Semaphore>,
+}
+
+impl Outbound {
+    /// With the credentials of `secrets`.
+    pub fn new(secrets: Arc<dyn Secrets>) -> Self {
+        Self {
+            clusters: Clusters::default(),
+            originator: Originator::new(secrets),
+            mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
+        }
+    }
+}
+
+/// Opens connections to destinations.
+#[derive(Debug, Clone)]
+pub struct Carrier {
+    /// Opens TCP connections.
+    pub dialer: Dialer,
+    /// Shared state.
+    pub outbound: Arc<Outbound>,
+}
+
+/// For whom a connection is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// What the workload dialled.
+    pub dst: OriginalDst,
+    /// The workload's end.
+    pub src: SocketAddr,
+    /// The request's original Host (TLS-5); `None`: it is not HTTP.
+    pub host: Option<&'a str>,
+    /// The hash that the load balancer goes by, where there is one.
+    pub hash: Option<u64>,
+    /// Endpoints that were tried already.
+    pub avoid: &'a [SocketAddr],
+}
+
+/// A stream that is no plain socket.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
+
+/// What carries the bytes.
+pub enum Stream {
+    /// The socket itself.
+    Plain(TcpStream),
+    /// TLS or a tunnel on it.
+    Wrapped(Box<dyn Io>),
+}
+
+/// A connection to a destination.
+pub struct Carried {
+    /// Carries the bytes.
+    pub stream: Stream,
+    /// Address connected to.
+    pub upstream: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+    /// Held while the connection lives.
+    pub held: Held,
+}
+
+/// What a connection counts for; given back when dropped.
+#[derive(Debug, Default)]
+pub struct Held {
+    _permit: Option<Permit>,
+    _busy: Option<Busy>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum CarryError {
+    /// No TCP connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// There is no such cluster (VS-21).
+    #[error("there is no such cluster")]
+    NoCluster,
+    /// A limit is reached (DR-10).
+    #[error(transparent)]
+    Overflow(#[from] Overflow),
+    /// No TLS.
+    #[error("{error}")]
+    Tls {
+        /// Where; `None`: it did not come as far as that.
+        tried: Option<SocketAddr>,
+        /// Why.
+        error: TlsError,
+    },
+    /// The proxy gave no tunnel (GW-23).
+    #[error("proxy at {tried}: {source}")]
+    Tunnel {
+        /// The proxy.
+        tried: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl CarryError {
+    /// The address that was tried last.
+    pub fn tried(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Dial(error) => error.tried(),
+            Self::Tls { tried, .. } => *tried,
+            Self::Tunnel { tried, .. } => Some(*tried),
+            Self::NoCluster | Self::Overflow(_) => None,
+        }
+    }
+
+    /// The failure as the access log's field 9 prints it.
+    pub fn details(&self) -> String {
+        match self {
+            Self::Dial(error) => error.details(),
+            Self::Tls { error, .. } => error.details(),
+            other => other.to_string().replace(' ', "_"),
+        }
+    }
+}
+
+/// Where a destination's next connection goes, decided but not yet made.
+#[derive(Debug)]
+pub struct Choice {
+    /// The cluster's state.
+    pub cluster: Arc<Cluster>,
+    /// Addresses in the order in which they are tried; `None`: the upstream itself says.
+    order: Option<Vec<SocketAddr>>,
+    /// How many endpoints the cluster has.
+    total: usize,
+}
+
+impl Choice {
+    /// The address that is meant, where one is.
+    pub fn first(&self) -> Option<SocketAddr> {
+        self.order.as_ref().and_then(|order| order.first().copied())
+    }
+
+    /// How many endpoints the cluster has.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Whether `address` would do for `traffic`: the very choice, or, where the balancer only
+    /// spreads load and this workload's connection has one already, any that is not ruled out.
+    pub fn suits(
+        &self,
+        address: SocketAddr,
+        destination: &Destination,
+        avoid: &[SocketAddr],
+    ) -> bool {
+        let spreads = matches!(
+            destination.traffic.load_balancer,
+            LoadBalancer::LeastRequest | LoadBalancer::Random | LoadBalancer::Passthrough
+        ) && !matches!(destination.upstream, Upstream::Static(_));
+        match &self.order {
+            None => !avoid.contains(&address),
+            Some(order) if spreads => order.contains(&address) && !avoid.contains(&address),
+            Some(order) => order.first() == Some(&address),
+        }
+    }
+}
+
+impl Carrier {
+    /// Chooses an endpoint.
+    ///
+    /// # Errors
+    /// [`CarryError::NoCluster`], or there is no (healthy) endpoint.
+    pub async fn choose(
+        &self,
+        destination: &Destination,
+        ask: Ask<'_>,
+    ) -> Result<Choice, CarryError> {
+        let Some(name) = &destination.cluster else { return Err(CarryError::NoCluster) };
+        if destination.upstream == Upstream::NoCluster {
+            return Err(CarryError::NoCluster);
+        }
+        let cluster = self.outbound.clusters.get(name);
+        let dialer = self.dialer_for(&destination.traffic);
+        let Some(candidates) = dialer.candidates(&destination.upstream).await? else {
+            return Ok(Choice { cluster, order: None, total: 1 });
+        };
+        // The workload's resolver has balanced over a name's addresses already; an operator's list
+        // of endpoints is ours to balance.
+        let is_named = matches!(destination.upstream, Upstream::Dns { .. });
+        let dialled = ask.dst.addr().ip();
+        let own = candidates.iter().find(|one| is_named && one.address.ip() == dialled);
+        let wish = Wish {
+            balancer: &destination.traffic.load_balancer,
+            outlier: destination.traffic.outlier.as_ref(),
+            hash: ask.hash,
+            avoid: ask.avoid,
+            dialled: own.map(|one| one.address),
+        };
+        let order = order(&cluster, &candidates, wish);
+        if order.is_empty() {
+            return Err(DialError::NoEndpoint.into());
+        }
+        Ok(Choice { cluster, total: candidates.len(), order: Some(order) })
+    }
+
+    /// Connects for a client's bytes as they are (TCP and TLS). That the limit of connections is
+    /// reached is an overflow (DR-10).
+    ///
+    /// # Errors
+    /// [`CarryError`].
+    pub async fn connect(
+        &self,
+        destination: &Destination,
+        ask: Ask<'_>,
+    ) -> Result<Carried, CarryError> {
+        let choice = self.choose(destination, ask).await?;
+        let permit = choice.cluster.admit(Kind::Connection, &destination.traffic.limits)?;
+        let mut carried = self.open(destination, choice, ask, Alpn::None, permit).await?;
+        let Some(tunnel) = &destination.traffic.tunnel else { return Ok(carried) };
+        let tried = carried.upstream;
+        let deadline = Instant::now() + self.timeout(&destination.traffic);
+        let http2 = destination.traffic.protocol == UpstreamProtocol::Http2;
+        let failed = |source| CarryError::Tunnel { tried, source };
+        carried.stream = timeout_at(deadline, async {
+            Ok(match (carried.stream, http2) {
+                (Stream::Plain(mut stream), false) => {
+                    preamble::tunnel_http1(&mut stream, tunnel).await?;
+                    Stream::Plain(stream)
+                }
+                (Stream::Wrapped(mut stream), false) => {
+                    preamble::tunnel_http1(&mut stream, tunnel).await?;
+                    Stream::Wrapped(stream)
+                }
+                (Stream::Plain(stream), true) => {
+                    Stream::Wrapped(Box::new(preamble::tunnel_http2(stream, tunnel).await?))
+                }
+                (Stream::Wrapped(stream), true) => {
+                    Stream::Wrapped(Box::new(preamble::tunnel_http2(stream, tunnel).await?))
+                }
+            })
+        })
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(failed)?;
+        Ok(carried)
+    }
+
+    /// Makes the connection that was chosen, up to and with TLS.
+    ///
+    /// # Errors
+    /// [`CarryError`]. Where TLS is asked for and cannot be had, nothing is sent in its stead.
+    pub async fn open(
+        &self,
+        destination: &Destination,
+        choice: Choice,
+        ask: Ask<'_>,
+        alpn: Alpn,
+        permit: Permit,
+    ) -> Result<Carried, CarryError> {
+        let traffic = &*destination.traffic;
+        let deadline = Instant::now() + self.timeout(traffic);
+        let alpn = match (alpn, &traffic.tunnel, traffic.protocol) {
+            // To a proxy we speak HTTP whatever goes through the tunnel.
+            (Alpn::None, Some(_), UpstreamProtocol::Http2) => Alpn::Http2,
+            (Alpn::None, Some(_), _) => Alpn::Http1,
+            (alpn, _, _) => alpn,
+        };
+        let handshake = match &traffic.tls {
+            None => None,
+            Some(origination) => Some(
+                self.outbound
+                    .originator
+                    .prepare(origination, ask.host, alpn)
+                    .await
+                    .map_err(|error| CarryError::Tls { tried: choice.first(), error })?,
+            ),
+        };
+        let dialer = self.dialer_for(traffic);
+        let report = |address, outcome| {
+            choice.cluster.report(address, outcome, traffic.outlier.as_ref(), choice.total);
+        };
+        let dialled = match choice.order {
+            None => dialer.dial(&destination.upstream, ask.dst).await?,
+            Some(order) => {
+                let equals = matches!(destination.upstream, Upstream::Static(_));
+                dialer.connect(order, equals, |address| report(address, Outcome::Failure)).await?
+            }
+        };
+        let (upstream, local) = (dialled.upstream, dialled.local);
+        let held = Held { _permit: Some(permit), _busy: Some(choice.cluster.busy(upstream)) };
+        let mut stream = dialled.stream;
+        let late =
+            || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
+        if let Some(version) = traffic.proxy_protocol {
+            let header = preamble::proxy_header(version, ask.src, ask.dst.addr());
+            timeout_at(deadline, stream.write_all(&header))
+                .await
+                .map_err(|_| late())?
+                .map_err(|source| DialError::Connect { tried: upstream, source })?;
+        }
+        let stream = match handshake {
+            None => Stream::Plain(stream),
+            Some(handshake) => {
+                let shaken = timeout_at(deadline, handshake.run(stream)).await;
+                match shaken
+                    .map_err(|_| late())
+                    .inspect_err(|_| report(upstream, Outcome::Failure))?
+                {
+                    Ok(stream) => Stream::Wrapped(Box::new(stream)),
+                    Err(error) => {
+                        report(upstream, Outcome::Failure);
+                        return Err(CarryError::Tls { tried: Some(upstream), error });
+                    }
+                }
+            }
+        };
+        if ask.host.is_none() {
+            report(upstream, Outcome::Success);
+        }
+        Ok(Carried { stream, upstream, local, held })
+    }
+
+    fn timeout(&self, traffic: &TrafficPolicy) -> Duration {
+        traffic.connect_timeout.unwrap_or(self.dialer.connect_timeout)
+    }
+
+    fn dialer_for(&self, traffic: &TrafficPolicy) -> Dialer {
+        Dialer { connect_timeout: self.timeout(traffic), ..self.dialer.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! One attempt to have a request answered: a connection, kept or new, and what comes back on it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::account::Record;
+use crate::act::carrier::{Ask, Carrier, CarryError};
+use crate::act::cluster::{Kind, Outcome};
+use crate::act::dial::DialError;
+use crate::act::tls::Alpn;
+use crate::decide::Reason;
+use crate::decide::route::Destination;
+
+use super::entry::{Entry, UnderWay};
+use super::pool::{Connection, Pool, Purpose};
+use super::reply::{Failure, Reply};
+use super::retry::Cause;
+use super::upload::Upload;
+
+/// Where attempts of one request go.
+pub(super) struct Target<'a> {
+    pub(super) carrier: &'a Carrier,
+    pub(super) pool: &'a Pool,
+    pub(super) destination: &'a Destination,
+    pub(super) ask: Ask<'a>,
+    pub(super) http2: bool,
+    /// A kept connection that turns out dead may be replaced even if the request was on it.
+    pub(super) repeatable: bool,
+}
+
+/// Endpoints that had their chance.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    /// By earlier attempts.
+    pub(super) before: Vec<SocketAddr>,
+    /// By this one.
+    pub(super) now: Option<SocketAddr>,
+}
+
+/// An upstream's answer and the connection that it came by.
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    pub(super) connection: Connection,
+    pub(super) under_way: UnderWay,
+    /// From sending to the answer's head.
+    pub(super) took: Duration,
+}
+
+/// No answer.
+pub(super) struct Failed {
+    pub(super) cause: Cause,
+    /// What the client is told.
+    pub(super) reply: Box<Reply>,
+    /// The upload broke, not the upstream.
+    pub(super) upload: bool,
+}
+
+impl Failed {
+    fn of(error: &CarryError) -> Self {
+        let cause = match error {
+            CarryError::Dial(DialError::Connect { .. }) => Cause::Connect,
+            // What cannot be made here cannot be made by trying again.
+            CarryError::Tls { error: crate::act::tls::TlsError::Handshake(_), .. } => {
+                Cause::Connect
+            }
+            _ => Cause::Other,
+        };
+        Self { cause, reply: Reply::not_carried(error).into(), upload: false }
+    }
+}
+
+impl Target<'_> {
+    fn purpose(&self) -> Purpose {
+        let traffic = &self.destination.traffic;
+        Purpose {
+            cluster: self.destination.cluster.clone(),
+            upstream: self.destination.upstream.clone(),
+            traffic: traffic.clone(),
+            host: traffic.tls.as_ref().and_then(|_| self.ask.host.map(str::to_owned)),
+            http2: self.http2,
+        }
+    }
+
+    /// Sends the request and waits for the head of the answer. A kept connection that turns out to
+    /// be dead is replaced once, where the request can be sent again; that is no retry.
+    pub(super) async fn attempt(
+        &self,
+        parts: Parts,
+        upload: Upload,
+        entry: &mut Entry,
+        tried: &mut Tried,
+        again: impl Fn() -> Option<Upload>,
+    ) -> Result<Answered, Failed> {
+        let failed = |error: CarryError, entry: &mut Entry| {
+            entry.edit(|record| note_error(record, &error));
+            Err(Failed::of(&error))
+        };
+        let limits = &self.destination.traffic.limits;
+        let avoid = tried.before.as_slice();
+        let ask = Ask { avoid, ..self.ask };
+        let choice = match self.carrier.choose(self.destination, ask).await {
+            Ok(choice) => choice,
+            Err(error) => return failed(error, entry),
+        };
+        let request = choice.cluster.admit(Kind::Request, limits);
+        let permit = match request {
+            Ok(permit) => permit,
+            Err(overflow) => return failed(overflow.into(), entry),
+        };
+        let (cluster, total) = (choice.cluster.clone(), choice.total());
+        let report = |address, outcome| {
+            let rules = self.destination.traffic.outlier.as_ref();
+            cluster.report(address, outcome, rules, total);
+        };
+        let purpose = self.purpose();
+        let suits = |address| choice.suits(address, self.destination, avoid);
+        let copy = self.repeatable.then(|| parts.clone());
+        let mut request = Request::from_parts(parts, upload);
+        if let Some(connection) = self.pool.take(&purpose, suits) {
+            let busy = cluster.busy(connection.upstream);
+            let address = connection.upstream;
+            match try_on(connection, request, entry).await {
+                Ok((response, connection, took)) => {
+                    report(address, Outcome::Status(response.status().as_u16()));
+                    tried.now = Some(address);
+                    let under_way = UnderWay { _request: permit, _busy: busy };
+                    return Ok(Answered { response, connection, under_way, took });
+                }
+                Err(Lost { unsent: Some(same), .. }) => request = *same,
+                Err(lost) => match (copy, again()) {
+                    (Some(parts), Some(upload)) if !lost.error.is_parse() => {
+                        request = Request::from_parts(parts, upload);
+                    }
+                    _ => {
+                        report(address, Outcome::Failure);
+                        tried.now = Some(address);
+                        return Err(lost.failed());
+                    }
+                },
+            }
+        }
+        // Waits for its turn where the connections are counted; the queue has its limit (DR-10).
+        let opened = async {
+            let pending = cluster.admit(Kind::Pending, limits)?;
+            let connection = cluster.connection(limits).await;
+            let alpn = if self.http2 { Alpn::Http2 } else { Alpn::Http1 };
+            let carried =
+                self.carrier.open(self.destination, choice, ask, alpn, connection).await?;
+            drop(pending);
+            Ok(carried)
+        };
+        let carried = match opened.await {
+            Ok(carried) => carried,
+            Err(error) => {
+                tried.now = CarryError::tried(&error);
+                return failed(error, entry);
+            }
+        };
+        let address = carried.upstream;
+        tried.now = Some(address);
+        entry.edit(|record| record.upstream_host = Some(address));
+        let busy = cluster.busy(address);
+        let lost = match self.pool.start(purpose, carried).await {
+            Err(error) => Lost { error, unsent: None },
+            Ok(connection) => match try_on(connection, request, entry).await {
+                Err(lost) => lost,
+                Ok((response, connection, took)) => {
+                    report(address, Outcome::Status(response.status().as_u16()));
+                    let under_way = UnderWay { _request: permit, _busy: busy };
+                    return Ok(Answered { response, connection, under_way, took });
+                }
+            },
+        };
+        if !lost.error.is_user() {
+            report(address, Outcome::Failure);
+        }
+        Err(lost.failed())
+    }
+}
+
+/// A request that got no answer.
+struct Lost {
+    error: hyper::Error,
+    /// The request, where certainly no byte of it was sent.
+    unsent: Option<Box<Request<Upload>>>,
+}
+
+impl Lost {
+    fn failed(self) -> Failed {
+        // The stream's error code; the library shows it in words only.
+        let refused = std::error::Error::source(&self.error)
+            .is_some_and(|source| source.to_string().contains("refused stream"));
+        let failure = if self.error.is_parse() { Failure::Protocol } else { Failure::Closed };
+        Failed {
+            cause: match (refused, self.error.is_user()) {
+                (true, _) => Cause::Refused,
+                (_, true) => Cause::Other,
+                _ => Cause::Reset { sent: self.unsent.is_none() },
+            },
+            reply: Reply::no_answer(failure).into(),
+            upload: self.error.is_user(),
+        }
+    }
+}
+
+async fn try_on(
+    mut connection: Connection,
+    request: Request<Upload>,
+    entry: &mut Entry,
+) -> Result<(Response<Incoming>, Connection, Duration), Lost> {
+    entry.edit(|record| {
+        record.upstream_host = Some(connection.upstream);
+        record.upstream_local_address = Some(connection.local);
+    });
+    if let Err(error) = connection.sender.ready().await {
+        return Err(Lost { error, unsent: Some(Box::new(request)) });
+    }
+    let sent = Instant::now();
+    match connection.sender.try_send(request).await {
+        Ok(response) => Ok((response, connection, sent.elapsed())),
+        Err(mut error) => {
+            let unsent = error.take_message().map(Box::new);
+            Err(Lost { error: error.into_error(), unsent })
+        }
+    }
+}
+
+fn note_error(record: &mut Record, error: &CarryError) {
+    match error {
+        CarryError::Dial(DialError::Special(tried)) => {
+            record.upstream_host = Some(*tried);
+            record.reason = Reason::SpecialAddress;
+        }
+        CarryError::Dial(DialError::NotVerified { .. }) => {
+            record.reason = Reason::AddressNotVerified;
+        }
+        CarryError::NoCluster => record.upstream_cluster = None,
+        CarryError::Overflow(_) => record.upstream_host = None,
+        CarryError::Dial(_) | CarryError::Tls { .. } | CarryError::Tunnel { .. } => {
+            record.upstream_host = error.tried();
+        }
+    }
+}

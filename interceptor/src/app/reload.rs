@@ -1,0 +1,144 @@
+//! Reload: files change, the new set is loaded and compiled beside the one in force, and takes its
+//! place whole or not at all (T-61, T-62). Connections keep the decision that they got (MESH-20).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use interceptor_common::Settings;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::cli;
+use super::handler::Running;
+use super::run::{caller, log_settings};
+use crate::admin::report::LastReload;
+use crate::policy::{self, Inventory, LoadErrors, Loaded, Notice, Snapshot, Sources, Watch};
+
+/// Follows the files of one daemon.
+pub(super) struct Reloader {
+    pub(super) watch: Watch,
+    pub(super) sources: Sources,
+    pub(super) args: cli::Run,
+    pub(super) running: Arc<Running>,
+    /// What of the settings policy does not change.
+    pub(super) settings: Settings,
+    /// What is in force.
+    pub(super) inventory: Inventory,
+    /// What was said already of the set in force.
+    pub(super) said: HashSet<String>,
+}
+
+/// Why a changed set of files did not become policy.
+enum Refused {
+    Invalid(LoadErrors),
+    Failed(String),
+}
+
+impl Reloader {
+    /// Reloads whenever files change, for ever.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.watch.changed().await;
+            let loaded = self.load().await;
+            let applied = match loaded {
+                Ok(loaded) => self.apply(loaded).await,
+                Err(refused) => Err(refused),
+            };
+            self.report(applied);
+        }
+    }
+
+    /// Loads beside the runtime: a large set takes a while.
+    async fn load(&self) -> Result<Loaded, Refused> {
+        let (sources, before) = (self.sources.clone(), self.inventory.clone());
+        let caller = caller(&self.args);
+        let load = move || policy::load_over(&sources, &caller, &before);
+        match tokio::task::spawn_blocking(load).await {
+            Ok(loaded) => loaded.map_err(Refused::Invalid),
+            Err(panic) => Err(Refused::Failed(format!("loading broke off: {panic}"))),
+        }
+    }
+
+    /// Puts a loaded set in force: all of it or, where something cannot be changed, none.
+    async fn apply(&mut self, loaded: Loaded) -> Result<String, Refused> {
+        let before = self.running.policy.current();
+        let snapshot = Snapshot { generation: before.generation + 1, ..loaded.snapshot };
+        let undo = |what: String| {
+            if let Err(error) = self.set_kernel(&before) {
+                tracing::error!("going back to the policy of before: {error}");
+            }
+            Refused::Failed(what)
+        };
+        self.set_kernel(&snapshot).map_err(undo)?;
+        let log = self.running.log.replace(&log_settings(&self.args, &snapshot)).await;
+        log.map_err(|error| undo(format!("cannot open the access log: {error}")))?;
+        let generation = snapshot.generation;
+        let changes = self.inventory.changes(&loaded.inventory);
+        let later = takes_a_restart(&before, &snapshot);
+        self.running.policy.replace(snapshot);
+        self.inventory = loaded.inventory;
+        self.say(&loaded.warnings, &loaded.rejected);
+        Ok(format!("policy generation {generation}: {changes}{later}"))
+    }
+
+    /// The tables of the kernel that follow policy.
+    fn set_kernel(&self, snapshot: &Snapshot) -> Result<(), String> {
+        let refuse_datagrams = u32::from(snapshot.refuse_datagrams);
+        let settings = Settings { refuse_datagrams, ..self.settings };
+        let mut tables = self.running.kernel.tables();
+        tables
+            .set_datagrams(&self.running.resolvers, &snapshot.udp_allowed)
+            .and_then(|()| tables.set_settings(settings))
+            .map_err(|error| error.to_string())
+    }
+
+    /// Says what was not said of the set before.
+    fn say(&mut self, warnings: &[Notice], rejected: &[Notice]) {
+        let now = said(warnings, rejected);
+        for text in now.iter().filter(|text| !self.said.contains(*text)) {
+            eprintln!("interceptor: {text}");
+        }
+        self.said = now.into_iter().collect();
+    }
+
+    fn report(&self, applied: Result<String, Refused>) {
+        let generation = self.running.policy.current().generation;
+        let stays = format!("policy generation {generation} stays in force");
+        let (accepted, message) = match applied {
+            Ok(message) => (true, message),
+            Err(Refused::Failed(why)) => (false, format!("{stays}: {why}")),
+            Err(Refused::Invalid(errors)) => {
+                (false, format!("{stays}: the changed resources cannot be used\n{errors}"))
+            }
+        };
+        eprintln!("interceptor: {message}");
+        self.running.last_reload.store(Some(Arc::new(LastReload {
+            at: now(),
+            accepted,
+            message: message.replace('\n', "; "),
+        })));
+    }
+}
+
+/// What is said of a set that is in force.
+pub(super) fn said(warnings: &[Notice], rejected: &[Notice]) -> Vec<String> {
+    let warnings = warnings.iter().map(|notice| format!("warning: {notice}"));
+    let rejected = rejected.iter().map(|notice| format!("left out: {notice}"));
+    warnings.chain(rejected).collect()
+}
+
+/// What of a change the running parts do not follow.
+fn takes_a_restart(before: &Snapshot, after: &Snapshot) -> &'static str {
+    if before.dns_refresh != after.dns_refresh || before.enforcement != after.enforcement {
+        "; how long the resolver keeps answers (dnsRefreshRate, enforcement) changes at the next start"
+    } else {
+        ""
+    }
+}
+
+fn now() -> String {
+    let now = OffsetDateTime::from(SystemTime::now());
+    // Only a year beyond 9999 cannot be written so.
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
+}

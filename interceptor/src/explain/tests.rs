@@ -1,0 +1,465 @@
+//! Whole questions against files, as the program asks them.
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::policy::Outbound;
+
+const REGISTRY: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: google, namespace: default}
+spec:
+  hosts: [www.google.com]
+  ports:
+  - {number: 443, name: tls, protocol: TLS}
+  resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wiki, namespace: default}
+spec:
+  hosts: ['*.wikipedia.org']
+  ports:
+  - {number: 80, name: http, protocol: HTTP}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: default}
+spec:
+  hosts: [db.example.com]
+  addresses: [10.1.0.0/16]
+  ports:
+  - {number: 5432, name: tcp, protocol: TCP}
+";
+
+struct Files {
+    dir: TempDir,
+}
+
+impl Files {
+    fn of(text: &str) -> Self {
+        let files = Self { dir: TempDir::new().expect("a directory") };
+        files.add("a.yaml", text);
+        files
+    }
+
+    fn add(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).expect("written");
+    }
+
+    fn setting(&self, enforcement: Enforcement, outbound: Outbound) -> Setting {
+        Setting {
+            sources: Sources {
+                files: vec![self.dir.path().to_owned()],
+                outbound: Some(outbound),
+                enforcement: Some(enforcement),
+                ..Sources::default()
+            },
+            caller: crate::policy::Caller::new("default"),
+            bypass: vec!["198.18.0.0/15".parse().expect("a network")],
+            resolvers: None,
+        }
+    }
+
+    fn ask(
+        &self,
+        profile: Enforcement,
+        mode: Outbound,
+        target: &str,
+        dst: Option<&str>,
+    ) -> Explanation {
+        let question = Question::parse(target, dst).expect("a question");
+        ask(&self.setting(profile, mode), &question)
+    }
+}
+
+fn ask(setting: &Setting, question: &Question) -> Explanation {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime")
+        .block_on(explain(setting, question))
+        .expect("it loads")
+}
+
+use Enforcement::{Istio, Strict};
+use Outbound::{AllowAny, RegistryOnly};
+
+/// Verdict, cluster, route, upstream, rule: what the daemon does with the same connection.
+#[test]
+fn verdicts_in_both_profiles_and_modes() {
+    let files = Files::of(REGISTRY);
+    for (profile, mode, target, dst, verdict, cluster, route, upstreams) in [
+        (
+            Strict,
+            RegistryOnly,
+            "https://www.google.com",
+            None,
+            "forward",
+            "outbound|443||www.google.com",
+            "-",
+            "www.google.com:443",
+        ),
+        (
+            Istio,
+            RegistryOnly,
+            "https://www.google.com",
+            None,
+            "forward",
+            "outbound|443||www.google.com",
+            "-",
+            "www.google.com:443",
+        ),
+        (Strict, RegistryOnly, "https://www.gogle.com", None, "reset", "BlackHoleCluster", "-", ""),
+        (
+            Strict,
+            AllowAny,
+            "https://www.gogle.com",
+            None,
+            "forward",
+            "PassthroughCluster",
+            "-",
+            "IP:443",
+        ),
+        (
+            Strict,
+            RegistryOnly,
+            "http://de.wikipedia.org/x",
+            None,
+            "forward",
+            "outbound|80||*.wikipedia.org",
+            "default",
+            "IP:80",
+        ),
+        (Istio, RegistryOnly, "http://wikipedia.org/", None, "local_reply", "-", "block_all", ""),
+        (
+            Istio,
+            AllowAny,
+            "http://other.org/",
+            Some("192.0.2.9"),
+            "forward",
+            "PassthroughCluster",
+            "allow_any",
+            "192.0.2.9:80",
+        ),
+        (
+            Strict,
+            RegistryOnly,
+            "tcp://db.example.com:5432",
+            Some("10.1.2.3"),
+            "forward",
+            "outbound|5432||db.example.com",
+            "-",
+            "10.1.2.3:5432",
+        ),
+        (
+            Strict,
+            RegistryOnly,
+            "tcp://db.example.com:5432",
+            None,
+            "reset",
+            "BlackHoleCluster",
+            "-",
+            "",
+        ),
+        (
+            Strict,
+            RegistryOnly,
+            "http://x.org/",
+            Some("198.18.0.1"),
+            "bypass",
+            "BypassCluster",
+            "-",
+            "198.18.0.1:80",
+        ),
+        (
+            Istio,
+            RegistryOnly,
+            "http://x.org/",
+            Some("198.18.0.1"),
+            "bypass",
+            "-",
+            "-",
+            "198.18.0.1:80",
+        ),
+        (
+            Strict,
+            RegistryOnly,
+            "http://localhost:8080/",
+            Some("127.0.0.1"),
+            "bypass",
+            "-",
+            "-",
+            "127.0.0.1:8080",
+        ),
+    ] {
+        let got = files.ask(profile, mode, target, dst);
+        let expect = &got.outcome.expect;
+        assert_eq!(
+            (expect.verdict, &*expect.cluster, &*expect.route, &*got.outcome.upstreams.join(",")),
+            (verdict, cluster, route, upstreams),
+            "{profile:?} {mode:?} {target} {dst:?}\n{got}"
+        );
+        assert_eq!(got.outcome.allowed, matches!(verdict, "forward" | "bypass"), "{target}");
+    }
+}
+
+/// Each candidate says why it lost.
+#[test]
+fn candidates_and_why_each_lost() {
+    let files = Files::of(REGISTRY);
+    files.add(
+        "b.yaml",
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: exact, namespace: default}
+spec:
+  hosts: [de.wikipedia.org]
+  ports:
+  - {number: 80, name: http, protocol: HTTP}
+  - {number: 8443, name: tls, protocol: TLS}
+",
+    );
+    let got = files.ask(Strict, RegistryOnly, "http://de.wikipedia.org/", None);
+    let listed: Vec<_> = got
+        .candidates
+        .iter()
+        .map(|one| (one.resource.as_str(), one.offers.as_str(), one.chosen, one.because.as_str()))
+        .collect();
+    assert_eq!(
+        listed,
+        [
+            (
+                "ServiceEntry default/exact",
+                "de.wikipedia.org:80 (HTTP)",
+                true,
+                "its host is the name asked for"
+            ),
+            (
+                "ServiceEntry default/exact",
+                "de.wikipedia.org:8443 (TLS)",
+                false,
+                "it is for port 8443, not 80"
+            ),
+            (
+                "ServiceEntry default/wiki",
+                "*.wikipedia.org:80 (HTTP)",
+                false,
+                "de.wikipedia.org is exact and goes first (HTTP-2)"
+            ),
+        ]
+    );
+    let got = files.ask(Strict, RegistryOnly, "tls://de.wikipedia.org:80", None);
+    assert_eq!(got.candidates[1].because, "it is for port 8443, not 80");
+    assert_eq!(got.candidates[2].because, "it declares HTTP, and the client sends TLS");
+    let got = files.ask(Strict, RegistryOnly, "tcp://db.example.com:5432", Some("10.2.0.1"));
+    assert_eq!(got.candidates[0].because, "its addresses do not hold the dialled one");
+}
+
+/// A VirtualService decides in its own name: what its route does shows, and what it answers itself
+/// is nobody's traffic (VS-25, VS-26).
+#[test]
+fn routes_of_a_virtual_service() {
+    let files = Files::of(REGISTRY);
+    files.add(
+        "b.yaml",
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: route, namespace: default}
+spec:
+  hosts: [de.wikipedia.org]
+  http:
+  - match: [{uri: {prefix: /teapot}}]
+    directResponse: {status: 418}
+  - name: primary
+    rewrite: {uri: /new}
+    route: [{destination: {host: '*.wikipedia.org'}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: de, namespace: default}
+spec:
+  hosts: [de.wikipedia.org]
+  ports:
+  - {number: 80, name: http, protocol: HTTP}
+",
+    );
+    let got = files.ask(Istio, RegistryOnly, "http://de.wikipedia.org/teapot", None);
+    assert_eq!((got.outcome.expect.verdict, got.outcome.expect.status), ("local_reply", Some(418)));
+    assert_eq!(got.rule.as_deref(), Some("VirtualService default/route"), "{got}");
+    assert_eq!(got.candidates[0].because, "VirtualService default/route decides in its place");
+    assert!(got.outcome.allowed && got.would_allow.is_none(), "{got}");
+    let got = files.ask(Istio, RegistryOnly, "http://de.wikipedia.org/x", None);
+    assert_eq!(got.outcome.expect.route, "primary", "{got}");
+}
+
+/// A refusal names what came nearest.
+#[test]
+fn nearest_resource() {
+    let files = Files::of(REGISTRY);
+    for (target, dst, resource, hint) in [
+        (
+            "https://www.gogle.com",
+            None,
+            "ServiceEntry default/google",
+            "did you mean www.google.com?",
+        ),
+        (
+            "https://maps.google.com",
+            None,
+            "ServiceEntry default/google",
+            "www.google.com is a sibling; *.google.com would cover both",
+        ),
+        (
+            "http://www.google.com",
+            None,
+            "ServiceEntry default/google",
+            "it names www.google.com for port 443; add port 80",
+        ),
+        (
+            "http://wikipedia.org",
+            None,
+            "ServiceEntry default/wiki",
+            "*.wikipedia.org covers the names below wikipedia.org, not wikipedia.org itself; add it",
+        ),
+        (
+            "tcp://10.1.0.1:5433",
+            None,
+            "ServiceEntry default/db",
+            "it names 10.1.0.1 for port 5432; add port 5433",
+        ),
+        (
+            "tcp://db.example.com:5432",
+            Some("10.2.0.1"),
+            "ServiceEntry default/db",
+            "it names host and port, but its addresses do not hold the dialled one",
+        ),
+    ] {
+        let got = files.ask(Strict, RegistryOnly, target, dst);
+        let nearest = got.nearest.as_ref().unwrap_or_else(|| panic!("{target}\n{got}"));
+        assert_eq!(
+            (nearest.resource.as_str(), nearest.hint.as_str()),
+            (resource, hint),
+            "{target}"
+        );
+    }
+    assert_eq!(files.ask(Strict, RegistryOnly, "https://unrelated.test", None).nearest, None);
+    assert_eq!(files.ask(Strict, RegistryOnly, "https://www.google.com", None).nearest, None);
+}
+
+/// Where the same host and port are declared otherwise, no further entry helps, and it says so.
+#[test]
+fn no_entry_beside_a_wrong_one() {
+    let files = Files::of(REGISTRY);
+    let got = files.ask(Strict, RegistryOnly, "http://www.google.com:443/", None);
+    assert_eq!((got.outcome.allowed, got.would_allow.clone()), (false, None), "{got}");
+    let nearest = got.nearest.expect("the entry itself");
+    assert!(nearest.hint.contains("correct the protocol"), "{}", nearest.hint);
+}
+
+/// The log line is the writer's own, with words where values vary.
+#[test]
+fn log_line_and_json() {
+    let files = Files::of(REGISTRY);
+    let got = files.ask(Strict, RegistryOnly, "https://www.gogle.com", None);
+    assert_eq!(
+        got.outcome.log.as_deref(),
+        Some(
+            "[TIME] \"- - -\" 0 UH - not_registered \"-\" 0 0 0 - \"-\" \"-\" \"-\" \"-\" \"-\" \
+             BlackHoleCluster - IP:443 IP:PORT www.gogle.com -"
+        )
+    );
+    let got = files.ask(Istio, RegistryOnly, "http://www.google.com/a", Some("192.0.2.9"));
+    assert_eq!(
+        got.outcome.log.as_deref(),
+        Some(
+            "[TIME] \"GET /a HTTP/1.1\" 502 - direct_response - \"-\" 0 0 0 - \"-\" \"-\" \"ID\" \
+             \"www.google.com\" \"-\" - - 192.0.2.9:80 IP:PORT - block_all"
+        )
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&got.to_json().expect("JSON")).expect("valid JSON");
+    assert_eq!(json["expect"]["verdict"], "local_reply");
+    assert_eq!(json["expect"]["status"], 502);
+    assert_eq!(json["expect"]["details"], "direct_response");
+    assert_eq!(json["expect"]["cluster"], "-");
+    assert_eq!(json["flow"]["http"]["host"], "www.google.com");
+    assert_eq!(json["flow"]["dst"], "192.0.2.9:80");
+}
+
+fn protocol() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["HTTP", "TLS", "TCP", "HTTPS", ""])
+}
+
+fn host() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "a.example.com",
+        "*.example.com",
+        "example.com",
+        "b.example.com",
+        "c.other.net",
+    ])
+}
+
+fn entry() -> impl Strategy<Value = String> {
+    let address = prop::sample::select(vec!["", "192.0.2.7", "192.0.2.0/24"]);
+    let port = prop::sample::select(vec![80, 443, 5000]);
+    let resolution = prop::sample::select(vec!["NONE", "DNS"]);
+    let namespace = prop::sample::select(vec!["default", "other"]);
+    (host(), address, port, protocol(), resolution, namespace).prop_map(
+        |(host, address, port, protocol, resolution, namespace)| {
+            let addresses = if address.is_empty() {
+                String::new()
+            } else {
+                format!("  addresses: [{address}]\n")
+            };
+            let protocol =
+                if protocol.is_empty() { String::new() } else { format!(", protocol: {protocol}") };
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: NAME, \
+                 namespace: {namespace}}}\nspec:\n  hosts: ['{host}']\n{addresses}  ports:\n  - \
+                 {{number: {port}, name: p{protocol}}}\n  resolution: {resolution}\n"
+            )
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    /// What is suggested loads, by itself and beside the rest, and makes the refusal an allow.
+    #[test]
+    fn what_is_suggested_allows(
+        entries in prop::collection::vec(entry(), 0..4),
+        scheme in prop::sample::select(vec!["http", "https", "h2c", "tcp", "server-first"]),
+        name in prop::sample::select(vec!["a.example.com", "example.com", "x.y.test", "192.0.2.7", "169.254.169.254"]),
+        port in prop::sample::select(vec![80u16, 443, 5000]),
+        dst in prop::sample::select(vec![None, Some("192.0.2.7"), Some("203.0.113.5")]),
+        strict in any::<bool>(),
+    ) {
+        let text: Vec<_> = entries
+            .iter()
+            .enumerate()
+            .map(|(i, text)| text.replace("NAME", &format!("entry-{i}")))
+            .collect();
+        let files = Files::of(&text.join("---\n"));
+        let dst = dst.filter(|_| !name.starts_with(char::is_numeric));
+        let target = format!("{scheme}://{name}:{port}");
+        let profile = if strict { Strict } else { Istio };
+        let before = files.ask(profile, RegistryOnly, &target, dst);
+        prop_assert!(before.outcome.allowed || before.would_allow.is_some() || before.nearest.is_some()
+            || !before.candidates.is_empty() || !entries.is_empty(), "{}", before);
+        if let Some(yaml) = &before.would_allow {
+            prop_assert!(!before.outcome.allowed);
+            files.add("suggested.yaml", yaml);
+            let after = files.ask(profile, RegistryOnly, &target, dst);
+            prop_assert!(after.outcome.allowed, "{}\n{}", before, after);
+            prop_assert_eq!(after.outcome.expect.verdict, "forward");
+        } else if entries.is_empty() {
+            prop_assert!(before.outcome.allowed, "an empty registry can always be added to: {}", before);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Resources of Kubernetes itself: Services as entries of the registry, and the Secrets and
+//! ConfigMaps that `credentialName` names. What their own API server checks is not checked again:
+//! unknown fields are passed over.
+
+mod base64;
+mod secret;
+mod service;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::secret::{Credentials, SecretStore};
+pub(super) use self::service::{EndpointSlice, KubernetesService};

@@ -1,0 +1,368 @@
+//! Scenario files as the live harness reads them: every key that it knows, and an error for the
+//! rest.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The only format that there is.
+const FORMAT: &str = "egress-scenario/1";
+
+/// Everything that an expectation may name.
+const EXPECTED: [&str; 40] = [
+    "verdict",
+    "status",
+    "statuses",
+    "body",
+    "response_headers",
+    "cluster",
+    "route",
+    "upstream",
+    "flags",
+    "flags_on_503",
+    "details",
+    "details_contains",
+    "details_on_503",
+    "body_bytes_on_503",
+    "upstream_tls",
+    "upstream_protocol",
+    "upstream_path",
+    "upstream_host_header",
+    "upstream_headers",
+    "connect_request",
+    "proxy_protocol",
+    "also_sent_to",
+    "attempts",
+    "distribution",
+    "tolerance",
+    "duration_ms",
+    "bytes_sent",
+    "bytes_to_client",
+    "curl_exit",
+    "log",
+    "log_regex",
+    "log_json_keys",
+    "log_json",
+    "log_lines",
+    "metric",
+    "application_result",
+    "note_upstream",
+    // Of validation cases, which are not played live.
+    "accepted",
+    "warning",
+    "note",
+];
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: String,
+    cases: Vec<Case>,
+}
+
+/// One case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Case {
+    /// Its name.
+    pub id: String,
+    /// For people.
+    pub title: Option<String>,
+    /// Flow or validation.
+    pub kind: Kind,
+    /// Of a validation case.
+    pub layer: Option<String>,
+    /// Where the expectation comes from.
+    pub source: Option<Value>,
+    /// How surely.
+    pub provenance: Option<String>,
+    /// What it is a case of.
+    pub rules: Option<Vec<String>>,
+    /// MeshConfig fragment, with the pseudo fields `values` and `proxyMetadata`.
+    #[serde(default)]
+    pub mesh: Map<String, Value>,
+    /// The caller.
+    #[serde(default)]
+    pub workload: Workload,
+    /// Complete objects.
+    #[serde(default)]
+    pub resources: Vec<Value>,
+    /// The world outside.
+    #[serde(default)]
+    pub network: Network,
+    /// What the caller does; only a flow has one.
+    pub flow: Option<Flow>,
+    #[serde(default)]
+    expect: Map<String, Value>,
+    #[serde(default)]
+    expect_strict: Map<String, Value>,
+    /// A row of the profiles' table.
+    pub expect_strict_reason: Option<String>,
+    /// For people.
+    pub note: Option<String>,
+}
+
+/// What a case is about.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A connection.
+    Flow,
+    /// Whether resources are accepted.
+    Validation,
+}
+
+/// The caller.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Pod annotations.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// User id.
+    pub uid: Option<u32>,
+    /// `gateway` when the flow enters a gateway.
+    pub role: Option<String>,
+}
+
+/// The world outside.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// What names resolve to; an empty list is no answer.
+    #[serde(default)]
+    pub dns: BTreeMap<String, Vec<IpAddr>>,
+    /// Special behaviour of the upstream.
+    pub server: Option<String>,
+    /// How long it takes to answer.
+    #[serde(default)]
+    pub server_delay_ms: u64,
+    /// Secrets that the proxy can read.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+}
+
+/// What the caller does.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flow {
+    /// `tcp` or `udp`.
+    #[serde(default = "tcp")]
+    pub transport: String,
+    /// Where it dials.
+    pub dst: SocketAddr,
+    /// What it sends first.
+    #[serde(default)]
+    pub first_bytes: FirstBytes,
+    /// The name in the ClientHello.
+    pub sni: Option<String>,
+    /// The protocols in it.
+    #[serde(default)]
+    pub alpn: Vec<String>,
+    /// The request.
+    pub http: Option<Http>,
+    /// How often.
+    pub repeat: Option<u32>,
+    /// What it does afterwards.
+    pub then: Option<Box<Flow>>,
+}
+
+fn tcp() -> String {
+    "tcp".to_owned()
+}
+
+/// What a client sends first.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum FirstBytes {
+    /// An HTTP/1 request.
+    Http1,
+    /// The HTTP/2 preface.
+    H2c,
+    /// A ClientHello.
+    Tls,
+    /// Something else.
+    Raw,
+    /// Nothing.
+    #[default]
+    None,
+}
+
+/// A request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Method.
+    #[serde(default = "get")]
+    pub method: String,
+    /// Target.
+    #[serde(default = "root")]
+    pub path: String,
+    /// Host, verbatim.
+    pub host: Option<String>,
+    /// `1.0`, `1.1` or `2`.
+    pub version: Option<String>,
+    /// Other headers.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
+
+/// The profile that a product runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// Istio to the letter.
+    Istio,
+    /// The stricter one.
+    Strict,
+}
+
+impl Profile {
+    /// As the product's command line says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Istio => "istio",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl Case {
+    /// What is expected in this profile.
+    #[must_use]
+    pub fn expected(&self, profile: Profile) -> Map<String, Value> {
+        let mut expected = self.expect.clone();
+        if profile == Profile::Strict {
+            expected.extend(self.expect_strict.clone());
+        }
+        expected
+    }
+
+    /// Why it cannot be played live, if that is so.
+    #[must_use]
+    pub fn not_applicable(&self) -> Option<&'static str> {
+        let injection = |labels: &BTreeMap<String, String>| {
+            labels.keys().any(|key| key.starts_with("sidecar.istio.io/"))
+        };
+        if self.workload.role.as_deref() == Some("gateway") {
+            Some("the gateway role is not there yet")
+        } else if !self.workload.annotations.is_empty() || injection(&self.workload.labels) {
+            Some("annotations and injection of pods need Kubernetes")
+        } else if self.mesh.contains_key("values") {
+            Some("install-time values need Kubernetes")
+        } else {
+            None
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        for key in self.expect.keys().chain(self.expect_strict.keys()) {
+            if !EXPECTED.contains(&key.as_str()) {
+                bail!("an expectation of `{key}`, which is not in the format");
+            }
+        }
+        if self.kind == Kind::Flow && self.flow.is_none() {
+            bail!("a flow case without a flow");
+        }
+        Ok(())
+    }
+}
+
+/// Reads the cases of a file.
+///
+/// # Errors
+/// When it can't be read, or holds what is not in the format.
+pub fn read(path: &Path) -> Result<Vec<Case>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    // YAML 1.2, as the product reads it: `y` and `no` are words.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let file: File = serde_saphyr::from_str_with_options(&text, options)
+        .with_context(|| format!("{}", path.display()))?;
+    if file.format != FORMAT {
+        bail!("{}: the format is {}, not {FORMAT}", path.display(), file.format);
+    }
+    for case in &file.cases {
+        case.check().with_context(|| format!("{}: {}", path.display(), case.id))?;
+    }
+    Ok(file.cases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<Case>> {
+        let mut file = tempfile::NamedTempFile::new()?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
+        read(file.path())
+    }
+
+    const CASE: &str = "format: egress-scenario/1
+cases:
+- id: A
+  kind: flow
+  mesh: {}
+  workload: {namespace: default, labels: {app: client}, uid: 1000}
+  resources: [{kind: ServiceEntry, name: n}]
+  network: {dns: {a.test: [192.0.2.1], b.test: []}, server: drops SYN}
+  flow: {transport: tcp, dst: '[2001:db8::1]:80', first_bytes: http1, http: {method: GET, path: /, host: a, version: '1.1'}}
+  expect: {verdict: forward, upstream_tls: {sni: null}}
+  expectStrict: {verdict: reset}
+";
+
+    #[test]
+    fn a_case_and_its_strict_side() {
+        let cases = parse(CASE).expect("a file");
+        let strict = cases[0].expected(Profile::Strict);
+        assert_eq!(cases[0].expected(Profile::Istio)["verdict"], "forward");
+        assert_eq!(strict["verdict"], "reset");
+        assert!(strict["upstream_tls"]["sni"].is_null(), "null is said, not absent");
+        assert_eq!(cases[0].not_applicable(), None);
+        assert_eq!(cases[0].resources[0]["name"], "n", "a word, not false");
+    }
+
+    #[test]
+    fn what_is_not_in_the_format_is_an_error() {
+        for (from, to) in [
+            ("id: A", "id: A\n  colour: red"),
+            ("verdict: forward", "verdikt: forward"),
+            ("first_bytes: http1", "first_bytes: http3"),
+            ("egress-scenario/1", "egress-scenario/2"),
+            ("server: drops SYN", "servant: none"),
+        ] {
+            assert!(CASE.contains(from), "{from}");
+            assert!(parse(&CASE.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_needs_more_than_a_machine_is_named() {
+        for (from, to) in [
+            ("uid: 1000", "role: gateway"),
+            ("uid: 1000", "annotations: {a: b}"),
+            ("app: client", "sidecar.istio.io/inject: 'false'"),
+            ("mesh: {}", "mesh: {values: {}}"),
+        ] {
+            let cases = parse(&CASE.replace(from, to)).expect("a file");
+            assert!(cases[0].not_applicable().is_some(), "{to}");
+        }
+    }
+}
