@@ -264,6 +264,7 @@ fn load_once(
         log_format: mesh.log_format,
         udp_allowed: compiled.udp,
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+        credentials: resources.secrets.keyring(namespace),
     };
     let inventory = {
         let rejected: HashSet<_> =

@@ -8,5 +8,6 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::secret::{Credentials, SecretStore};
+pub(super) use self::secret::SecretStore;
+pub use self::secret::{Credentials, Keyring};
 pub(super) use self::service::{EndpointSlice, KubernetesService};
