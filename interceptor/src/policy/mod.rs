@@ -1,5 +1,6 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
+mod base64;
 mod compile;
 mod destination_rule;
 mod entry;

@@ -2,7 +2,6 @@
 //! ConfigMaps that `credentialName` names. What their own API server checks is not checked again:
 //! unknown fields are passed over.
 
-mod base64;
 mod secret;
 mod service;
 #[cfg(test)]

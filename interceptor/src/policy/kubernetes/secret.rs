@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use super::super::base64::decode;
 use super::super::fields::{Context, Fields, Findings, text};
 use super::super::resource::Meta;
-use super::base64::decode;
 
 /// A TLS credential, each part PEM as written. Its `Debug` shows no content.
 #[derive(Clone, Default, PartialEq, Eq)]
