@@ -18,7 +18,7 @@ use super::cluster::Candidate;
 use super::race::{Lost, alternate_families, race};
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
-use crate::decide::{Endpoint, Upstream};
+use crate::decide::{Endpoint, Place, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
 use crate::resolve::{ResolveError, Resolver};
@@ -175,8 +175,7 @@ impl Dialer {
         let mut lookups = endpoints
             .iter()
             .map(|endpoint| async move {
-                let (host, port) = &endpoint.target;
-                (endpoint.weight, self.resolve(host, *port, deadline).await)
+                (endpoint.weight, self.addresses(&endpoint.target, deadline).await)
             })
             .collect::<FuturesUnordered<_>>();
         let (mut candidates, mut failure) = (Vec::<Candidate>::new(), DialError::NoEndpoint);
@@ -241,7 +240,7 @@ impl Dialer {
     /// when it has none or none answers (RES-3, RES-4).
     async fn dial_names(
         &self,
-        endpoints: &[Endpoint<(HostName, u16)>],
+        endpoints: &[Endpoint<(Place, u16)>],
         round_robin: bool,
         dialled: IpAddr,
         deadline: Instant,
@@ -252,19 +251,15 @@ impl Dialer {
         };
         let mut endpoints = by_weight(endpoints);
         let mut failure = DialError::NoEndpoint;
-        for (host, port) in endpoints.by_ref() {
-            match self.resolve(host, *port, deadline).await {
+        for target in endpoints.by_ref() {
+            match self.addresses(target, deadline).await {
                 Ok(addresses) => {
                     let others = async {
                         let mut all = Vec::new();
-                        for (host, port) in endpoints {
+                        for target in endpoints {
                             // One that does not resolve has no address to try.
-                            all.extend(
-                                self.resolve(host, *port, deadline)
-                                    .await
-                                    .map(order_of)
-                                    .unwrap_or_default(),
-                            );
+                            let found = self.addresses(target, deadline).await;
+                            all.extend(found.map(order_of).unwrap_or_default());
                         }
                         all
                     };
@@ -292,6 +287,19 @@ impl Dialer {
             .collect::<Vec<_>>();
         others.sort_by_key(|other| other.is_ipv4() == dialled.is_ipv4());
         alternate_families(others)
+    }
+
+    /// The addresses of an endpoint that may be dialled; at least one. An address that the entry
+    /// itself gives may always be: T-40 is about what names resolve to.
+    async fn addresses(
+        &self,
+        (place, port): &(Place, u16),
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        match place {
+            Place::Ip(ip) => Ok(vec![SocketAddr::new(*ip, *port)]),
+            Place::Name(host) => self.resolve(host, *port, deadline).await,
+        }
     }
 
     /// The addresses of `host` that may be dialled; at least one.

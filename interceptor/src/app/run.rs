@@ -23,7 +23,6 @@ use super::{AppError, GRACE, resolv_conf, system};
 use crate::account::{AccessLog, LogSettings, LogTarget};
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
-use crate::act::tls::NoSecrets;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
@@ -190,7 +189,7 @@ async fn start(
                 connect_timeout,
                 dial_special: !strict,
             },
-            outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))),
+            outbound: Arc::new(Outbound::new(Arc::clone(&policy) as _)),
             log: log.clone(),
             workload: Arc::clone(&workload),
             counts: Arc::clone(&counts),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::host::HostName;
@@ -129,7 +129,7 @@ pub enum Upstream {
     /// Names that the daemon resolves (RES-3, RES-4).
     Dns {
         /// What to resolve, each with its port.
-        endpoints: Arc<[Endpoint<(HostName, u16)>]>,
+        endpoints: Arc<[Endpoint<(Place, u16)>]>,
         /// First address of the latest answer only (RES-4).
         round_robin: bool,
     },
@@ -137,6 +137,31 @@ pub enum Upstream {
     None,
     /// There is no such cluster: NC (VS-21).
     NoCluster,
+}
+
+/// How an endpoint is given where names are resolved (RES-3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The daemon resolves it.
+    Name(HostName),
+    /// It stands for itself.
+    Ip(IpAddr),
+}
+
+impl From<HostName> for Place {
+    fn from(name: HostName) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "{name}"),
+            Self::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+            Self::Ip(ip) => write!(f, "{ip}"),
+        }
+    }
 }
 
 /// One upstream endpoint and its share.

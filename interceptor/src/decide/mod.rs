@@ -261,7 +261,7 @@ impl Inner {
                 Upstream::Static([Endpoint { target, weight: 1 }].into())
             }
             Host::Name(name) => Upstream::Dns {
-                endpoints: [Endpoint { target: (name.clone(), port), weight: 1 }].into(),
+                endpoints: [Endpoint { target: (name.clone().into(), port), weight: 1 }].into(),
                 round_robin: false,
             },
         };

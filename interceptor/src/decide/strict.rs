@@ -16,8 +16,8 @@ use super::pattern::HostIndex;
 use super::request::Host;
 use super::service::{Asked, longest};
 use super::{
-    Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Reason, Service, Target,
-    Upstream, judge_requests, refuse,
+    Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Place, Reason, Service,
+    Target, Upstream, judge_requests, refuse,
 };
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
@@ -396,10 +396,19 @@ impl<T: Copy> Addresses<T> {
             return;
         }
         self.anywhere.get_or_insert(value);
-        if let Target::Fixed(Upstream::Static(endpoints)) = &service.cluster.target {
-            for endpoint in endpoints.iter() {
-                self.endpoints.entry(endpoint.target.ip()).or_insert(value);
+        let mut own = |ip| _ = self.endpoints.entry(ip).or_insert(value);
+        match &service.cluster.target {
+            Target::Fixed(Upstream::Static(endpoints)) => {
+                endpoints.iter().for_each(|endpoint| own(endpoint.target.ip()));
             }
+            Target::Fixed(Upstream::Dns { endpoints, .. }) => {
+                for endpoint in endpoints.iter() {
+                    if let (Place::Ip(ip), _) = &endpoint.target {
+                        own(*ip);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 

@@ -13,7 +13,7 @@ use crate::account::{Encoding, Flag, Format, HttpFields, Record};
 use crate::decide::host::HostName;
 use crate::decide::route::{Abort, Destination, Forward, LocalReply};
 use crate::decide::traffic::{Origination, Trust, UpstreamProtocol, Verify};
-use crate::decide::{Action, Block, Decision, Endpoint, Upstream};
+use crate::decide::{Action, Block, Decision, Place, Upstream};
 use crate::policy::Enforcement;
 
 /// What can be observed, under the names of scenario files' expectations. What is not known
@@ -317,15 +317,19 @@ enum Places {
 
 fn places(upstream: &Upstream, question: &Question, names: &Names<'_>) -> Places {
     let dialled = |port| Places::Known(vec![SocketAddr::new(names.dialled.addr.ip(), port)]);
-    let of_names = |targets: &[(&HostName, u16)]| {
+    let of_names = |targets: &[(Place, u16)]| {
         let mut known = Vec::new();
-        for (name, port) in targets {
-            match names.lookup(name) {
+        for (place, port) in targets {
+            let found = match place {
+                Place::Ip(ip) => Some(vec![*ip]),
+                Place::Name(name) => names.lookup(name).map(|addresses| addresses.to_vec()),
+            };
+            match found {
                 Some(addresses) => {
                     known.extend(addresses.iter().map(|ip| SocketAddr::new(*ip, *port)));
                 }
                 None => {
-                    let named = targets.iter().map(|(name, port)| format!("{name}:{port}"));
+                    let named = targets.iter().map(|(place, port)| format!("{place}:{port}"));
                     return Places::Named(named.collect());
                 }
             }
@@ -338,17 +342,15 @@ fn places(upstream: &Upstream, question: &Question, names: &Names<'_>) -> Places
             if names.owns(host, question) {
                 dialled(*port)
             } else {
-                of_names(&[(host, *port)])
+                of_names(&[(host.clone().into(), *port)])
             }
         }
         Upstream::Static(endpoints) => {
             Places::Known(endpoints.iter().map(|endpoint| endpoint.target).collect())
         }
         Upstream::Dns { endpoints, round_robin } => {
-            let targets: Vec<_> = endpoints
-                .iter()
-                .map(|Endpoint { target: (name, port), .. }| (name, *port))
-                .collect();
+            let targets: Vec<_> =
+                endpoints.iter().map(|endpoint| endpoint.target.clone()).collect();
             match of_names(&targets) {
                 Places::Known(mut all) if *round_robin => {
                     all.truncate(1);

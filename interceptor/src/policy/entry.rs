@@ -70,23 +70,23 @@ pub(super) struct ServiceEndpoint {
 /// A workload that entries may select (SE-8, SE-11).
 #[derive(Debug, Clone)]
 pub(super) struct Workload {
+    pub(super) id: RuleId,
     pub(super) namespace: Arc<str>,
     pub(super) labels: Vec<(String, String)>,
     pub(super) endpoint: ServiceEndpoint,
 }
 
-/// The endpoints that a selector of `namespace` takes; one without labels takes none (SEV-10).
-pub(super) fn selected(
-    workloads: &[Workload],
+/// The workloads that a selector of `namespace` takes; one without labels takes none (SEV-10).
+pub(super) fn selected<'a>(
+    workloads: &'a [Workload],
     namespace: &str,
     selector: &[(String, String)],
-) -> Vec<ServiceEndpoint> {
-    let takes = |workload: &&Workload| {
+) -> impl Iterator<Item = &'a Workload> {
+    workloads.iter().filter(move |workload| {
         *workload.namespace == *namespace
             && !selector.is_empty()
             && selector.iter().all(|label| workload.labels.contains(label))
-    };
-    workloads.iter().filter(takes).map(|workload| workload.endpoint.clone()).collect()
+    })
 }
 
 /// What an endpoint's address may be.

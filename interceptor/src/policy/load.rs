@@ -202,8 +202,6 @@ fn load_once(
         let message = "a second mesh configuration; give one only";
         out.errors.push(context.notice(At { line: 1, column: 1 }, "", message));
     }
-    check_unique(&resources, &mut out);
-
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
     let mut entries: Vec<_> = resources
         .service_entries
@@ -264,6 +262,7 @@ fn load_once(
         log_format: mesh.log_format,
         udp_allowed: compiled.udp,
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+        credentials: resources.secrets.keyring(namespace),
     };
     let inventory = {
         let rejected: HashSet<_> =
@@ -372,21 +371,6 @@ fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) ->
                 out.warnings.push(context.notice(timeout.at, &timeout.path, message));
             }
             Some(STRICT_SNIFF_TIMEOUT)
-        }
-    }
-}
-
-/// Two resources of one name would shadow each other silently.
-fn check_unique(resources: &Resources, out: &mut Findings) {
-    let mut seen = std::collections::HashSet::new();
-    let entries =
-        resources.service_entries.iter().map(|e| ("ServiceEntry", &e.meta, &e.context, e.spec.at));
-    let routes =
-        resources.virtual_services.iter().map(|v| ("VirtualService", &v.meta, &v.context, v.at.at));
-    for (kind, meta, context, at) in entries.chain(routes) {
-        if !seen.insert((kind, &meta.namespace, &meta.name)) {
-            let message = "a second resource of this name; rename or remove one";
-            out.errors.push(context.notice(at, "metadata.name", message));
         }
     }
 }

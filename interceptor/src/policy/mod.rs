@@ -1,5 +1,6 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
+mod base64;
 mod compile;
 mod destination_rule;
 mod entry;
@@ -31,6 +32,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 pub use self::inventory::{Changes, Inventory};
+pub use self::kubernetes::{Credentials, Keyring};
 pub use self::load::{Caller, Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
 pub use self::watch::Watch;
@@ -105,6 +107,8 @@ pub struct Snapshot {
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in
     /// strict with REGISTRY_ONLY).
     pub refuse_datagrams: bool,
+    /// What `credentialName` means to the workload (TLS-9).
+    pub credentials: Keyring,
 }
 
 /// The current snapshot, swapped whole.

@@ -1,5 +1,6 @@
 //! From documents to resources: what kind, whose, and what of it is understood.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,6 +48,8 @@ pub(super) struct Resources {
     pub(super) seen: Vec<Seen>,
     /// What to read in place of some resources.
     pub(super) substitutes: Substitutes,
+    /// The resources so far of kinds that would shadow each other.
+    names: HashSet<Arc<str>>,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
@@ -173,6 +176,7 @@ impl Resources {
             out.errors.push(cx.notice(at, "apiVersion", message));
             return;
         }
+        self.check_unique(&kind.value, node, &cx, out);
         match kind.value.as_str() {
             "ServiceEntry" => {
                 top.take("status");
@@ -253,6 +257,16 @@ impl Resources {
             }
         }
         top.finish(&cx, out);
+    }
+
+    /// Two resources of one name would shadow each other silently.
+    fn check_unique(&mut self, kind: &str, node: &Node, cx: &Context, out: &mut Findings) {
+        let Some(id) = cx.resource.as_ref().filter(|_| shadows(kind)) else { return };
+        if !self.names.insert(Arc::clone(id)) {
+            let name = node.get("metadata").and_then(|metadata| metadata.get("name"));
+            let message = "a second resource of this name; rename or remove one";
+            out.errors.push(cx.notice(name.map_or(node.at, |n| n.at), "metadata.name", message));
+        }
     }
 
     /// `spec.meshConfig` of an IstioOperator, the kind itself given or not.
@@ -365,6 +379,11 @@ const NAMED: [&str; 9] = [
     "VirtualService",
     "Sidecar",
 ];
+
+/// Whether a second resource of this kind and name would take the first one's place.
+fn shadows(kind: &str) -> bool {
+    NAMED.contains(&kind) || kind == "ConfigMap"
+}
 
 fn read_meta(
     node: &Node,

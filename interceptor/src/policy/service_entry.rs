@@ -136,19 +136,7 @@ impl Port {
 impl Endpoint {
     fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
-        for (field, effect) in [
-            ("locality", "all endpoints are equally near"),
-            ("serviceAccount", "no identity is checked"),
-        ] {
-            if let Some(found) = f.take(field) {
-                not_yet(cx, out, &found, effect);
-            }
-        }
-        let network = f.text("network", cx, out);
-        if let Some(found) = &network {
-            let message = "not supported yet: all endpoints are dialled directly";
-            out.warnings.push(cx.notice(found.at, &found.path, message));
-        }
+        let network = without_effect(&mut f, cx, out);
         let ports = f.entries("ports", cx, out).unwrap_or_default();
         let mut labels = string_map(f.entries("labels", cx, out), cx, out);
         labels.sort();
@@ -169,6 +157,29 @@ impl Endpoint {
         f.finish(cx, out);
         endpoint
     }
+}
+
+/// What an endpoint may say that changes nothing here, said so; gives its `network`.
+pub(super) fn without_effect(
+    f: &mut Fields<'_>,
+    cx: &Context,
+    out: &mut Findings,
+) -> Option<Located<String>> {
+    let mut said = |found: &Located<String>, why: &str| {
+        let message = format!("has no effect here: {why}");
+        out.warnings.push(cx.notice(found.at, &found.path, message));
+    };
+    if let Some(found) = f.text("locality", cx, out) {
+        said(&found, "where the workload runs is not known, so all endpoints are equally near");
+    }
+    if let Some(found) = f.text("serviceAccount", cx, out) {
+        said(&found, "no mesh identity is checked; list names in subjectAltNames");
+    }
+    let network = f.text("network", cx, out);
+    if let Some(found) = &network {
+        said(found, "endpoints are dialled directly, in whatever network they are");
+    }
+    network
 }
 
 /// The meaning of an enumerated text, or an error that lists what is allowed.

@@ -179,11 +179,6 @@ impl Check<'_> {
                 self.reject(&port.protocol, message);
                 continue;
             };
-            let upper = port.protocol.value.to_ascii_uppercase();
-            if matches!(upper.as_str(), "HTTP2" | "GRPC" | "GRPC-WEB") {
-                let message = "not supported yet: HTTP/2 to the upstream (SE-15); treated as HTTP";
-                self.warn(&port.protocol, message);
-            }
             let name = port.name.value.clone();
             let kind = PortKind::of(&port.protocol.value);
             ports.extend(number.map(|number| ServicePort {
@@ -253,12 +248,6 @@ impl Check<'_> {
                 let labels = endpoint.labels.clone();
                 endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
             }
-        }
-        let names = endpoints.iter().filter(|e| matches!(e.address, EndpointAddress::Name(_)));
-        let names = names.count();
-        if self.good && names > 0 && names < endpoints.len() {
-            let at = &entry.endpoints[0].address;
-            self.unsupported(at, "names and IP addresses among the endpoints of one entry");
         }
         endpoints
     }

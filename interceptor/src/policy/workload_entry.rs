@@ -8,6 +8,7 @@ use super::destination_rule::{Reader, string_pairs};
 use super::entry::{EndpointAddress, ServiceEndpoint, Workload, is_dns_label};
 use super::fields::{Context, Fields, Findings, Located, int};
 use super::resource::Meta;
+use super::service_entry::without_effect;
 use crate::decide::RuleId;
 use crate::decide::host::HostName;
 
@@ -23,11 +24,6 @@ pub(crate) struct WorkloadEntry {
     pub(super) labels: Vec<(String, String)>,
     /// At least 1.
     pub(super) weight: u32,
-    /// `region/zone/subzone`.
-    pub(super) locality: Option<String>,
-    /// A reachability domain.
-    pub(super) network: Option<String>,
-    pub(super) service_account: Option<String>,
 }
 
 /// Where a workload listens.
@@ -51,7 +47,7 @@ impl WorkloadEntry {
         let mut r = Reader::new(cx, out);
         let absent = Located { value: (), at: f.at(), path: f.path_of("address") };
         let ports = read_ports(&mut f, &mut r);
-        let network = f.text("network", r.cx, r.out).filter(|n| !n.value.is_empty());
+        let network = without_effect(&mut f, r.cx, r.out).filter(|n| !n.value.is_empty());
         let given = f.text("address", r.cx, r.out).filter(|n| !n.value.is_empty());
         if given.is_none() && network.is_none() {
             r.reject(&absent, "missing, and no network instead (SEV-24)");
@@ -70,16 +66,13 @@ impl WorkloadEntry {
             ports,
             labels,
             weight: r.number(&mut f, "weight").map_or(1, |weight| weight.value.max(1)),
-            locality: f.text("locality", r.cx, r.out).map(|n| n.value),
-            network: network.map(|n| n.value),
-            service_account: f.text("serviceAccount", r.cx, r.out).map(|n| n.value),
         };
         f.finish(r.cx, r.out);
         r.good.then_some(entry)
     }
 
     /// `WorkloadEntry default/vm1`.
-    pub(super) fn id(&self) -> RuleId {
+    fn id(&self) -> RuleId {
         RuleId {
             kind: "WorkloadEntry",
             namespace: Arc::clone(&self.meta.namespace),
@@ -91,6 +84,7 @@ impl WorkloadEntry {
     pub(super) fn to_workload(&self) -> Option<Workload> {
         let Some(WorkloadAddress::Inet(address)) = &self.address else { return None };
         Some(Workload {
+            id: self.id(),
             namespace: Arc::clone(&self.meta.namespace),
             labels: self.labels.clone(),
             endpoint: ServiceEndpoint {

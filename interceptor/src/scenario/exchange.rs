@@ -16,9 +16,6 @@ use crate::decide::route::{
 use crate::decide::traffic::UpstreamProtocol;
 use crate::decide::{ClusterName, Reason};
 
-/// Wait before a repeated attempt: the base of Envoy's exponential backoff (VS-40).
-const BACKOFF: Duration = Duration::from_millis(25);
-
 /// A client's order to Envoy (VS-31).
 const CLIENT_TIMEOUT: &str = "x-envoy-upstream-rq-timeout-ms";
 
@@ -242,7 +239,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
                 let exhausted = wanted && allowed > 0;
                 return self.end(attempt, upstream, exhausted);
             }
-            self.elapsed += BACKOFF;
+            self.elapsed += retries.back_off;
         }
     }
 

@@ -19,7 +19,7 @@ use crate::decide::traffic::{
     HashKey, Identity, LoadBalancer, Origination, OutlierDetection, TrafficPolicy, Trust,
     UpstreamProtocol, Verify,
 };
-use crate::decide::{Reason, Upstream};
+use crate::decide::{Place, Reason, Upstream};
 
 /// What the proxy brings along that no decision says.
 #[derive(Debug, Clone, Copy)]
@@ -236,8 +236,12 @@ impl<'n> World<'n> {
                 let mut all = Vec::new();
                 let mut failure = Nowhere::NoHost;
                 for endpoint in endpoints.iter() {
-                    let (host, port) = &endpoint.target;
-                    match self.fit_to_dial(host, *port) {
+                    let (place, port) = &endpoint.target;
+                    let found = match place {
+                        Place::Ip(ip) => Ok(vec![SocketAddr::new(*ip, *port)]),
+                        Place::Name(host) => self.fit_to_dial(host, *port),
+                    };
+                    match found {
                         Ok(mut addresses) => {
                             if *round_robin {
                                 addresses.truncate(1);

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::act::relay::{RelayEnd, RelayLimits, relay};
-use crate::act::tls::NoSecrets;
+use crate::act::tls::testing::NoSecrets;
 use crate::act::tls::testing::{Authority, serve};
 use crate::decide::traffic::{Tunnel, Verify};
 use crate::decide::{ClusterName, Endpoint};

@@ -76,7 +76,9 @@ fn verified(name: &str, port: u16) -> Upstream {
 }
 
 fn names(list: &[(&str, u16)], round_robin: bool) -> Upstream {
-    let endpoint = |&(name, port): &(&str, u16)| Endpoint { target: (host(name), port), weight: 1 };
+    let place = |name: &str| name.parse().map_or_else(|_| host(name).into(), Place::Ip);
+    let endpoint =
+        |&(name, port): &(&str, u16)| Endpoint { target: (place(name), port), weight: 1 };
     Upstream::Dns { endpoints: list.iter().map(endpoint).collect(), round_robin }
 }
 
@@ -270,6 +272,21 @@ async fn endpoints_stand_in_for_one_that_does_not_resolve_or_answer() {
             let dialled = dialer.dial(&upstream, dst("192.0.2.1", 80)).await.unwrap();
             assert_eq!(dialled.upstream.port(), port);
         }
+    }
+}
+
+/// RES-3, T-40: an entry's own address needs no resolution and no permission, whatever stands beside it.
+#[tokio::test]
+async fn res3_addresses_among_names() {
+    let (_listener, port) = listen("127.0.0.1").await;
+    let dialer = dialer(&[("a.example", &["127.0.0.1"])], false);
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    for beside in ["nowhere.example", "a.example"] {
+        let upstream = names(&[(beside, port), ("127.0.0.1", port)], false);
+        let dialled = dialer.dial(&upstream, dst("192.0.2.1", 80)).await.unwrap();
+        assert_eq!(dialled.upstream, at);
+        let candidates = dialer.candidates(&upstream).await.unwrap().unwrap();
+        assert_eq!(candidates.iter().map(|one| one.address).collect::<Vec<_>>(), [at]);
     }
 }
 

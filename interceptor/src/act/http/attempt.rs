@@ -12,7 +12,7 @@ use crate::account::Record;
 use crate::act::carrier::{Ask, Carrier, CarryError};
 use crate::act::cluster::{Kind, Outcome};
 use crate::act::dial::DialError;
-use crate::act::tls::Alpn;
+use crate::act::tls::{Alpn, TlsError};
 use crate::decide::Reason;
 use crate::decide::route::Destination;
 
@@ -65,9 +65,7 @@ impl Failed {
         let cause = match error {
             CarryError::Dial(DialError::Connect { .. }) => Cause::Connect,
             // What cannot be made here cannot be made by trying again.
-            CarryError::Tls { error: crate::act::tls::TlsError::Handshake(_), .. } => {
-                Cause::Connect
-            }
+            CarryError::Tls { error: TlsError::Handshake(_), .. } => Cause::Connect,
             _ => Cause::Other,
         };
         Self { cause, reply: Reply::not_carried(error).into(), upload: false }
@@ -75,15 +73,21 @@ impl Failed {
 }
 
 impl Target<'_> {
-    fn purpose(&self) -> Purpose {
+    /// What a connection for the request has to be made for, and of, now.
+    async fn purpose(&self) -> Result<Purpose, TlsError> {
         let traffic = &self.destination.traffic;
-        Purpose {
+        let made_of = match &traffic.tls {
+            None => None,
+            Some(rule) => Some(self.carrier.outbound.originator.stamp(rule).await?),
+        };
+        Ok(Purpose {
             cluster: self.destination.cluster.clone(),
             upstream: self.destination.upstream.clone(),
             traffic: traffic.clone(),
             host: traffic.tls.as_ref().and_then(|_| self.ask.host.map(str::to_owned)),
+            made_of,
             http2: self.http2,
-        }
+        })
     }
 
     /// Sends the request and waits for the head of the answer. A kept connection that turns out to
@@ -117,7 +121,13 @@ impl Target<'_> {
             let rules = self.destination.traffic.outlier.as_ref();
             cluster.report(address, outcome, rules, total);
         };
-        let purpose = self.purpose();
+        let purpose = match self.purpose().await {
+            Ok(purpose) => purpose,
+            Err(error) => {
+                let tried = choice.first();
+                return failed(CarryError::Tls { tried, error }, entry);
+            }
+        };
         let suits = |address| choice.suits(address, self.destination, avoid);
         let copy = self.repeatable.then(|| parts.clone());
         let mut request = Request::from_parts(parts, upload);

@@ -227,9 +227,9 @@ impl<W: World> Session<W> {
                 }
             }
             drop(outcome);
-            let failed = tried.now.take();
+            let failed = tried.now.take().filter(|_| retries.elsewhere);
             tried.before.extend(failed);
-            sleep(retry::back_off(made)).await;
+            sleep(retry::back_off(made, retries.back_off)).await;
         }
     }
 

@@ -67,6 +67,7 @@ pub(super) fn send(
                 upstream: destination.upstream.clone(),
                 traffic: Arc::clone(traffic),
                 host: None,
+                made_of: None,
                 http2,
             };
             let mut connection = pool.start(purpose, carried).await.ok()?;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::act::carrier::{Carried, Held, Stream};
+use crate::act::tls::Stamp;
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{ClusterName, Upstream};
 
@@ -40,6 +41,8 @@ pub(super) struct Purpose {
     pub(super) traffic: Arc<TrafficPolicy>,
     /// The Host that TLS was made for.
     pub(super) host: Option<String>,
+    /// What TLS was made of; a credential that changed or went is served by no kept connection.
+    pub(super) made_of: Option<Stamp>,
     /// Whether HTTP/2 is spoken.
     pub(super) http2: bool,
 }

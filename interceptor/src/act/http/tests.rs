@@ -14,7 +14,7 @@ use super::*;
 use crate::account::Captured;
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
-use crate::act::tls::NoSecrets;
+use crate::act::tls::testing::NoSecrets;
 use crate::decide::route::{Destination, Forward, LocalReply, RouteActions};
 use crate::decide::traffic::{TrafficPolicy, UpstreamProtocol};
 use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId, Upstream};

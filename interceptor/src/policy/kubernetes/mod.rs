@@ -2,11 +2,11 @@
 //! ConfigMaps that `credentialName` names. What their own API server checks is not checked again:
 //! unknown fields are passed over.
 
-mod base64;
 mod secret;
 mod service;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::secret::{Credentials, SecretStore};
+pub(super) use self::secret::SecretStore;
+pub use self::secret::{Credentials, Keyring};
 pub(super) use self::service::{EndpointSlice, KubernetesService};

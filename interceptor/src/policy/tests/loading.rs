@@ -186,7 +186,7 @@ fn what_is_not_supported_yet_is_said() {
         + "  endpoints:\n  - address: b.com\n    locality: r/z\n    serviceAccount: sa\n";
     let said = warned(&fields);
     assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said.iter().all(|line| line.contains("not supported yet")), "{said:?}");
+    assert!(said.iter().all(|line| line.contains("has no effect here")), "{said:?}");
     let socket = GOOD.replace("DNS", "STATIC") + "  endpoints:\n  - address: unix:///run/x\n";
     assert_eq!(
         errors(&socket),
@@ -200,9 +200,91 @@ fn two_resources_of_one_name_are_refused() {
     let text = format!("{GOOD}---\n{GOOD}");
     assert_eq!(
         errors(&text),
-        ["p.yaml:18:3: ServiceEntry default/a: metadata.name: a second resource of this name; \
+        ["p.yaml:15:9: ServiceEntry default/a: metadata.name: a second resource of this name; \
           rename or remove one"]
     );
+    let istio = "networking.istio.io/v1";
+    for (version, kind, body) in [
+        (istio, "DestinationRule", "spec: {host: a.com, trafficPolicy: {tls: {mode: DISABLE}}}"),
+        (istio, "WorkloadEntry", "spec: {address: 192.0.2.1}"),
+        (
+            istio,
+            "VirtualService",
+            "spec: {hosts: [a.com], http: [{directResponse: {status: 200}}]}",
+        ),
+        (istio, "Sidecar", "spec: {egress: [{hosts: ['*/*']}]}"),
+        ("v1", "Service", "spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}"),
+        ("v1", "Secret", "stringData: {tls.key: HUSH}"),
+        ("v1", "ConfigMap", "data: {ca.crt: x}"),
+    ] {
+        let one = |name: &str, namespace: &str| {
+            format!(
+                "---\napiVersion: {version}\nkind: {kind}\n\
+                 metadata: {{name: {name}, namespace: {namespace}}}\n{body}\n"
+            )
+        };
+        let twice = errors(&(one("x", "n") + &one("x", "n")));
+        let said =
+            format!("p.yaml:9:18: {kind} n/x: metadata.name: a second resource of this name; ");
+        assert_eq!(twice, [said + "rename or remove one"]);
+        let apart = one("x", "n") + &one("y", "n") + &one("x", "o");
+        assert!(load_text(&apart, Enforcement::Strict).is_ok(), "{kind}");
+    }
+}
+
+/// SE-8: the workloads that an entry selects, addresses only where nothing is resolved; RES-3,
+/// SE-15: addresses beside names, and HTTP/2, need no remark.
+#[test]
+fn se_8_workloads_by_resolution() {
+    let workload = |name: &str, address: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}}}\n\
+             spec: {{address: {address}, labels: {{app: a}}}}\n"
+        )
+    };
+    let workloads = workload("one", "192.0.2.1") + &workload("two", "vm.example.com");
+    let entry = GOOD.replace("HTTP", "GRPC") + "  workloadSelector: {labels: {app: a}}\n";
+    let left_out = "p.yaml:6:3: ServiceEntry default/a: spec.workloadSelector: WorkloadEntry \
+                    default/two is left out: vm.example.com is a name, and STATIC takes addresses; \
+                    use resolution DNS (SE-8)";
+    for (resolution, said, places) in [
+        ("STATIC", vec![left_out], "192.0.2.1:80"),
+        ("DNS", vec![], "192.0.2.1:80, vm.example.com:80"),
+    ] {
+        let text = entry.replace("resolution: DNS", &format!("resolution: {resolution}"));
+        for profile in [Enforcement::Strict, Enforcement::Istio] {
+            let loaded = load_text(&format!("{text}{workloads}"), profile).expect("accepted");
+            assert_eq!(texts(&loaded.warnings), said);
+            let shown = match upstream(&loaded) {
+                decide::Upstream::Static(found) => {
+                    found.iter().map(|one| one.target.to_string()).collect::<Vec<_>>()
+                }
+                decide::Upstream::Dns { endpoints, .. } => {
+                    let targets = endpoints.iter().map(|one| &one.target);
+                    targets.map(|(place, port)| format!("{place}:{port}")).collect()
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(shown.join(", "), places);
+        }
+    }
+}
+
+/// Where a request for a.com goes.
+fn upstream(loaded: &Loaded) -> decide::Upstream {
+    let head = decide::RequestHead {
+        method: "GET",
+        authority: None,
+        hosts: &["a.com"],
+        path: "/",
+        version: 11,
+        headers: &(),
+    };
+    let dst = OriginalDst::new("192.0.2.9:80".parse().expect("an address"));
+    let flow = decide::Flow { dst, namespace: "default" };
+    let decision = decide::by_request(&loaded.snapshot.policy, &flow, &head);
+    let decide::Action::Forward(forward) = decision.action else { panic!("{decision:?}") };
+    forward.destinations[0].upstream.clone()
 }
 
 #[test]

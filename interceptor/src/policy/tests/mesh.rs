@@ -3,6 +3,11 @@
 use std::time::Duration;
 
 use super::*;
+use crate::decide;
+use crate::decide::host::HostName;
+use crate::origin::OriginalDst;
+use crate::sniff::{ClientHello, Hello};
+
 #[test]
 fn mesh_1_modes() {
     for (text, expected) in [
@@ -38,6 +43,40 @@ fn mesh_1_modes() {
         assert_eq!(loaded.snapshot.refuse_datagrams, refuses, "{text}");
         let istio = load_mesh(text, Enforcement::Istio).expect("accepted");
         assert!(!istio.snapshot.refuse_datagrams, "CAP-1: {text}");
+    }
+}
+
+/// MESH-8, DR-1: a DestinationRule that does not say who sees it is seen by whom the mesh says.
+#[test]
+fn mesh_8_default_export_of_destination_rules() {
+    let rules = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: other}\n\
+                 spec: {hosts: [a.com], ports: [{number: 443, name: t, protocol: TLS}], resolution: DNS}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: other}\n\
+                 spec: {host: a.com, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 7s}}}}\n";
+    let own = rules.replace("spec: {host: a.com,", "spec: {host: a.com, exportTo: ['*'],");
+    for (mesh, text, seen) in [
+        ("{}", rules, true),
+        ("defaultDestinationRuleExportTo: ['*']", rules, true),
+        ("defaultDestinationRuleExportTo: ['.']", rules, false),
+        ("defaultDestinationRuleExportTo: [default]", rules, true),
+        ("defaultDestinationRuleExportTo: ['.']", &own, true),
+    ] {
+        let loaded = load_from(text, |file| Sources {
+            files: vec![file],
+            mesh_text: Some(("mesh".into(), mesh.to_owned())),
+            ..Sources::default()
+        });
+        let loaded = loaded.expect("accepted");
+        let flow = decide::Flow {
+            dst: OriginalDst::new("192.0.2.1:443".parse().expect("an address")),
+            namespace: "default",
+        };
+        let sni = HostName::parse("a.com").ok();
+        let hello = Hello::Tls(ClientHello { sni, ..ClientHello::default() });
+        let decision = decide::by_hello(&loaded.snapshot.policy, &flow, &hello);
+        let decide::Action::Relay(to) = decision.action else { panic!("{decision:?}") };
+        let timeout = seen.then_some(Duration::from_secs(7));
+        assert_eq!(to[0].traffic.connect_timeout, timeout, "{mesh}");
     }
 }
 

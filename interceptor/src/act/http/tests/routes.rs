@@ -1,7 +1,7 @@
 //! What routes ask for: time-outs, retries, faults, rewrites, headers, mirrors, replies (10.3-10.5).
 
 use super::*;
-use crate::decide::route::{Abort, Cors, HeaderOps, Mirror, RetryOn, Rewrite, TextMatch};
+use crate::decide::route::{Abort, Cors, HeaderOps, Mirror, Retries, RetryOn, Rewrite, TextMatch};
 
 const GET: &str = "GET /p?q HTTP/1.1\r\nHost: a.com\r\n\r\n";
 
@@ -115,13 +115,8 @@ async fn retries() {
     for (attempts, on, statuses, idempotent_only, request, expected, flags) in cases {
         let stub = counting(unavailable).await;
         let names = Names::default().allow("a.com", stub.at).route(|route| {
-            route.retries = crate::decide::route::Retries {
-                attempts,
-                per_try_timeout: None,
-                on,
-                statuses,
-                idempotent_only,
-            };
+            route.retries =
+                Retries { attempts, on, statuses, idempotent_only, ..Retries::default() };
         });
         let (response, records) = ask(&names, request).await;
         assert!(response.ends_with("busy"), "{response}");
