@@ -176,6 +176,7 @@ impl Client {
         let stream = TcpStream::connect(at).await.expect("connects");
         let (accepted, src) = listener.accept().await.expect("accepts");
         let origin = Origin {
+            id: 1,
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
