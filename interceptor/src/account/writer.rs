@@ -77,7 +77,8 @@ impl Lines {
         };
         let (queue, lines) = sync_channel(QUEUE_LINES);
         let (progress, done) = watch::channel(0);
-        let shared = Arc::new(Shared { queued_bytes: AtomicUsize::new(0), dropped: Arc::clone(dropped) });
+        let shared =
+            Arc::new(Shared { queued_bytes: AtomicUsize::new(0), dropped: Arc::clone(dropped) });
         let writers_share = Arc::clone(&shared);
         thread::Builder::new()
             .name("access-log".into())

@@ -13,8 +13,8 @@ use crate::act::carrier::{Ask, Carrier, CarryError};
 use crate::act::cluster::{Kind, Outcome};
 use crate::act::dial::DialError;
 use crate::act::tls::Alpn;
-use crate::decide::{ClusterName, Reason};
 use crate::decide::route::Destination;
+use crate::decide::{ClusterName, Reason};
 
 use super::entry::{Entry, UnderWay, is_reset};
 use super::pool::{Connection, Pool, Purpose};

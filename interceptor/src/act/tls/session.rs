@@ -132,10 +132,7 @@ mod tests {
             ("TLS13_CHACHA20_POLY1305_SHA256", "TLS_CHACHA20_POLY1305_SHA256"),
             ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "ECDHE-RSA-AES128-GCM-SHA256"),
             ("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "ECDHE-ECDSA-AES256-GCM-SHA384"),
-            (
-                "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-                "ECDHE-RSA-CHACHA20-POLY1305",
-            ),
+            ("TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "ECDHE-RSA-CHACHA20-POLY1305"),
         ] {
             assert_eq!(openssl_name(suite), name);
         }
