@@ -17,6 +17,7 @@ use crate::act::cluster::hash_of;
 use crate::act::dial::{DialError, Dialer, Dialled};
 use crate::act::http::HttpContext;
 use crate::act::relay::{RelayEnd, RelayLimits};
+use crate::act::tls::TlsSession;
 use crate::act::{block, http, pick, relay};
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
@@ -74,10 +75,11 @@ impl Counts {
 struct Counted(Arc<Counts>);
 
 impl Counted {
-    fn new(counts: &Arc<Counts>) -> Self {
+    /// Gives the connection's number too.
+    fn new(counts: &Arc<Counts>) -> (Self, u64) {
         counts.active.fetch_add(1, Ordering::Relaxed);
-        counts.total.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(counts))
+        let number = counts.total.fetch_add(1, Ordering::Relaxed) + 1;
+        (Self(Arc::clone(counts)), number)
     }
 }
 
@@ -89,19 +91,20 @@ impl Drop for Counted {
 
 /// Serves one accepted connection to its end.
 pub async fn serve(accepted: Accepted, site: Site) {
-    let _counted = Counted::new(&site.counts);
-    match intercept(accepted, &site) {
+    let (_counted, id) = Counted::new(&site.counts);
+    match intercept(accepted, &site, id) {
         Ok(intercepted) => proxy(intercepted, site).await,
-        Err(accepted) => refuse_unknown(accepted, &site),
+        Err(accepted) => refuse_unknown(accepted, &site, id),
     }
 }
 
 /// Accepted to intercepted: what the kernel handed over. Nothing is ever taken from the client's
 /// own bytes, and a miss is never a guess (T-11).
-fn intercept(accepted: Accepted, site: &Site) -> Result<Intercepted, Accepted> {
+fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Accepted> {
     let Some(handover) = site.kernel.handover(&accepted.client) else { return Err(accepted) };
     let (dst, src) = crate::kernel::ends(&handover);
     let origin = Origin {
+        id,
         dst: OriginalDst::new(dst),
         src,
         workload: Arc::clone(&site.workload),
@@ -112,11 +115,12 @@ fn intercept(accepted: Accepted, site: &Site) -> Result<Intercepted, Accepted> {
 }
 
 /// Somebody talks to the listener itself (CAP-11, T-11).
-fn refuse_unknown(accepted: Accepted, site: &Site) {
+fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
     let mut record = Record::new(SystemTime::now(), accepted.local, accepted.peer);
     record.upstream_cluster = Some(ClusterName::black_hole());
     record.flags = vec![Flag::UH];
     record.reason = Reason::NoOriginalDst;
+    record.more.connection_id = Some(id);
     if site.policy.current().enforcement == Enforcement::Strict {
         record.connection_termination_details = Some(Reason::NoOriginalDst.label().into());
     }
@@ -130,7 +134,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
     let snapshot = site.policy.current();
     site.dialer.connect_timeout = snapshot.connect_timeout;
     site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
-    let account = ConnectionAccount::open(site.log.clone(), &origin);
+    let mut account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
         ByAddress::Decided(decision) => {
             Sniffed::without_bytes(settle(decision, &origin, &site).await)
@@ -139,8 +143,12 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
             match sniff(&client, &origin, &site, &snapshot, otherwise).await {
                 Ok(sniffed) => sniffed,
-                // The client is gone: its reset leaves an account with nothing in it.
-                Err(_) => return account.close(0, 0),
+                // The client is gone, by a reset.
+                Err(_) => {
+                    let explain = snapshot.enforcement == Enforcement::Strict;
+                    account.refused(Reason::EarlyClose, explain);
+                    return account.close(0, 0);
+                }
             }
         }
     };
@@ -166,12 +174,14 @@ struct Sniffed {
     decision: Decision,
     bytes: Bytes,
     sni: Option<String>,
+    /// The hello offered encrypted_client_hello (T-26).
+    ech: bool,
     dialled: Option<Result<Dialled, DialError>>,
 }
 
 impl Sniffed {
     fn without_bytes(decision: Decision) -> Self {
-        Self { decision, bytes: Bytes::new(), sni: None, dialled: None }
+        Self { decision, bytes: Bytes::new(), sni: None, ech: false, dialled: None }
     }
 }
 
@@ -219,10 +229,9 @@ async fn sniff(
         }
     };
     let without_hello = |sniffer: Sniffer, dialled| Sniffed {
-        decision: otherwise.clone(),
         bytes: sniffer.into_bytes(),
-        sni: None,
         dialled: Some(dialled),
+        ..Sniffed::without_bytes(otherwise.clone())
     };
     let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
     tokio::select! {
@@ -248,18 +257,20 @@ async fn decide_hello(
     snapshot: &Snapshot,
     otherwise: Decision,
 ) -> Sniffed {
+    let relays = matches!(otherwise.action, Action::Relay(_));
     let decision = match hello {
-        // In ALLOW_ANY a client that half-closes at once may still be answered.
-        Hello::Silent | Hello::Closed => otherwise,
+        Hello::Silent => otherwise,
+        // Where no byte could refuse, a client that half-closes at once may still be answered.
+        Hello::Closed if relays && snapshot.enforcement == Enforcement::Strict => otherwise,
         hello => {
             settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
         }
     };
-    let sni = match hello {
-        Hello::Tls(client_hello) => client_hello.sni.as_ref().map(ToString::to_string),
-        _ => None,
+    let (sni, ech) = match hello {
+        Hello::Tls(hello) => (hello.sni.as_ref().map(ToString::to_string), hello.ech),
+        _ => (None, false),
     };
-    Sniffed { decision, bytes: sniffer.into_bytes(), sni, dialled: None }
+    Sniffed { decision, bytes: sniffer.into_bytes(), sni, ech, dialled: None }
 }
 
 /// Whether the decision relays to where `upstream` already leads. A name that was noticed in
@@ -282,11 +293,14 @@ async fn act(
     sniffed: Sniffed,
     mut account: ConnectionAccount,
 ) {
-    let Sniffed { decision, bytes, sni, dialled } = sniffed;
+    let Sniffed { decision, bytes, sni, ech, dialled } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
     if let Some(sni) = sni {
         account.server_name(sni);
+    }
+    if ech && explain {
+        account.offered_ech();
     }
     match decision.action {
         Action::Block(Block::Reset) => {
@@ -312,7 +326,8 @@ async fn act(
             };
             match carried {
                 Ok(carried) => {
-                    account.upstream(carried.upstream, carried.local);
+                    let tls = || carried.tls.as_deref().map(TlsSession::fields);
+                    account.upstream(carried.upstream, carried.local, tls);
                     let client = Prefixed::new(bytes, client);
                     let limits = RelayLimits::of(&destination.traffic.limits);
                     let relayed = relay::relay(client, carried.stream, limits).await;
@@ -351,7 +366,7 @@ async fn act(
 /// A connection as it was dialled.
 fn plain(dialled: Dialled) -> Carried {
     let Dialled { stream, upstream, local } = dialled;
-    Carried { stream: Stream::Plain(stream), upstream, local, held: Held::default() }
+    Carried { stream: Stream::Plain(stream), upstream, local, tls: None, held: Held::default() }
 }
 
 /// What a consistent hash over the workload's address goes by; a connection has nothing else.

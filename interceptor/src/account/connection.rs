@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::account::{AccessLog, Flag, Record};
+use crate::account::{AccessLog, Flag, Pen, Record, TlsFields};
 use crate::decide::{ClusterName, Decision, Reason};
 use crate::origin::Origin;
 
@@ -11,16 +11,23 @@ use crate::origin::Origin;
 /// before it came that far (a panic, a stop) still leaves a line.
 #[derive(Debug)]
 pub struct ConnectionAccount {
-    log: AccessLog,
+    pen: Pen,
     record: Option<Record>,
+    /// The hello offered to hide the true name (T-26); shown where refusals are explained.
+    ech: bool,
     accepted: tokio::time::Instant,
 }
 
+/// How field 8 says it.
+const ECH: &str = "encrypted_client_hello";
+
 impl ConnectionAccount {
-    /// Opens the account of a connection.
+    /// Opens the account of a connection, to be written by the settings of this moment (MESH-20).
     pub fn open(log: AccessLog, origin: &Origin) -> Self {
-        let record = Record::new(origin.accepted_wall, origin.dst.addr(), origin.src);
-        Self { log, record: Some(record), accepted: origin.accepted }
+        let mut record = Record::new(origin.accepted_wall, origin.dst.addr(), origin.src);
+        record.more.connection_id = Some(origin.id);
+        record.more.attempts = Some(0);
+        Self { pen: log.pen(), record: Some(record), ech: false, accepted: origin.accepted }
     }
 
     /// What the decision says of the line. A refusal carries its reason where `explain` (strict,
@@ -39,7 +46,9 @@ impl ConnectionAccount {
     pub fn refused(&mut self, reason: Reason, explain: bool) {
         let Some(record) = &mut self.record else { return };
         record.reason = reason;
-        record.flags = vec![Flag::UH];
+        // A client that was gone before it asked for anything is not refused: it left (LOG-15).
+        let left = reason == Reason::EarlyClose;
+        record.flags = vec![if left { Flag::DC } else { Flag::UH }];
         if explain {
             record.connection_termination_details = Some(Cow::Borrowed(reason.label()));
         }
@@ -52,6 +61,12 @@ impl ConnectionAccount {
         }
     }
 
+    /// The client offered encrypted_client_hello, or pretended to: the name that it showed need not
+    /// be the one that it means (T-26).
+    pub fn offered_ech(&mut self) {
+        self.ech = true;
+    }
+
     /// The cluster that was chosen.
     pub fn cluster(&mut self, cluster: Option<ClusterName>) {
         if let Some(record) = &mut self.record {
@@ -59,11 +74,20 @@ impl ConnectionAccount {
         }
     }
 
-    /// The upstream connection.
-    pub fn upstream(&mut self, upstream: SocketAddr, local: SocketAddr) {
+    /// The upstream connection, and what its TLS says if the log asks for that.
+    pub fn upstream(
+        &mut self,
+        upstream: SocketAddr,
+        local: SocketAddr,
+        tls: impl FnOnce() -> Option<TlsFields>,
+    ) {
         if let Some(record) = &mut self.record {
             record.upstream_host = Some(upstream);
             record.upstream_local_address = Some(local);
+            record.more.attempts = Some(1);
+            if self.pen.wanted().tls {
+                record.more.upstream_tls = tls();
+            }
         }
     }
 
@@ -76,6 +100,7 @@ impl ConnectionAccount {
     ) {
         if let Some(record) = &mut self.record {
             record.upstream_host = tried;
+            record.more.attempts = Some(u32::from(tried.is_some()));
             record.flags = flags;
             record.upstream_transport_failure_reason = why;
         }
@@ -106,7 +131,14 @@ impl ConnectionAccount {
     fn write(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.duration = self.accepted.elapsed();
-            self.log.write(record);
+            if self.ech {
+                let noted = match record.connection_termination_details.take() {
+                    Some(why) => Cow::Owned(format!("{why},{ECH}")),
+                    None => Cow::Borrowed(ECH),
+                };
+                record.connection_termination_details = Some(noted);
+            }
+            self.pen.write(record);
         }
     }
 }

@@ -177,7 +177,7 @@ impl Format {
         }
     }
 
-    /// Adds the headers that lines of this format print.
+    /// Adds what lines of this format print.
     pub(super) fn want(&self, wanted: &mut Wanted) {
         match &self.0 {
             Shape::Text(pieces) => want_pieces(pieces, wanted),
@@ -220,9 +220,14 @@ fn object(
 
 fn want_pieces(pieces: &[Piece], wanted: &mut Wanted) {
     for piece in pieces {
-        if let Piece::Operator(Operator { what: What::Header(head, name, other), .. }) = piece {
-            wanted.add(*head, name);
-            other.iter().for_each(|other| wanted.add(*head, other));
+        let Piece::Operator(Operator { what, .. }) = piece else { continue };
+        match what {
+            What::Header(head, name, other) => {
+                wanted.add(*head, name);
+                other.iter().for_each(|other| wanted.add(*head, other));
+            }
+            What::Plain(plain) => wanted.tls |= plain.is_tls(),
+            _ => {}
         }
     }
 }

@@ -14,4 +14,4 @@ pub use connection::ConnectionAccount;
 pub use filter::{Filter, FilterError};
 pub use format::{Encoding, Format, FormatError};
 pub use record::{Flag, HttpFields, More, Record, TlsFields};
-pub use sink::{AccessLog, Captured, LogSettings, LogTarget};
+pub use sink::{AccessLog, Captured, LogSettings, LogTarget, Pen};

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
 use super::dial::{DialError, Dialer};
 use super::preamble;
-use super::tls::{Alpn, Originator, Secrets, TlsError};
+use super::tls::{Alpn, Originator, Secrets, TlsError, TlsSession};
 use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
@@ -90,6 +90,8 @@ pub struct Carried {
     pub upstream: SocketAddr,
     /// Our end.
     pub local: SocketAddr,
+    /// What TLS agreed on, where it was originated.
+    pub tls: Option<Arc<TlsSession>>,
     /// Held while the connection lives.
     pub held: Held,
 }
@@ -327,15 +329,18 @@ impl Carrier {
                 .map_err(|_| late())?
                 .map_err(|source| DialError::Connect { tried: upstream, source })?;
         }
-        let stream = match handshake {
-            None => Stream::Plain(stream),
+        let (stream, tls) = match handshake {
+            None => (Stream::Plain(stream), None),
             Some(handshake) => {
                 let shaken = timeout_at(deadline, handshake.run(stream)).await;
                 match shaken
                     .map_err(|_| late())
                     .inspect_err(|_| report(upstream, Outcome::Failure))?
                 {
-                    Ok(stream) => Stream::Wrapped(Box::new(stream)),
+                    Ok(stream) => {
+                        let session = Arc::new(TlsSession::of(stream.get_ref().1));
+                        (Stream::Wrapped(Box::new(stream)), Some(session))
+                    }
                     Err(error) => {
                         report(upstream, Outcome::Failure);
                         return Err(CarryError::Tls { tried: Some(upstream), error });
@@ -346,7 +351,7 @@ impl Carrier {
         if ask.host.is_none() {
             report(upstream, Outcome::Success);
         }
-        Ok(Carried { stream, upstream, local, held })
+        Ok(Carried { stream, upstream, local, tls, held })
     }
 
     fn timeout(&self, traffic: &TrafficPolicy) -> Duration {

@@ -251,6 +251,8 @@ pub enum Reason {
     Malformed,
     /// The verdict needed bytes that did not come in time (T-28).
     SniffTimeout,
+    /// The client closed before it had sent the bytes that the verdict needed (LIS-25).
+    EarlyClose,
     /// A name without an address behind it that the daemon itself knows (R3).
     AddressNotVerified,
     /// A special address that no entry names (T-13, T-40).
@@ -283,6 +285,7 @@ impl Reason {
             Self::WrongProtocol => "wrong_protocol",
             Self::Malformed => "malformed",
             Self::SniffTimeout => "sniff_timeout",
+            Self::EarlyClose => "early_close",
             Self::AddressNotVerified => "address_not_verified",
             Self::SpecialAddress => "special_address",
             Self::NoOriginalDst => "no_original_dst",
@@ -320,6 +323,7 @@ impl Reason {
             Self::SniffTimeout => {
                 "the verdict needs the client's first bytes, and they did not come in time"
             }
+            Self::EarlyClose => "the client closed before it had sent what the verdict needs",
             Self::AddressNotVerified => {
                 "the dialled address does not belong to the host as this machine resolves it; \
                  list it in the addresses of the ServiceEntry if it is right"

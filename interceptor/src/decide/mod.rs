@@ -28,6 +28,7 @@ pub use decision::*;
 pub(crate) use service::{Cluster, Group, RouteTo, Service, StreamRule, Target};
 
 use self::pattern::HostIndex;
+pub use self::request::canonical_host;
 use self::request::{Host, effective_host};
 use self::route::{Destination, Forward};
 use self::service::Asked;
@@ -123,7 +124,7 @@ pub fn by_hello(policy: &Policy, flow: &Flow<'_>, hello: &Hello) -> Decision {
     let Some(rules) = policy.rules(flow) else { return no_policy() };
     if *hello == Hello::Closed {
         // Nothing was asked for, so nothing is refused either: no cluster (LIS-25).
-        return Decision { cluster: None, ..refuse(Block::Close, Reason::SniffTimeout) };
+        return Decision { cluster: None, ..refuse(Block::Close, Reason::EarlyClose) };
     }
     match &rules.tables {
         Tables::Strict(tables) => tables.by_hello(rules, flow.dst.addr(), hello),

@@ -14,7 +14,7 @@ use crate::decide::route::{
     Abort, Cors, Destination, Fault, Forward, HeaderOps, LocalReply, Retries, RetryOn, RouteActions,
 };
 use crate::decide::traffic::UpstreamProtocol;
-use crate::decide::{ClusterName, Reason};
+use crate::decide::{ClusterName, Reason, canonical_host};
 
 /// A client's order to Envoy (VS-31).
 const CLIENT_TIMEOUT: &str = "x-envoy-upstream-rq-timeout-ms";
@@ -219,7 +219,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
             );
             let upstream = match found {
                 Ok(upstream) => upstream,
-                Err(nowhere) => return self.finish(to_nowhere(nowhere), None),
+                Err(nowhere) => return self.finish(to_nowhere(nowhere, self.destination), None),
             };
             self.used.push(upstream);
             self.made += 1;
@@ -333,7 +333,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
 
     fn host(&self) -> Option<String> {
         let rewritten = self.route.rewrite.as_ref().and_then(|rewrite| rewrite.authority.clone());
-        rewritten.or_else(|| self.request.host().map(str::to_owned))
+        rewritten.or_else(|| self.request.host().and_then(canonical_host))
     }
 
     /// What the upstream gets.
@@ -373,8 +373,15 @@ impl<'a, 'n> Attempts<'a, 'n> {
 }
 
 /// RES-8, VS-21, and refusals that came after the decision.
-fn to_nowhere(nowhere: Nowhere) -> Exchanged {
+fn to_nowhere(nowhere: Nowhere, destination: &Destination) -> Exchanged {
     match nowhere {
+        // MESH-31.
+        Nowhere::NoHost if destination.cluster == Some(ClusterName::allow_any_dynamic_dns()) => {
+            let mut done =
+                Exchanged::local(503, "dns_resolution_failure", "DNS resolution failure");
+            done.flags = vec![Flag::DF];
+            done
+        }
         Nowhere::NoHost => {
             let mut done = Exchanged::local(503, "no_healthy_upstream", "no healthy upstream");
             done.flags = vec![Flag::UH];

@@ -117,6 +117,7 @@ impl<'a> Site<'a> {
             Capture::Captured => {}
         }
         let origin = Origin {
+            id: 1,
             dst,
             src: near(dst.addr(), CLIENT_PORT),
             workload: Arc::clone(&self.workload),
@@ -224,7 +225,7 @@ impl<'a> Site<'a> {
         seen.attempts = 1;
         match (&done.failed, done.upstream) {
             (None, Some(upstream)) => {
-                account.upstream(upstream, near(upstream, UPSTREAM_PORT));
+                account.upstream(upstream, near(upstream, UPSTREAM_PORT), || None);
                 account.close(done.bytes.0, done.bytes.1);
                 seen.bytes_to_client = done.bytes.1;
                 seen.response = done.response;

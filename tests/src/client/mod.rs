@@ -78,6 +78,9 @@ pub enum Job {
         /// The name in the hello; without it, no hello is sent
         #[arg(long)]
         name: Option<String>,
+        /// The hello offers encrypted_client_hello
+        #[arg(long, requires = "name")]
+        ech: bool,
         /// Bytes of the pattern
         #[arg(long)]
         bytes: u64,
@@ -197,7 +200,7 @@ pub fn run(job: Job) -> Result<String> {
             let cut = tls::Cut { segment, record, pause: Duration::from_millis(pause), grow };
             tls::hello(to, &name, cut)
         }
-        Job::Echo { to, name, bytes } => tls::echo(to, name.as_deref(), bytes),
+        Job::Echo { to, name, ech, bytes } => tls::echo(to, name.as_deref(), ech, bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
         Job::Grpc { to, authority } => protocols::grpc(to, &authority),
         Job::WebSocket { to, host, count } => protocols::websocket(to, &host, count),

@@ -13,10 +13,10 @@ use crate::act::carrier::{Ask, Carrier, CarryError};
 use crate::act::cluster::{Kind, Outcome};
 use crate::act::dial::DialError;
 use crate::act::tls::{Alpn, TlsError};
-use crate::decide::Reason;
 use crate::decide::route::Destination;
+use crate::decide::{ClusterName, Reason};
 
-use super::entry::{Entry, UnderWay};
+use super::entry::{Entry, UnderWay, is_reset};
 use super::pool::{Connection, Pool, Purpose};
 use super::reply::{Failure, Reply};
 use super::retry::Cause;
@@ -61,14 +61,19 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    fn of(error: &CarryError) -> Self {
+    fn of(error: &CarryError, destination: &Destination) -> Self {
         let cause = match error {
             CarryError::Dial(DialError::Connect { .. }) => Cause::Connect,
             // What cannot be made here cannot be made by trying again.
             CarryError::Tls { error: TlsError::Handshake(_), .. } => Cause::Connect,
             _ => Cause::Other,
         };
-        Self { cause, reply: Reply::not_carried(error).into(), upload: false }
+        let dynamic = destination.cluster == Some(ClusterName::allow_any_dynamic_dns());
+        let reply = match error {
+            CarryError::Dial(DialError::Resolve(_)) if dynamic => Reply::not_resolved(),
+            error => Reply::not_carried(error),
+        };
+        Self { cause, reply: reply.into(), upload: false }
     }
 }
 
@@ -102,7 +107,7 @@ impl Target<'_> {
     ) -> Result<Answered, Failed> {
         let failed = |error: CarryError, entry: &mut Entry| {
             entry.edit(|record| note_error(record, &error));
-            Err(Failed::of(&error))
+            Err(Failed::of(&error, self.destination))
         };
         let limits = &self.destination.traffic.limits;
         let avoid = tried.before.as_slice();
@@ -116,6 +121,7 @@ impl Target<'_> {
             Ok(permit) => permit,
             Err(overflow) => return failed(overflow.into(), entry),
         };
+        entry.edit(|record| *record.more.attempts.get_or_insert(0) += 1);
         let (cluster, total) = (choice.cluster.clone(), choice.total());
         let report = |address, outcome| {
             let rules = self.destination.traffic.outlier.as_ref();
@@ -205,7 +211,11 @@ impl Lost {
         // The stream's error code; the library shows it in words only.
         let refused = std::error::Error::source(&self.error)
             .is_some_and(|source| source.to_string().contains("refused stream"));
-        let failure = if self.error.is_parse() { Failure::Protocol } else { Failure::Closed };
+        let failure = match &self.error {
+            error if error.is_parse() => Failure::Protocol,
+            error if is_reset(error) => Failure::Reset,
+            _ => Failure::Closed,
+        };
         Failed {
             cause: match (refused, self.error.is_user()) {
                 (true, _) => Cause::Refused,
@@ -223,14 +233,20 @@ async fn try_on(
     request: Request<Upload>,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, Connection, Duration), Lost> {
+    let session = connection.tls.as_ref().filter(|_| entry.wanted().tls);
+    let tls = session.map(|session| session.fields());
     entry.edit(|record| {
         record.upstream_host = Some(connection.upstream);
         record.upstream_local_address = Some(connection.local);
+        record.more.upstream_protocol = Some(connection.protocol());
+        record.more.upstream_tls = tls;
     });
     if let Err(error) = connection.sender.ready().await {
         return Err(Lost { error, unsent: Some(Box::new(request)) });
     }
     let sent = Instant::now();
+    let sent_after = entry.elapsed();
+    entry.edit(|record| record.more.sending_duration = Some(sent_after));
     match connection.sender.try_send(request).await {
         Ok(response) => Ok((response, connection, sent.elapsed())),
         Err(mut error) => {
@@ -242,10 +258,8 @@ async fn try_on(
 
 fn note_error(record: &mut Record, error: &CarryError) {
     match error {
-        CarryError::Dial(DialError::Special(tried)) => {
-            record.upstream_host = Some(*tried);
-            record.reason = Reason::SpecialAddress;
-        }
+        // Nothing was dialled (T-40), so there is no upstream to name.
+        CarryError::Dial(DialError::Special(_)) => record.reason = Reason::SpecialAddress,
         CarryError::Dial(DialError::NotVerified { .. }) => {
             record.reason = Reason::AddressNotVerified;
         }

@@ -3,16 +3,19 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
-use crate::account::{AccessLog, Flag, Record};
+use crate::account::wanted::Wanted;
+use crate::account::{Flag, Pen, Record};
 use crate::act::cluster::{Busy, Permit};
 
 use super::upload::BoxError;
@@ -25,9 +28,11 @@ struct Late;
 
 /// A record that will be written exactly once.
 pub(super) struct Entry {
-    log: AccessLog,
+    pen: Pen,
     record: Option<Record>,
     started: Instant,
+    /// When the last of the request had come.
+    pub(super) complete: Arc<OnceLock<Instant>>,
     /// Body bytes from the client so far.
     pub(super) received: Arc<AtomicU64>,
     /// Body bytes to the client so far.
@@ -35,12 +40,13 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Starts the clock.
-    pub(super) fn new(log: AccessLog, record: Record) -> Self {
+    /// Starts the clock. Written by the settings of `pen`.
+    pub(super) fn new(pen: Pen, record: Record) -> Self {
         Self {
-            log,
+            pen,
             record: Some(record),
             started: Instant::now(),
+            complete: Arc::default(),
             received: Arc::default(),
             sent: Arc::default(),
         }
@@ -53,6 +59,28 @@ impl Entry {
         }
     }
 
+    /// What the log wants to know.
+    pub(super) fn wanted(&self) -> &Wanted {
+        self.pen.wanted()
+    }
+
+    /// Since the clock was started.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The answer's head, as it goes to the client.
+    pub(super) fn head(&mut self, headers: &HeaderMap) {
+        let picked = self.wanted().response.pick(headers);
+        self.edit(|record| record.more.response_headers = picked);
+    }
+
+    /// The answer's end, where it has something to say.
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        let picked = self.wanted().trailers.pick(trailers);
+        self.edit(|record| record.more.response_trailers = picked);
+    }
+
     /// Writes the record: the exchange came to its own end.
     pub(super) fn finish(mut self) {
         self.write();
@@ -61,9 +89,11 @@ impl Entry {
     fn write(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.duration = self.started.elapsed();
+            record.more.request_duration =
+                self.complete.get().map(|end| end.saturating_duration_since(self.started));
             record.bytes_received = self.received.load(Ordering::Relaxed);
             record.bytes_sent = self.sent.load(Ordering::Relaxed);
-            self.log.write(record);
+            self.pen.write(record);
         }
     }
 }
@@ -77,6 +107,12 @@ impl Drop for Entry {
         });
         self.write();
     }
+}
+
+/// Whether the upstream reset the stream (HTTP/2). The library says so in words only.
+pub(super) fn is_reset(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .is_some_and(|source| source.to_string().starts_with("stream error received"))
 }
 
 /// What an answer consists of.
@@ -168,13 +204,18 @@ impl Body for Answer {
                     entry.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
                 // Nothing follows trailers, and the library does not ask.
-                if frame.is_trailers() {
+                if let Some(trailers) = frame.trailers_ref() {
+                    if let Some(entry) = &mut self.entry {
+                        entry.trailers(trailers);
+                    }
                     self.finish();
                 }
             }
             Some(Err(error)) => {
                 let (flag, why) = if error.is_parse() {
                     (Flag::UPE, "upstream_reset_after_response_started{protocol_error}")
+                } else if is_reset(error) {
+                    (Flag::UR, "upstream_reset_after_response_started{remote_reset}")
                 } else {
                     (Flag::UC, "upstream_reset_after_response_started{connection_termination}")
                 };

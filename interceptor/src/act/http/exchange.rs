@@ -11,14 +11,15 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::account::{AccessLog, HttpFields, Record};
 use crate::act::pick;
-use crate::decide::{Action, Block, Headers, Reason, RequestHead};
+use crate::decide::{Action, Block, Headers, Reason, RequestHead, canonical_host};
 use crate::origin::Origin;
 use crate::policy::Enforcement;
 
@@ -80,7 +81,13 @@ impl<W: World> Session<W> {
         if !parts.headers.contains_key(canon::REQUEST_ID) {
             parts.headers.insert(canon::REQUEST_ID, new_request_id());
         }
-        let mut entry = Entry::new(self.log.clone(), self.record(&parts));
+        let pen = self.log.pen();
+        let mut record = self.record(&parts);
+        record.more.request_headers = pen.wanted().request.pick(&parts.headers);
+        let mut entry = Entry::new(pen, record);
+        if body.is_end_stream() {
+            let _ = entry.complete.set(Instant::now());
+        }
         let verdict = if parts.version < Version::HTTP_11 {
             Err(Reply::low_version())
         } else {
@@ -114,13 +121,19 @@ impl<W: World> Session<W> {
                     record.upstream_transport_failure_reason =
                         reply.transport.as_deref().map(str::to_owned);
                 });
-                local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
+                let response = local(reply);
+                entry.head(response.headers());
+                response.map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }
-            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => response.map(|body| {
-                Answer::new(Content::Upstream(body), Some(entry), exchange)
-                    .within(deadline, under_way)
-            }),
+            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => {
+                entry.head(response.headers());
+                response.map(|body| {
+                    Answer::new(Content::Upstream(body), Some(entry), exchange)
+                        .within(deadline, under_way)
+                })
+            }
             Ok(Forwarded { response, under_way, tunnel: Some(ends), .. }) => {
+                entry.head(response.headers());
                 let (client, upstream, limits) = ends;
                 self.shared.start_tunnel();
                 lock(&self.tunnels).spawn(async move {
@@ -172,7 +185,10 @@ impl<W: World> Session<W> {
             Action::Forward(forward) if parts.method != Method::CONNECT => {
                 let destination = pick(&forward.destinations);
                 entry.edit(|record| record.upstream_cluster.clone_from(&destination.cluster));
-                let host = effective.and_then(|name| HeaderValue::from_str(name).ok());
+                // What is forwarded is what was judged: the name in its one form (R4, T-20).
+                let host = effective
+                    .and_then(canonical_host)
+                    .and_then(|name| HeaderValue::try_from(name).ok());
                 match host {
                     Some(host) => Ok(Allowed {
                         destination: destination.clone(),

@@ -86,8 +86,8 @@ impl<W: World> Session<W> {
         let bodiless = body.is_end_stream();
         let retries = usable(&route.retries, &parts);
         let keep = retries.is_some() || !route.mirrors.is_empty();
-        let received = Arc::clone(&entry.received);
-        let source = Source::new((!bodiless).then_some(body), keep, received);
+        let (received, complete) = (Arc::clone(&entry.received), Arc::clone(&entry.complete));
+        let source = Source::new((!bodiless).then_some(body), keep, received, complete);
         let carrier = self.world.carrier();
         for copy in route.mirrors.iter().filter(|mirror| hits(mirror.percent)) {
             let head = (&parts, &host, strict);
@@ -119,6 +119,7 @@ impl<W: World> Session<W> {
             },
         };
         let answered = outcome?;
+        let answered_after = entry.elapsed();
         let Answered { mut response, connection, under_way, took } = answered;
         let switched = self.settle(&mut response, version, websocket)?;
         let extra = cors.into_iter().chain(cookie.map(|cookie| (SET_COOKIE, cookie)));
@@ -127,6 +128,7 @@ impl<W: World> Session<W> {
         entry.edit(|record| {
             record.response_code = response.status().as_u16();
             record.response_code_details = Some("via_upstream".into());
+            record.more.response_duration = Some(answered_after);
             if let Some(http) = &mut record.http {
                 http.upstream_service_time = Some(took);
             }

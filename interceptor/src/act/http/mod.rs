@@ -144,10 +144,11 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
 
 /// A record of something that starts now on the connection of `origin`.
 fn blank_record(origin: &Origin) -> Record {
-    Record {
-        reason: Reason::Malformed,
-        ..Record::new(SystemTime::now(), origin.dst.addr(), origin.src)
-    }
+    let mut record = Record::new(SystemTime::now(), origin.dst.addr(), origin.src);
+    record.reason = Reason::Malformed;
+    record.more.connection_id = Some(origin.id);
+    record.more.attempts = Some(0);
+    record
 }
 
 #[cfg(test)]

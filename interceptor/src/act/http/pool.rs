@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::act::carrier::{Carried, Held, Stream};
-use crate::act::tls::Stamp;
+use crate::act::tls::{Stamp, TlsSession};
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{ClusterName, Upstream};
 
@@ -56,6 +56,8 @@ pub(super) struct Connection {
     pub(super) upstream: SocketAddr,
     /// Our end.
     pub(super) local: SocketAddr,
+    /// What TLS agreed on, where it was originated.
+    pub(super) tls: Option<Arc<TlsSession>>,
     made: Instant,
     last_used: Instant,
     /// Requests that were sent on it.
@@ -99,6 +101,14 @@ impl Sender {
 }
 
 impl Connection {
+    /// As the log has it.
+    pub(super) fn protocol(&self) -> &'static str {
+        match self.sender {
+            Sender::Http1(_) => "HTTP/1.1",
+            Sender::Http2(_) => "HTTP/2",
+        }
+    }
+
     /// Whether it has served as much, or as long, as its cluster allows (DR-9).
     fn is_worn(&self) -> bool {
         let limits = &self.purpose.traffic.limits;
@@ -128,6 +138,7 @@ impl Pool {
             return Some(Connection {
                 purpose: kept.purpose.clone(),
                 sender: Sender::Http2(sender.clone()),
+                tls: kept.tls.clone(),
                 ..*kept
             });
         }
@@ -163,13 +174,14 @@ impl Pool {
         purpose: Purpose,
         carried: Carried,
     ) -> hyper::Result<Connection> {
-        let Carried { stream, upstream, local, held } = carried;
+        let Carried { stream, upstream, local, tls, held } = carried;
         let sender = match stream {
             Stream::Plain(stream) => self.speak(stream, held, purpose.http2).await?,
             Stream::Wrapped(stream) => self.speak(stream, held, purpose.http2).await?,
         };
         let now = Instant::now();
-        Ok(Connection { purpose, sender, upstream, local, made: now, last_used: now, uses: 1 })
+        let (made, last_used) = (now, now);
+        Ok(Connection { purpose, sender, upstream, local, tls, made, last_used, uses: 1 })
     }
 
     async fn speak<S>(&self, stream: S, held: Held, http2: bool) -> hyper::Result<Sender>

@@ -35,6 +35,8 @@ pub(super) struct Reply {
 pub(super) enum Failure {
     /// It closed before the response's head.
     Closed,
+    /// It reset the request's stream (HTTP/2).
+    Reset,
     /// It sent what is not HTTP, or what cannot be passed on as one thing.
     Protocol,
 }
@@ -163,6 +165,15 @@ impl Reply {
         }
     }
 
+    /// The name that the request itself gave has no address (MESH-31).
+    pub(super) fn not_resolved() -> Self {
+        Self {
+            flags: vec![Flag::DF],
+            body: "DNS resolution failure".into(),
+            ..Self::new(503, "dns_resolution_failure")
+        }
+    }
+
     /// No connection, or none that lasted until TLS was up (LOG-48, LOG-49).
     fn reset(reason: &str, transport: Option<String>) -> Self {
         let (log, people) = match &transport {
@@ -230,6 +241,12 @@ impl Reply {
                 Flag::UC,
                 "connection termination",
                 "upstream_reset_before_response_started{connection_termination}",
+            ),
+            Failure::Reset => (
+                503,
+                Flag::UR,
+                "remote reset",
+                "upstream_reset_before_response_started{remote_reset}",
             ),
             Failure::Protocol => (
                 502,

@@ -26,6 +26,7 @@ use crate::workloads::Workload;
 mod clusters;
 mod failures;
 mod http2;
+mod log;
 mod originated;
 mod passing;
 mod refusals;
@@ -171,21 +172,27 @@ impl Client {
 
     /// `sniffed` was read from the connection before.
     async fn connect_with(names: &Names, sniffed: &'static str) -> Self {
+        let (log, captured) = AccessLog::memory();
+        Self { captured, ..Self::connect_logged(names, sniffed, log).await }
+    }
+
+    /// Its lines go to `log`.
+    async fn connect_logged(names: &Names, sniffed: &'static str, log: AccessLog) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let at = listener.local_addr().expect("an address");
         let stream = TcpStream::connect(at).await.expect("connects");
         let (accepted, src) = listener.accept().await.expect("accepts");
         let origin = Origin {
+            id: 1,
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
             accepted: Instant::now(),
             accepted_wall: SystemTime::now(),
         };
-        let (log, captured) = AccessLog::memory();
         let client = Prefixed::new(Bytes::from_static(sniffed.as_bytes()), accepted);
         let serving = tokio::spawn(serve_in(client, origin, log, names.clone()));
-        Self { stream, local: src, captured, serving }
+        Self { stream, local: src, captured: Captured::default(), serving }
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {

@@ -6,6 +6,7 @@
 
 mod material;
 mod secrets;
+mod session;
 mod verify;
 
 use std::io;
@@ -26,6 +27,7 @@ use verify::{Verifier, Wanted};
 
 pub use material::{MaterialError, Stamp};
 pub use secrets::Secrets;
+pub use session::TlsSession;
 
 /// What the application protocol negotiation offers (TLS-11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -95,7 +95,7 @@ fn t_21_t_23_t_27_t_28_what_is_not_a_named_hello() {
             "close BlackHoleCluster sniff_timeout",
             "relay odst:443 PassthroughCluster",
         ),
-        (Hello::Closed, "close - sniff_timeout", "close - sniff_timeout"),
+        (Hello::Closed, "close - early_close", "close - early_close"),
         (malformed(), "close BlackHoleCluster malformed", "close BlackHoleCluster malformed"),
     ];
     let (closed, open) = (policy(GOOGLE, Strict, RegistryOnly), policy(GOOGLE, Strict, AllowAny));

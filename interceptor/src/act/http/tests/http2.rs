@@ -55,6 +55,7 @@ async fn connect(names: &Names) -> (TcpStream, Captured, JoinHandle<()>) {
         let mut sniffed = vec![0; PREFACE.len()];
         accepted.read_exact(&mut sniffed).await.expect("a preface");
         let origin = Origin {
+            id: 1,
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
