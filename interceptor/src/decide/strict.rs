@@ -105,6 +105,11 @@ impl Tables {
         Some(rules.service(*id).relay(*rule, &asked(dst, name)))
     }
 
+    /// What a chain's service is.
+    fn group(&self, rules: &Inner, number: u32) -> Option<Group> {
+        self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group)
+    }
+
     /// How well the address condition of a chain holds, if it does.
     fn rank(&self, rules: &Inner, dst: SocketAddr, number: u32) -> Option<Rank> {
         let (id, rule) = self.chains.get(number as usize)?;
@@ -131,8 +136,7 @@ impl Tables {
         }
         // MESH-21: nothing that a client says changes the verdict on what nobody claims, so the
         // bytes are only noticed in passing and a server may speak first.
-        let silent = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-        ByAddress::Inspect { unless_client_speaks: self.nameless(port, rules, dst, silent) }
+        ByAddress::Inspect { unless_client_speaks: self.silent(port, rules, dst) }
     }
 
     pub(super) fn by_hello(&self, rules: &Inner, dst: SocketAddr, hello: &Hello) -> Decision {
@@ -146,10 +150,7 @@ impl Tables {
                 let otherwise = unknown(rules, dst, None, Block::Reset, reason);
                 self.nameless(port, rules, dst, otherwise)
             }
-            Hello::Silent | Hello::Closed => {
-                let otherwise = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-                self.nameless(port, rules, dst, otherwise)
-            }
+            Hello::Silent | Hello::Closed => self.silent(port, rules, dst),
             // Where names decide, bytes that hide the name are refused. On a port that no entry
             // with names uses, ALLOW_ANY passes any bytes, these included.
             Hello::Malformed(_) => match rules.outbound {
@@ -229,7 +230,22 @@ impl Tables {
         self.by_resolution(rules, dst, claims, otherwise)
     }
 
-    /// Bytes without a name, or no bytes: by address only.
+    /// No bytes, or too few to tell: what takes any bytes passes, so that its server may speak
+    /// first. Where a name could still refuse, silence is refused at the time-out, or a client
+    /// would say the name afterwards (T-28).
+    fn silent(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
+        let otherwise = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
+        let (Some(closed), Action::Block(_)) = (port, &otherwise.action) else {
+            return self.nameless(port, rules, dst, otherwise);
+        };
+        match closed.opaque.find(dst.ip()) {
+            Some((_, number)) if self.group(rules, *number) != Some(Group::Tcp) => otherwise,
+            Some((_, number)) => self.relay(rules, dst, None, *number).unwrap_or(otherwise),
+            None => self.by_resolution(rules, dst, &closed.tcp_claims, otherwise),
+        }
+    }
+
+    /// Bytes without a name: by address only.
     fn nameless(
         &self,
         port: Option<&Port>,
@@ -249,10 +265,8 @@ impl Tables {
     /// bytes, or the address is more specifically.
     fn http(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
         let Some(port) = port else { return judge_requests() };
-        let group =
-            |number: u32| self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group);
         let owner = port.opaque.find(dst.ip()).filter(|(rank, number)| {
-            group(**number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
+            self.group(rules, **number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
         });
         if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;

@@ -330,7 +330,7 @@ fn compile_for(
         service_export: or_all(&service_export),
         virtual_service_export: or_all(&config.virtual_service_export),
         outbound: sources.outbound.or(config.outbound).unwrap_or_default(),
-        dns_capture: sources.dns_capture,
+        dns_capture: sources.dns_capture || config.dns_capture,
         dynamic_tls: config.dynamic_tls.clone(),
         settings: Settings {
             caller,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Outbound;
-use super::fields::{Context, Fields, Findings, Located};
+use super::fields::{self, Context, Fields, Findings, Located};
 use super::node::Node;
 use super::providers::{self, Provider};
 use super::reader::Reader;
@@ -44,6 +44,8 @@ pub(super) struct MeshConfig {
     pub(super) normalization: Normalization,
     /// `outboundTrafficPolicy.tls` (MESH-31).
     pub(super) dynamic_tls: Option<Arc<Origination>>,
+    /// `defaultConfig.proxyMetadata` switches DNS capture on (RES-18).
+    pub(super) dns_capture: bool,
 }
 
 /// Fields of MeshConfig that have no effect here (yet). Anything outside this list is a mistake.
@@ -52,7 +54,6 @@ const UNUSED: &[&str] = &[
     "caCertificates",
     "certificates",
     "configSources",
-    "defaultConfig",
     "defaultTrafficPolicy",
     "disableEnvoyListenerLog",
     "discoverySelectors",
@@ -132,6 +133,7 @@ impl MeshConfig {
             retries: retries(&mut f, cx, out),
             normalization: normalization(&mut f, cx, out),
             dynamic_tls,
+            dns_capture: dns_capture(&mut f, cx, out),
         };
         for (key, _) in f.rest() {
             let path = f.path_of(&key.name);
@@ -163,6 +165,35 @@ fn outbound(
         ("ALLOW_ANY_DYNAMIC_DNS", Outbound::AllowAnyDynamicDns),
     ];
     (one_of(Some(mode), &modes, cx, out), tls)
+}
+
+/// RES-18, RES-19. Nothing else of the proxy's own configuration has an effect here.
+fn dns_capture(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> bool {
+    let Some(node) = f.take("defaultConfig") else { return false };
+    let mut config = Fields::of(node.value, node.path, cx, out);
+    let metadata = config.entries("proxyMetadata", cx, out).unwrap_or_default();
+    let unused = |path: &str, at| cx.notice(at, path, "not used by interceptor");
+    for (key, _) in config.rest() {
+        out.warnings.push(unused(&config.path_of(&key.name), key.at));
+    }
+    let mut capture = false;
+    for (name, node) in metadata {
+        let (path, at) = (node.path.clone(), node.at);
+        let Some(value) = fields::text(node, cx, out) else { continue };
+        match name.as_str() {
+            "ISTIO_META_DNS_CAPTURE" if value.value == "true" => {
+                capture = true;
+                let message = "entries without addresses are reached by automatic ones only \
+                               (RES-19), and interceptor does not answer DNS itself: the workload \
+                               has to learn those elsewhere, or give the entries addresses";
+                out.warnings.push(cx.notice(at, &path, message));
+            }
+            // Automatic addresses come with capture, as in every current version.
+            "ISTIO_META_DNS_CAPTURE" | "ISTIO_META_DNS_AUTO_ALLOCATE" => {}
+            _ => out.warnings.push(unused(&path, at)),
+        }
+    }
+    capture
 }
 
 /// TLS towards whatever a request names: the system's roots or a file of them (MESH-31).

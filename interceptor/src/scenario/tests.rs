@@ -120,6 +120,26 @@ fn one(body: &str) -> Result<(), Fault> {
 
 const FLOW: &str = "kind: flow\nflow: {dst: '198.51.100.7:443', first_bytes: raw}\n";
 
+/// RES-18 to RES-20, by the mesh configuration itself: with DNS capture an entry is at its automatic
+/// address, and its real one is unknown.
+#[test]
+fn dns_capture_is_part_of_the_mesh_configuration() {
+    let case = |capture: &str, verdict: &str| {
+        format!(
+            "kind: flow\nmesh:\n  outboundTrafficPolicy: {{mode: REGISTRY_ONLY}}\n  \
+             defaultConfig: {{proxyMetadata: {{ISTIO_META_DNS_CAPTURE: '{capture}'}}}}\n\
+             resources:\n  - apiVersion: networking.istio.io/v1\n    kind: ServiceEntry\n    \
+             metadata: {{name: db, namespace: default}}\n    spec:\n      \
+             hosts: [db.example.com]\n      \
+             ports: [{{number: 3306, name: tcp, protocol: TCP}}]\n      resolution: STATIC\n      \
+             endpoints: [{{address: 192.0.2.5}}]\n\
+             flow: {{dst: '192.0.2.5:3306', first_bytes: raw}}\nexpect: {{verdict: {verdict}}}"
+        )
+    };
+    assert_eq!(one(&case("false", "forward")), Ok(()));
+    assert_eq!(one(&case("true", "reset")), Ok(()));
+}
+
 /// "An unknown key or value makes the case an error, never a pass."
 #[test]
 fn what_a_case_must_not_say() {

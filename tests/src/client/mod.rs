@@ -93,6 +93,11 @@ pub enum Job {
         #[arg(long)]
         connect: bool,
     },
+    /// Sends one ICMP echo request; prints `reply`, `silence`, or the error's name
+    Ping {
+        /// Where to
+        to: Ipv4Addr,
+    },
     /// Sends TCP packets by way of another host, with a routing header; prints `sent` or the
     /// error's name
     RoutingHeader {
@@ -202,6 +207,7 @@ pub fn run(job: Job) -> Result<String> {
         }
         Job::Echo { to, name, ech, bytes } => tls::echo(to, name.as_deref(), ech, bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
+        Job::Ping { to } => plain::ping(to),
         Job::Grpc { to, authority } => protocols::grpc(to, &authority),
         Job::WebSocket { to, host, count } => protocols::websocket(to, &host, count),
         Job::Alternate { to, hosts, count } => protocols::alternate(to, &hosts, count),

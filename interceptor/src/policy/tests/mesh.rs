@@ -141,14 +141,31 @@ fn mesh_2_to_9_mistakes_and_what_is_not_used() {
         let expected: Vec<_> = expected.lines().collect();
         assert_eq!(load_mesh(text, Enforcement::Strict).expect_err(text), expected);
     }
-    let loaded = load_mesh("enableTracing: true\ndefaultConfig: {}\n", Enforcement::Strict);
+    let text = "enableTracing: true\ndefaultConfig:\n  concurrency: 2\n  proxyMetadata:\n    \
+                ISTIO_META_IDLE_TIMEOUT: 1s\n    ISTIO_META_DNS_AUTO_ALLOCATE: 'true'\n";
     assert_eq!(
-        texts(&loaded.expect("accepted").warnings),
+        texts(&load_mesh(text, Enforcement::Strict).expect("accepted").warnings),
         [
+            "p.yaml:3:3: defaultConfig.concurrency: not used by interceptor",
+            "p.yaml:5:5: defaultConfig.proxyMetadata.ISTIO_META_IDLE_TIMEOUT: not used by \
+             interceptor",
             "p.yaml:1:1: enableTracing: not used by interceptor",
-            "p.yaml:2:1: defaultConfig: not used by interceptor",
         ]
     );
+}
+
+#[test]
+fn res_18_dns_capture_is_taken_and_its_limit_is_said() {
+    for (value, warnings) in [("'true'", 1), ("'false'", 0)] {
+        let text =
+            format!("defaultConfig: {{proxyMetadata: {{ISTIO_META_DNS_CAPTURE: {value}}}}}\n");
+        let loaded = load_mesh(&text, Enforcement::Istio).expect("accepted");
+        let said = texts(&loaded.warnings);
+        assert_eq!(said.len(), warnings, "{said:?}");
+        assert!(said.iter().all(|text| text.contains("does not answer DNS itself")), "{said:?}");
+    }
+    let text = "defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: true}}\n";
+    load_mesh(text, Enforcement::Istio).expect_err("proxyMetadata is text");
 }
 
 #[test]
