@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
+    /// Automatic addresses that a control plane has allocated, by host (RES-18).
+    pub(super) allocated: Vec<(EntryHost, IpAddr)>,
     /// Identities of the upstream where TLS is originated (SE-10).
     pub(super) subject_alt_names: Vec<String>,
     /// Set where it stands for a Kubernetes Service.
@@ -75,14 +77,21 @@ pub(super) struct Workload {
     pub(super) endpoint: ServiceEndpoint,
 }
 
-/// The endpoints that a selector of `namespace` takes; one without labels takes none (SEV-10).
+/// The endpoints that a selector of `namespace` takes; one without labels takes none (SEV-10), and
+/// STATIC takes no names (SE-8).
 pub(super) fn selected(
     workloads: &[Workload],
     namespace: &str,
     selector: &[(String, String)],
+    resolution: Resolution,
 ) -> Vec<ServiceEndpoint> {
+    let suits = |workload: &Workload| match workload.endpoint.address {
+        EndpointAddress::Ip(_) => true,
+        EndpointAddress::Name(_) => resolution != Resolution::Static,
+    };
     let takes = |workload: &&Workload| {
         *workload.namespace == *namespace
+            && suits(workload)
             && !selector.is_empty()
             && selector.iter().all(|label| workload.labels.contains(label))
     };

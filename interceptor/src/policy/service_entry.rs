@@ -1,9 +1,12 @@
 //! ServiceEntry as written: every field of the schema, typed and located (SE-1 to SE-18).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fields::{Context, Fields, Findings, Located, int, text};
+use super::node::Node;
 use super::resource::Meta;
+use crate::decide::pattern::EntryHost;
 
 /// A ServiceEntry whose shape is right; whether it makes sense is `validate`'s question.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub(super) struct ServiceEntry {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) selector: Option<Located<Vec<(String, String)>>>,
     pub(super) export_to: Vec<Located<String>>,
+    /// `status.addresses` (RES-18).
+    pub(super) allocated: Vec<(EntryHost, IpAddr)>,
     /// Checked by nobody (SEV-25).
     pub(super) subject_alt_names: Vec<String>,
 }
@@ -96,6 +101,7 @@ impl ServiceEntry {
                 .collect(),
             selector,
             export_to: f.texts("exportTo", cx, out),
+            allocated: Vec::new(),
             subject_alt_names: f
                 .texts("subjectAltNames", cx, out)
                 .into_iter()
@@ -111,7 +117,7 @@ impl ServiceEntry {
 }
 
 impl Port {
-    fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
+    fn read(node: Located<&Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
         let absent = |field: &str| (node.at, format!("{}.{field}", node.path));
         let or_empty = |found: Option<Located<String>>, field: &str| {
@@ -134,7 +140,7 @@ impl Port {
 }
 
 impl Endpoint {
-    fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
+    fn read(node: Located<&Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
         for (field, effect) in [
             ("locality", "all endpoints are equally near"),
@@ -190,7 +196,7 @@ pub(super) fn one_of<T: Copy>(
 
 /// Labels and the like.
 pub(super) fn string_map(
-    entries: Option<Vec<(String, Located<&super::node::Node>)>>,
+    entries: Option<Vec<(String, Located<&Node>)>>,
     cx: &Context,
     out: &mut Findings,
 ) -> Vec<(String, String)> {
@@ -204,6 +210,18 @@ pub(super) fn not_yet<T>(cx: &Context, out: &mut Findings, at: &Located<T>, effe
 }
 
 impl ServiceEntry {
+    /// Takes over what a control plane wrote into `status`. It is nobody's mistake if that is not
+    /// understood, so nothing is said of it.
+    pub(super) fn read_status(&mut self, status: &Node) {
+        let address = |item: &Node| {
+            let host = EntryHost::parse(item.get_text("host")?).ok()?;
+            let ip: IpAddr = item.get_text("value")?.parse().ok()?;
+            Some((host, ip.to_canonical()))
+        };
+        let items = status.get("addresses").and_then(Node::items).unwrap_or_default();
+        self.allocated = items.iter().filter_map(address).collect();
+    }
+
     /// `ServiceEntry default/google`.
     pub(super) fn id(&self) -> crate::decide::RuleId {
         crate::decide::RuleId {
