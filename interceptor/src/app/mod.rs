@@ -20,9 +20,6 @@ use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
 
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
-
 /// SIGTERM to SIGKILL for what remains in a covered cgroup.
 const GRACE: Duration = Duration::from_secs(5);
 

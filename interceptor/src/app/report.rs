@@ -185,6 +185,7 @@ mod tests {
             dns_refresh: Duration::from_secs(1),
             access_log: None,
             log_format: Default::default(),
+            credentials: Default::default(),
             udp_allowed: Vec::new(),
             refuse_datagrams: true,
         };

@@ -10,7 +10,6 @@ use serde::Serialize;
 use super::question::Question;
 use super::{Dialled, Names};
 use crate::account::{Encoding, Flag, Format, HttpFields, Record};
-use crate::decide::host::HostName;
 use crate::decide::route::{Abort, Destination, Forward, LocalReply};
 use crate::decide::traffic::{Origination, Trust, UpstreamProtocol, Verify};
 use crate::decide::{Action, Block, Decision, Place, Upstream};

@@ -160,22 +160,31 @@ fn visible(mut entries: Vec<Entry>, mesh: &Mesh<'_>, namespace: &str) -> Vec<Ent
 fn services<'a>(
     entries: &'a [Entry],
     imports: &Imports<'_>,
-    automatic: &HashMap<&EntryHost, [IpNet; 2]>,
+    automatic: &HashMap<&EntryHost, Vec<IpNet>>,
     namespace: &str,
     registry: &mut Registry<'a>,
     out: &mut Findings,
     udp: &mut Vec<(IpNet, u16)>,
 ) -> Vec<Service> {
     // REG-2, REG-5: one namespace owns a host: a platform Service's, else the workload's own if it
-    // has it, else the first's.
-    let mut owners: HashMap<&EntryHost, &Entry> = HashMap::new();
-    let rank = |entry: &Entry| (entry.platform.is_none(), *entry.meta.namespace != *namespace);
+    // has it, else the first's. Among what a Sidecar imports: the earliest item's, then the
+    // workload's own before a platform Service's (REG-7).
+    let mut owners: HashMap<&EntryHost, ((usize, bool, bool), &Entry)> = HashMap::new();
+    let rank = |entry: &Entry, host: &EntryHost| {
+        let (foreign, entry_only) =
+            (*entry.meta.namespace != *namespace, entry.platform.is_none());
+        match imports.item(&entry.meta.namespace, host) {
+            None => (0, entry_only, foreign),
+            Some(item) => (item, foreign, entry_only),
+        }
+    };
     let seen = |entry: &&Entry, host: &EntryHost| imports.sees(&entry.meta.namespace, host);
     for entry in entries {
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
-            let owner = owners.entry(host).or_insert(entry);
-            if rank(entry) < rank(owner) {
-                *owner = entry;
+            let rank = rank(entry, host);
+            let owner = owners.entry(host).or_insert((rank, entry));
+            if rank < owner.0 {
+                *owner = (rank, entry);
             }
         }
     }
@@ -183,7 +192,7 @@ fn services<'a>(
     let mut taken: HashMap<&EntryHost, HashSet<u16>> = HashMap::new();
     for entry in entries {
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
-            let owner = owners.get(host).copied().unwrap_or(entry);
+            let owner = owners.get(host).map_or(entry, |(_, owner)| *owner);
             if !std::ptr::eq(owner, entry) && !merges(owner, entry) {
                 let message = format!(
                     "host {host} is ignored here: {} has it first (REG-3, REG-5)",
@@ -201,8 +210,9 @@ fn services<'a>(
                     udp.extend(allowed.filter(|_| reached));
                     continue;
                 };
-                let addresses: Arc<[IpNet]> = match automatic.get(host) {
-                    Some(automatic) => automatic.to_vec().into(),
+                let own = !entry.addresses.is_empty() || entry.platform.is_some();
+                let addresses: Arc<[IpNet]> = match automatic.get(host).filter(|_| !own) {
+                    Some(automatic) => automatic.clone().into(),
                     None => entry.addresses.clone().into(),
                 };
                 let cluster = registry.add(entry, host, port, addresses);
@@ -323,31 +333,41 @@ fn bind<C: Clusters>(
     services
 }
 
-/// RES-18, RES-19: with DNS capture, entries without addresses are recognised by automatic ones,
-/// one of each family for each host.
-fn automatic_addresses(entries: &[Entry], capture: bool) -> HashMap<&EntryHost, [IpNet; 2]> {
-    let mut addresses = HashMap::new();
+/// RES-18, RES-19: with DNS capture, entries without addresses are recognised by automatic ones:
+/// those that a control plane allocated, else one of each family for each host.
+fn automatic_addresses(entries: &[Entry], capture: bool) -> HashMap<&EntryHost, Vec<IpNet>> {
+    let mut addresses: HashMap<&EntryHost, Vec<IpNet>> = HashMap::new();
     if !capture {
         return addresses;
     }
-    let off = ("networking.istio.io/enable-autoallocate-ip".to_owned(), "false".to_owned());
-    let eligible = entries.iter().filter(|entry| {
-        entry.addresses.is_empty()
-            && entry.platform.is_none()
-            && entry.resolution != Resolution::None
-            && entry.hosts.iter().all(|host| host.exact().is_some())
-            && !entry.meta.labels.contains(&off)
-    });
-    let mut free = (0..=255_u8).flat_map(|high| (1..=254_u8).map(move |low| (high, low)));
-    for host in eligible.flat_map(|entry| &entry.hosts) {
-        if addresses.contains_key(host) {
-            continue;
-        }
-        let Some((high, low)) = free.next() else { break };
+    let eligible = || {
+        entries.iter().filter(|entry| {
+            entry.addresses.is_empty()
+                && entry.platform.is_none()
+                && entry.resolution != Resolution::None
+                && entry.meta.allocates()
+        })
+    };
+    let allocated = eligible().flat_map(|entry| &entry.allocated);
+    for (host, ip) in allocated {
+        addresses.entry(host).or_default().push(IpNet::from(*ip));
+    }
+    let taken: HashSet<IpNet> = addresses.values().flatten().copied().collect();
+    let pair = |high: u8, low: u8| {
         let four = IpAddr::V4(Ipv4Addr::new(240, 240, high, low));
         let tail = u16::from_be_bytes([high, low]);
         let six = IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0xf0f0, tail));
-        addresses.insert(host, [IpNet::from(four), IpNet::from(six)]);
+        vec![IpNet::from(four), IpNet::from(six)]
+    };
+    let mut free = (0..=255_u8)
+        .flat_map(|high| (1..=254_u8).map(move |low| pair(high, low)))
+        .filter(|pair| !pair.iter().any(|one| taken.contains(one)));
+    for host in eligible().flat_map(|entry| &entry.hosts).filter(|host| host.exact().is_some()) {
+        if addresses.contains_key(host) {
+            continue;
+        }
+        let Some(pair) = free.next() else { break };
+        addresses.insert(host, pair);
     }
     addresses
 }

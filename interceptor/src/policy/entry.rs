@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
+    /// Automatic addresses that a control plane has allocated, by host (RES-18).
+    pub(super) allocated: Vec<(EntryHost, IpAddr)>,
     /// Identities of the upstream where TLS is originated (SE-10).
     pub(super) subject_alt_names: Vec<String>,
     /// Set where it stands for a Kubernetes Service.

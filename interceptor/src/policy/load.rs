@@ -237,6 +237,7 @@ fn load_once(
         })
     }));
     let workloads = resources.workload_entries.iter().filter_map(WorkloadEntry::to_workload);
+    let workloads = workloads.chain(std::mem::take(&mut resources.pods));
     let input = Input {
         entries,
         virtual_services,

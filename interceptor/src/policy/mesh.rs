@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Outbound;
-use super::fields::{self, Context, Fields, Findings, Located};
-use super::node::Node;
+use super::fields::{Context, Fields, Findings, Located, text};
+use super::node::{Node, Value};
 use super::providers::{self, Provider};
 use super::reader::Reader;
 use super::service_entry::one_of;
@@ -155,16 +155,29 @@ fn outbound(
 ) -> (Option<Outbound>, Option<Arc<Origination>>) {
     let Some(policy) = f.take_present("outboundTrafficPolicy") else { return (None, None) };
     let mut inner = Fields::of(policy.value, policy.path, cx, out);
-    let mode = inner.text("mode", cx, out);
+    let mode = mode(&mut inner, cx, out);
     let tls = inner.take("tls").map(|node| Arc::new(dynamic_tls(&node, cx, out)));
     inner.finish(cx, out);
-    let Some(mode) = mode else { return (Some(Outbound::RegistryOnly), None) };
+    (Some(mode.unwrap_or(Outbound::RegistryOnly)), tls.filter(|_| mode.is_some()))
+}
+
+/// By name, or by the enumeration's number, as protobuf's JSON takes either (MESH-1).
+fn mode(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Option<Outbound> {
     let modes = [
         ("REGISTRY_ONLY", Outbound::RegistryOnly),
         ("ALLOW_ANY", Outbound::AllowAny),
         ("ALLOW_ANY_DYNAMIC_DNS", Outbound::AllowAnyDynamicDns),
     ];
-    (one_of(Some(mode), &modes, cx, out), tls)
+    let found = f.take("mode")?;
+    let numbers = [(0, modes[0].1), (1, modes[1].1), (3, modes[2].1)];
+    let number = match found.value.value {
+        Value::Int(given) => numbers.iter().find(|(number, _)| *number == given),
+        _ => None,
+    };
+    match number {
+        Some((_, mode)) => Some(*mode),
+        None => one_of(text(found, cx, out), &modes, cx, out),
+    }
 }
 
 /// RES-18, RES-19. Nothing else of the proxy's own configuration has an effect here.
@@ -179,7 +192,7 @@ fn dns_capture(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> bool {
     let mut capture = false;
     for (name, node) in metadata {
         let (path, at) = (node.path.clone(), node.at);
-        let Some(value) = fields::text(node, cx, out) else { continue };
+        let Some(value) = text(node, cx, out) else { continue };
         match name.as_str() {
             "ISTIO_META_DNS_CAPTURE" if value.value == "true" => {
                 capture = true;

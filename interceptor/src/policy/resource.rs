@@ -8,7 +8,8 @@ use super::Enforcement;
 use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
 use super::inventory::{Seen, Substitutes, identity};
-use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore};
+use super::entry::Workload;
+use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
 use super::mesh::MeshConfig;
 use super::node::{At, Node, Value, parse};
 use super::service_entry::{ServiceEntry, string_map};
@@ -28,12 +29,25 @@ pub(super) struct Meta {
     pub(super) labels: Vec<(String, String)>,
 }
 
+impl Meta {
+    /// Whether its owner lets automatic addresses be allocated (RES-18).
+    pub(super) fn allocates(&self) -> bool {
+        let off = |(key, value): &(String, String)| {
+            key == "networking.istio.io/enable-autoallocate-ip"
+                && value.eq_ignore_ascii_case("false")
+        };
+        !self.labels.iter().any(off)
+    }
+}
+
 /// Everything that the files hold, as written.
 #[derive(Debug, Default)]
 pub(super) struct Resources {
     pub(super) service_entries: Vec<ServiceEntry>,
     pub(super) destination_rules: Vec<DestinationRule>,
     pub(super) workload_entries: Vec<WorkloadEntry>,
+    /// Pods that run (SE-8).
+    pub(super) pods: Vec<Workload>,
     pub(super) services: Vec<KubernetesService>,
     pub(super) endpoint_slices: Vec<EndpointSlice>,
     pub(super) secrets: SecretStore,
@@ -49,7 +63,7 @@ pub(super) struct Resources {
     /// What to read in place of some resources.
     pub(super) substitutes: Substitutes,
     /// The resources so far of kinds that would shadow each other.
-    names: HashSet<Arc<str>>,
+    pub(super) names: HashSet<Arc<str>>,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
@@ -161,7 +175,7 @@ impl Resources {
             }
             "Telemetry" => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
             "IstioOperator" => &["install.istio.io/v1alpha1"],
-            "ConfigMap" | "Service" | "Secret" => &["v1"],
+            "ConfigMap" | "Service" | "Secret" | "Pod" => &["v1"],
             "EndpointSlice" => &["discovery.k8s.io/v1"],
             "InterceptorConfig" => &["egress.interceptor.io/v1alpha1"],
             _ => &[],
@@ -179,9 +193,13 @@ impl Resources {
         self.check_unique(&kind.value, node, &cx, out);
         match kind.value.as_str() {
             "ServiceEntry" => {
-                top.take("status");
+                let status = top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
-                self.service_entries.push(ServiceEntry::read(meta, spec, &cx, out));
+                let mut entry = ServiceEntry::read(meta, spec, &cx, out);
+                if let Some(status) = status {
+                    entry.read_status(status.value);
+                }
+                self.service_entries.push(entry);
             }
             "DestinationRule" => {
                 top.take("status");
@@ -196,6 +214,10 @@ impl Resources {
             "Service" => {
                 let spec = spec(&mut top, node, &cx, out);
                 self.services.extend(KubernetesService::read(meta, node, spec, &cx, out));
+                return;
+            }
+            "Pod" => {
+                self.pods.extend(read_pod(&meta, node));
                 return;
             }
             "EndpointSlice" => {

@@ -13,6 +13,7 @@ use super::entry::{
 };
 use super::fields::{Findings, Located};
 use super::service_entry::{Endpoint, Resolution, ServiceEntry};
+use super::workload_entry::bad_label;
 use crate::decide::Group;
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;
@@ -48,6 +49,7 @@ pub(super) fn check(
         endpoints,
         selector: entry.selector.as_ref().map(|s| s.value.clone()),
         export_to,
+        allocated: entry.allocated.clone(),
         subject_alt_names: entry.subject_alt_names.clone(),
         platform: None,
         notice_at: entry.spec.clone(),
@@ -244,6 +246,11 @@ impl Check<'_> {
                     |weight| weight.max(1),
                 ),
             };
+            for (key, value) in &endpoint.labels {
+                if let Some(why) = bad_label(key, value) {
+                    self.reject(&endpoint.address, why);
+                }
+            }
             if let Some(address) = self.endpoint_address(endpoint) {
                 let labels = endpoint.labels.clone();
                 endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
@@ -284,6 +291,10 @@ impl Check<'_> {
         match HostName::parse(&address.value) {
             Ok(_) if fixed => {
                 self.reject(address, "STATIC needs IP addresses; use resolution DNS (SEV-12)");
+                None
+            }
+            Ok(name) if !name.is_rfc_1123() => {
+                self.reject(address, format!("\"{name}\" is not a host name"));
                 None
             }
             Ok(name) => Some(EndpointAddress::Name(name)),
@@ -392,7 +403,8 @@ impl Check<'_> {
         let wildcard = hosts.iter().any(|host| host.exact().is_none());
         for written in &entry.ports {
             let protocol = written.protocol.value.as_str();
-            let allocates = entry.resolution != Resolution::None && !wildcard;
+            let allocates =
+                entry.resolution != Resolution::None && !wildcard && entry.meta.allocates();
             if bare && !allocates && matches!(protocol, "" | "TCP") {
                 let message = match self.profile {
                     Enforcement::Istio => {

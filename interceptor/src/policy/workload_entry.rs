@@ -128,6 +128,10 @@ fn read_address(
         return Some(WorkloadAddress::Inet(EndpointAddress::Ip(ip.to_canonical())));
     }
     match HostName::parse(&text.value) {
+        Ok(name) if !name.is_rfc_1123() => {
+            r.reject(text, format!("\"{name}\" is not a host name (SEV-24)"));
+            None
+        }
         Ok(name) => Some(WorkloadAddress::Inet(EndpointAddress::Name(name))),
         Err(bad) => {
             r.reject(text, format!("\"{}\": {bad} (SEV-24)", text.value));

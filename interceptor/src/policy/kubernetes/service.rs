@@ -184,6 +184,7 @@ impl KubernetesService {
             endpoints,
             selector: None,
             export_to: self.export_to.clone(),
+            allocated: Vec::new(),
             subject_alt_names: Vec::new(),
             platform: Some(platform),
             notice_at: self.spec.clone(),

@@ -143,7 +143,7 @@ async fn reset_stream() {
 fn resolved(host: &str) -> Upstream {
     let host = crate::decide::host::HostName::parse(host).expect("a name");
     Upstream::Dns {
-        endpoints: Arc::from([Endpoint { target: (host, 80), weight: 1 }]),
+        endpoints: Arc::from([Endpoint { target: (host.into(), 80), weight: 1 }]),
         round_robin: false,
     }
 }
