@@ -20,7 +20,7 @@ use crate::product::{Interceptor, Outcome};
 use crate::world::{World, exit_code};
 
 use page::{Page, Row};
-use script::{Action, ENTRIES, REGISTRY_ONLY, Step, Try, script};
+use script::{Action, ENTRIES, LogPlace, REGISTRY_ONLY, Step, Try, script};
 
 /// What was asked for on the command line.
 #[derive(Clone, Debug)]
@@ -95,15 +95,17 @@ impl<W: Write> Stage<'_, W> {
                     });
                 }
                 Action::Try(tried) => {
-                    let before = self.arrivals(tried.arrives.0);
-                    let command = ["sh", "-c", tried.command];
-                    let outcome = match &running {
-                        Some(running) => running.exec(&command, tried.log.len())?,
-                        None => once.run(&command)?,
+                    let before = self.arrivals(tried);
+                    let command = ["bash", "-c", tried.command];
+                    let outcome = match (&running, self.step.log) {
+                        (Some(running), _) => running.exec(&command, tried.log.len())?,
+                        (None, LogPlace::Apart) => once.run(&command)?,
+                        (None, LogPlace::StandardOutput) => once.run_logging_itself(&command)?,
                     };
-                    let arrived = self.arrivals(tried.arrives.0) - before;
-                    let problems = judge(tried, &outcome, arrived);
-                    self.page.command(tried, &outcome)?;
+                    let after = self.arrivals(tried);
+                    let arrived: Vec<_> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+                    let problems = judge(tried, &outcome, &arrived);
+                    self.page.command(tried, &outcome, &arrived)?;
                     self.page.verdict(tried.expected, &problems)?;
                     rows.push(Row {
                         chapter: self.step.chapter,
@@ -117,13 +119,15 @@ impl<W: Write> Stage<'_, W> {
         Ok(rows)
     }
 
-    fn arrivals(&self, place: SocketAddr) -> usize {
-        self.capture.syns_to(place.ip(), place.port())
+    /// Connections seen so far to each of the places that matter.
+    fn arrivals(&self, tried: &Try) -> Vec<usize> {
+        let seen = |place: &SocketAddr| self.capture.syns_to(place.ip(), place.port());
+        tried.arrives.iter().map(|(place, _)| seen(place)).collect()
     }
 }
 
-/// Everything that isn't as the script says.
-fn judge(tried: &Try, outcome: &Outcome, arrived: usize) -> Vec<String> {
+/// Everything that isn't as the script says. `arrived` counts connections to `tried.arrives`.
+fn judge(tried: &Try, outcome: &Outcome, arrived: &[usize]) -> Vec<String> {
     let mut problems = Vec::new();
     let finished = &outcome.finished;
     if finished.code != tried.exit {
@@ -141,12 +145,14 @@ fn judge(tried: &Try, outcome: &Outcome, arrived: usize) -> Vec<String> {
     if let Err(differences) = log::expect_lines(&outcome.log, &shapes) {
         problems.push(differences);
     }
-    match (tried.arrives, arrived) {
-        ((place, true), 0) => problems.push(format!("no connection arrived at {place}")),
-        ((place, false), 1..) => {
-            problems.push(format!("{arrived} connections to {place} left the workload"));
+    for ((place, expected), arrived) in tried.arrives.iter().zip(arrived) {
+        match (expected, arrived) {
+            (true, 0) => problems.push(format!("no connection arrived at {place}")),
+            (false, 1..) => {
+                problems.push(format!("{arrived} connections to {place} left the workload"));
+            }
+            _ => {}
         }
-        _ => {}
     }
     problems
 }
@@ -233,17 +239,17 @@ mod tests {
             },
             log: vec![line.to_owned()],
         };
-        assert_eq!(judge(refused, &right, 0), Vec::<String>::new());
+        assert_eq!(judge(refused, &right, &[0]), Vec::<String>::new());
 
         let change = |change: fn(&mut Outcome)| {
             let mut outcome = right.clone();
             change(&mut outcome);
-            judge(refused, &outcome, 0)
+            judge(refused, &outcome, &[0])
         };
         assert!(change(|o| o.finished.code = 0)[0].contains("exit status"));
         assert!(change(|o| o.finished.stderr.clear())[0].contains("lacks"));
         assert!(change(|o| o.log.clear())[0].contains("no line"));
         assert!(change(|o| o.log[0] = o.log[0].replace("UH", "-"))[0].contains("RESPONSE_FLAGS"));
-        assert!(judge(refused, &right, 1)[0].contains("left the workload"));
+        assert!(judge(refused, &right, &[1])[0].contains("left the workload"));
     }
 }
