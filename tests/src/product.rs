@@ -110,8 +110,19 @@ impl<'w> Interceptor<'w> {
     /// # Errors
     /// When the product can't be started or doesn't end in a minute.
     pub fn run(&self, command: &[&str]) -> Result<Outcome> {
+        self.run_with(command, |_| {})
+    }
+
+    /// [`Interceptor::run`] with something changed about the command line, such as a variable of
+    /// the environment.
+    ///
+    /// # Errors
+    /// As [`Interceptor::run`].
+    pub fn run_with(&self, command: &[&str], change: impl Fn(&mut Command)) -> Result<Outcome> {
         let before = self.lines().len();
-        let finished = self.world.output(&mut self.run_command(command), LIMIT)?;
+        let mut run = self.run_command(command);
+        change(&mut run);
+        let finished = self.world.output(&mut run, LIMIT)?;
         Ok(Outcome { finished, log: self.lines().split_off(before) })
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use std::{env, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::capture::Capture;
 use crate::log;
@@ -41,23 +41,50 @@ pub struct Options {
 pub fn play(options: &Options) -> Result<bool> {
     let start = Instant::now();
     let interrupted = watch_signals()?;
+    let interrupted = interrupted.as_ref();
     let mut page = Page::new(io::stdout().lock(), options.colour);
     page.opening()?;
     let world = World::new().context("bringing the small internet up")?;
     let capture = world.capture()?;
 
-    let mut rows = Vec::new();
-    for step in script() {
-        page.heading(&step)?;
-        let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step: &step };
-        rows.extend(stage.play(&options.interceptor, &interrupted)?);
-    }
+    let steps = script();
+    let rows = thread::scope(|scope| {
+        let slow = |step| scope.spawn(move || play_aside(options, step, interrupted));
+        let aside: Vec<_> = steps.iter().map(|step| step.slow.then(|| slow(step))).collect();
+        let mut rows = Vec::new();
+        for (step, aside) in steps.iter().zip(aside) {
+            if let Some(thread) = aside {
+                let (text, more) = thread.join().map_err(|_| anyhow!("a step panicked"))??;
+                page.insert(&text)?;
+                rows.extend(more);
+            } else {
+                let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step };
+                rows.extend(stage.play(&options.interceptor, interrupted)?);
+            }
+        }
+        anyhow::Ok(rows)
+    })?;
     page.table(&rows, start.elapsed())?;
     drop(page);
     if options.keep {
         open_shell(&world, &options.interceptor)?;
     }
     Ok(rows.iter().all(|row| row.holds))
+}
+
+/// Plays one step in a world of its own. What the page has to say about it, and the rows.
+fn play_aside(
+    options: &Options,
+    step: &Step,
+    interrupted: &AtomicBool,
+) -> Result<(Vec<u8>, Vec<Row>)> {
+    let world = World::new().context("bringing another small internet up")?;
+    let capture = world.capture()?;
+    let mut text = Vec::new();
+    let mut page = Page::new(&mut text, options.colour);
+    let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step };
+    let rows = stage.play(&options.interceptor, interrupted)?;
+    Ok((text, rows))
 }
 
 /// One step on its way.
@@ -76,6 +103,7 @@ impl<W: Write> Stage<'_, W> {
         let running = if live { Some(product().start()?) } else { None };
         let once = product();
 
+        self.page.heading(self.step)?;
         let mut rows = Vec::new();
         for action in &self.step.actions {
             if interrupted.load(Ordering::Relaxed) {

@@ -68,6 +68,14 @@ impl<W: Write> Page<W> {
         writeln!(self.out, "{text}")
     }
 
+    /// What another page was told.
+    ///
+    /// # Errors
+    /// When the page can't be written.
+    pub(super) fn insert(&mut self, text: &[u8]) -> io::Result<()> {
+        self.out.write_all(text)
+    }
+
     /// The heading of a step, with the command line that its commands run under.
     ///
     /// # Errors
@@ -75,7 +83,11 @@ impl<W: Write> Page<W> {
     pub(super) fn heading(&mut self, step: &Step) -> io::Result<()> {
         let title = self.ink(Ink::Bold, &format!("Step {} · {}", step.chapter, step.title));
         writeln!(self.out, "\n{title}")?;
-        self.note(&format!("  interceptor run {} -- …", step.flags.join(" ")))
+        self.note(&format!("  interceptor run {} -- …", step.flags.join(" ")))?;
+        if step.slow {
+            self.note("  (played beside the steps before it, in a small internet of its own)")?;
+        }
+        Ok(())
     }
 
     /// A verb of the product, and what it said.

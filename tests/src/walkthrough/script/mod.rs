@@ -30,6 +30,8 @@ pub(super) struct Step {
     pub(super) flags: Vec<&'static str>,
     /// Where the access log comes from.
     pub(super) log: LogPlace,
+    /// Whether it takes seconds; then it is played beside the others, in a world of its own.
+    pub(super) slow: bool,
     /// What is tried, in order.
     pub(super) actions: Vec<Action>,
 }
@@ -79,7 +81,7 @@ impl Step {
         flags: &[&'static str],
         actions: Vec<Action>,
     ) -> Self {
-        Self { chapter, title, flags: flags.to_vec(), log: LogPlace::Apart, actions }
+        Self { chapter, title, flags: flags.to_vec(), log: LogPlace::Apart, slow: false, actions }
     }
 
     /// REGISTRY_ONLY, and what these files list.
@@ -92,6 +94,10 @@ impl Step {
         let mut flags = REGISTRY_ONLY.to_vec();
         flags.extend(files.iter().flat_map(|file| ["-f", file]));
         Self::new(chapter, title, &flags, actions)
+    }
+
+    fn slow(self) -> Self {
+        Self { slow: true, ..self }
     }
 
     fn logging_to_standard_output(self) -> Self {
@@ -136,13 +142,15 @@ pub(super) fn script() -> Vec<Step> {
             "A service that takes its time",
             &[HTTPBIN_ENTRY],
             steering::slow_answer(),
-        ),
+        )
+        .slow(),
         Step::listed(
             "7",
             "The same with a VirtualService: three seconds and no longer",
             &[HTTPBIN_ENTRY, "examples/walkthrough/07-httpbin-timeout.yaml"],
             steering::timeout(),
-        ),
+        )
+        .slow(),
         Step::listed(
             "8.1",
             "Plain HTTP that is redirected to HTTPS",
