@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 /// What is shown, by how its paragraph's heading begins; the whole would be too long to read.
-const SHOWN: [&str; 4] = ["Step 6", "Step 7 · The same", "Step 8.2", "  step rule"];
+const SHOWN: [&str; 3] = ["Step 6", "Step 7 · The same", "  step rule"];
 /// Columns of the picture's terminal; what is longer goes on in the next line.
 const COLUMNS: usize = 112;
 /// In the font's size of 13 pixels.
