@@ -111,7 +111,8 @@ pub enum Verb {
   Cover a service that runs already, until Ctrl-C:
     interceptor run --cgroup system.slice/app.service --access-log /var/log/egress.log")]
 pub struct Run {
-    /// Istio resources, YAML or JSON: a file, or a directory of files. Repeatable.
+    /// Istio resources, YAML or JSON: a file, or a directory of files. Changes to them are followed.
+    /// Repeatable.
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,
 

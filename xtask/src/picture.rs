@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 /// What is shown, by how its paragraph's heading begins; the whole would be too long to read.
-const SHOWN: [&str; 3] = ["Step 4", "Step 6", "  step rule"];
+const SHOWN: [&str; 3] = ["Step 6", "Step 7 · The same", "  step rule"];
 /// Columns of the picture's terminal; what is longer goes on in the next line.
 const COLUMNS: usize = 112;
 /// In the font's size of 13 pixels.
@@ -37,6 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     walkthrough.args(["--color", "always", "--interceptor"]).arg(profile.binary("interceptor"));
     let output = walkthrough.stderr(Stdio::inherit()).output().context("the walkthrough")?;
     if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stdout));
         bail!("not every step of the walkthrough holds: that is no picture to show");
     }
     let picture = root().join("docs/walkthrough.svg");

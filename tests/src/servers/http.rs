@@ -48,8 +48,10 @@ impl Site {
 
     /// Serves one connection, HTTP/1.1 or HTTP/2, to its end.
     pub(super) async fn serve(self, stream: TcpStream) -> io::Result<()> {
-        let connection = Seen {
+        let mut connection = Seen {
             scheme: if self.tls.is_some() { "https" } else { "http" },
+            sni: None,
+            alpn: None,
             local: canonical(stream.local_addr()?),
             peer: canonical(stream.peer_addr()?),
             host: String::new(),
@@ -59,6 +61,10 @@ impl Site {
             None => self.requests(connection, stream).await,
             Some(acceptor) => {
                 let stream = acceptor.accept(stream).await?;
+                let tls = stream.get_ref().1;
+                connection.sni = tls.server_name().map(str::to_owned);
+                let text = |alpn| String::from_utf8_lossy(alpn).into_owned();
+                connection.alpn = tls.alpn_protocol().map(text);
                 self.requests(connection, stream).await
             }
         }

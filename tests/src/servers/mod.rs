@@ -50,6 +50,10 @@ pub const GREETING: &str = "220 stub ready\r\n";
 pub struct Seen {
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// The name in the TLS hello, if it had one.
+    pub sni: Option<String>,
+    /// The protocol that was agreed on in TLS, if one was.
+    pub alpn: Option<String>,
     /// The address that the connection came in on.
     pub local: SocketAddr,
     /// Where it came from.
