@@ -41,7 +41,7 @@ fn compile(file: &Path) -> Loaded {
         outbound: Some(Outbound::RegistryOnly),
         ..Sources::default()
     };
-    load(&sources, &Caller::new("default")).expect("entries of our own making load")
+    load(&sources, "default").expect("entries of our own making load")
 }
 
 /// The shortest of several runs.
