@@ -113,14 +113,14 @@ pub(super) fn script() -> Vec<Step> {
             "1.1",
             "The access log, switched on by Telemetry",
             &["--outbound", "allow-any", "-f", "examples/walkthrough/01-telemetry.yaml"],
-            seeing::log_of_an_answer("SEED-1"),
+            seeing::log_line("SEED-1"),
         )
         .logging_to_standard_output(),
         Step::new(
             "1.2",
             "The same by mesh configuration",
             &["--mesh-config", "examples/walkthrough/02-access-log.yaml"],
-            seeing::log_of_an_answer("SEED-2"),
+            seeing::log_line("SEED-2"),
         )
         .logging_to_standard_output(),
         Step::new(
