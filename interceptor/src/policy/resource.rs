@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Enforcement;
 use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
+use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore};
 use super::mesh::MeshConfig;
@@ -41,6 +42,8 @@ pub(super) struct Resources {
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
+    /// See [`Gateway`]: for workloads that are one.
+    pub(super) gateways: Vec<Gateway>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -239,6 +242,10 @@ impl Resources {
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
             {
+                // Sidecars have no use for it, and `run` has no other role yet.
+                if other == "Gateway" {
+                    self.gateways.push(Gateway::read(&meta, node));
+                }
                 out.warnings.push(cx.notice(
                     kind.at,
                     "kind",
