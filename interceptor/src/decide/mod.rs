@@ -50,6 +50,7 @@ struct Inner {
     outbound: Outbound,
     egress_proxy: Option<RouteTo>,
     dynamic_tls: Option<Arc<Origination>>,
+    gateway: bool,
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
@@ -68,6 +69,8 @@ pub(crate) struct Rules {
     pub(crate) egress_proxy: Option<RouteTo>,
     /// TLS for requests of ALLOW_ANY_DYNAMIC_DNS (MESH-31).
     pub(crate) dynamic_tls: Option<Arc<Origination>>,
+    /// They are a gateway's: what it does not serve is not found (GW-5), whatever the mode.
+    pub(crate) gateway: bool,
 }
 
 #[derive(Debug)]
@@ -79,7 +82,7 @@ enum Tables {
 impl Policy {
     /// Compiles `rules` for workloads of `namespace`.
     pub(crate) fn new(namespace: &str, enforcement: Enforcement, rules: Rules) -> Self {
-        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls } = rules;
+        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls, gateway } = rules;
         let mut known = HostIndex::default();
         for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
             known.insert(service.host(), id);
@@ -89,8 +92,16 @@ impl Policy {
             Enforcement::Istio => Tables::Istio(istio::Tables::new(&services, &listeners)),
         };
         let namespace = namespace.into();
-        let inner =
-            Inner { namespace, outbound, egress_proxy, dynamic_tls, services, known, tables };
+        let inner = Inner {
+            namespace,
+            outbound,
+            egress_proxy,
+            dynamic_tls,
+            gateway,
+            services,
+            known,
+            tables,
+        };
         Self { inner: Some(Arc::new(inner)) }
     }
 
@@ -188,7 +199,7 @@ impl Inner {
     /// Whether an unknown connection passes. To a capture port it never does: that would be a way
     /// past the proxy (CAP-11).
     fn passes_unknown(&self, dst: SocketAddr) -> bool {
-        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port())
+        self.outbound.is_open() && !self.gateway && !CAPTURE_PORTS.contains(&dst.port())
     }
 
     /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).
@@ -234,6 +245,9 @@ impl Inner {
         port: Option<u16>,
         reason: Reason,
     ) -> Decision {
+        if self.gateway {
+            return refuse_request(404, self.profile(), false, reason);
+        }
         let closed = reason == Reason::SpecialAddress;
         if closed || !self.passes_unknown(dst) {
             return block_all(self.profile(), reason);

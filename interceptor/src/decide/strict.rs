@@ -266,7 +266,8 @@ impl Tables {
     fn http(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
         let Some(port) = port else { return judge_requests() };
         let owner = port.opaque.find(dst.ip()).filter(|(rank, number)| {
-            self.group(rules, **number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
+            self.group(rules, **number) == Some(Group::Tcp)
+                && (rank.is_some() || port.http.is_empty())
         });
         if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;

@@ -11,14 +11,16 @@ use super::Enforcement;
 use super::Outbound;
 use super::entry::{EndpointAddress, Entry, Protocol, ServicePort, Workload, selected};
 use super::fields::Findings;
+use super::gateway::Gateway;
 use super::reader::exported;
 use super::registry::{Carriage, Registry};
 use super::service_entry::Resolution;
 use super::sidecar::{self, Imports, Sidecar};
 use super::virtual_service::VirtualService;
 use super::virtual_service::compile::{Binder, Clusters, Settings};
+use crate::decide::http_route::HttpRoutes;
 use crate::decide::pattern::EntryHost;
-use crate::decide::route::HeaderChanges;
+use crate::decide::route::{HeaderChanges, RouteActions};
 use crate::decide::traffic::Origination;
 use crate::decide::{
     Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
@@ -30,6 +32,7 @@ pub(super) struct Input {
     pub(super) entries: Vec<Entry>,
     pub(super) virtual_services: Vec<VirtualService>,
     pub(super) sidecars: Vec<Sidecar>,
+    pub(super) gateways: Vec<Gateway>,
     pub(super) workloads: Vec<Workload>,
 }
 
@@ -41,6 +44,8 @@ pub(super) struct Mesh<'a> {
     pub(super) virtual_service_export: Vec<String>,
     pub(super) outbound: Outbound,
     pub(super) dns_capture: bool,
+    /// See [`super::load::Sources::gateway`].
+    pub(super) gateway: Option<IpAddr>,
     pub(super) dynamic_tls: Option<Arc<Origination>>,
     pub(super) settings: Settings<'a>,
     /// What carries the traffic of an entry's port, or of a subset of it; `None` = no such subset.
@@ -65,7 +70,13 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     let caller = mesh.settings.caller;
     let namespace = caller.namespace.as_str();
     input.sidecars.sort_by_cached_key(|s| (s.meta.created.clone(), s.meta.name.clone()));
-    let sidecar = sidecar::select(&input.sidecars, caller, mesh.root);
+    let own: Vec<&Gateway> =
+        input.gateways.iter().filter(|gateway| gateway.selects(caller)).collect();
+    // Sidecars are for sidecars (SC-1).
+    let sidecar = match mesh.gateway {
+        None => sidecar::select(&input.sidecars, caller, mesh.root),
+        Some(_) => None,
+    };
     note_listeners(sidecar, out);
     let mut imports = Imports::new(sidecar, namespace);
 
@@ -75,7 +86,11 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
         .filter(|service| {
             let owner = &service.meta.namespace;
             let seen = exported(&service.export_to, &mesh.virtual_service_export, owner, namespace);
-            service.in_mesh() && !service.hosts.is_empty() && seen && imports.brings(service)
+            let bound = match mesh.gateway {
+                None => service.in_mesh(),
+                Some(_) => own.iter().any(|gateway| gateway.binds(service)),
+            };
+            bound && !service.hosts.is_empty() && seen && imports.brings(service)
         })
         .collect();
     bound.sort_by_cached_key(|service| {
@@ -112,9 +127,28 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
             headers: Arc::new(HeaderChanges::default()),
         }),
         dynamic_tls: mesh.dynamic_tls.clone(),
+        gateway: false,
     };
-    let mut binder = Binder::new(&mesh.settings, &registry, &bound, &input.virtual_services);
-    compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
+    let all = &input.virtual_services;
+    match mesh.gateway {
+        None => {
+            let mut binder = Binder::new(&mesh.settings, &registry, &bound, all);
+            compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
+        }
+        Some(address) => {
+            compiled.rules.gateway = true;
+            let actions = mesh.settings.default_actions();
+            for gateway in own {
+                let settings =
+                    Settings { gateway: Some(gateway.id.clone()), ..mesh.settings.clone() };
+                let bound: Vec<_> =
+                    bound.iter().copied().filter(|service| gateway.binds(service)).collect();
+                let mut binder = Binder::new(&settings, &registry, &bound, all);
+                let served = gateway.services(address, &entries, &mut binder, &actions);
+                compiled.rules.services.extend(served);
+            }
+        }
+    }
     compiled
 }
 
@@ -309,28 +343,38 @@ fn bind<C: Clusters>(
             .collect();
         let covered = |host: &EntryHost| on_port.iter().any(|known| host.covers(known));
         for (host, routes) in binder.nominal(PORT, covered) {
-            let cluster = Cluster {
-                name: ClusterName::outbound(PORT, &host.to_string()),
-                host,
-                addresses: Arc::default(),
-                target: Target::Fixed(Upstream::None),
-                traffic: Arc::default(),
-            };
-            services.push(Service {
-                cluster: Arc::new(cluster),
-                port: PORT,
-                group: Group::Http,
-                exclusive: false,
-                rule: routes.rule.clone(),
-                aliases: Arc::default(),
-                routes: Some(routes),
-                chains: Arc::default(),
-                actions: Arc::clone(&actions),
-                nominal: true,
-            });
+            services.push(nominal(host, PORT, routes, &actions));
         }
     }
     services
+}
+
+/// A host that only routes know.
+pub(super) fn nominal(
+    host: EntryHost,
+    port: u16,
+    routes: Arc<HttpRoutes>,
+    actions: &Arc<RouteActions>,
+) -> Service {
+    let cluster = Cluster {
+        name: ClusterName::outbound(port, &host.to_string()),
+        host,
+        addresses: Arc::default(),
+        target: Target::Fixed(Upstream::None),
+        traffic: Arc::default(),
+    };
+    Service {
+        cluster: Arc::new(cluster),
+        port,
+        group: Group::Http,
+        exclusive: false,
+        rule: routes.rule.clone(),
+        aliases: Arc::default(),
+        routes: Some(routes),
+        chains: Arc::default(),
+        actions: Arc::clone(actions),
+        nominal: true,
+    }
 }
 
 /// RES-18, RES-19: with DNS capture, entries without addresses are recognised by automatic ones:

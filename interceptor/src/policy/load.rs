@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,9 @@ pub struct Sources {
     /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
     /// addresses are recognised by automatic ones (RES-18, RES-19).
     pub dns_capture: bool,
+    /// The workload is a gateway at this address (GW-1): it serves what its Gateways list, and
+    /// nothing else.
+    pub gateway: Option<IpAddr>,
 }
 
 /// The workload that the rules are compiled for.
@@ -242,6 +246,7 @@ fn load_once(
         entries,
         virtual_services,
         sidecars: std::mem::take(&mut resources.sidecars),
+        gateways: std::mem::take(&mut resources.gateways),
         workloads: workloads.collect(),
     };
     let compiled = compile_for(caller, input, &mesh, sources, &rules, &mut out);
@@ -332,9 +337,11 @@ fn compile_for(
         virtual_service_export: or_all(&config.virtual_service_export),
         outbound: sources.outbound.or(config.outbound).unwrap_or_default(),
         dns_capture: sources.dns_capture || config.dns_capture,
+        gateway: sources.gateway,
         dynamic_tls: config.dynamic_tls.clone(),
         settings: Settings {
             caller,
+            gateway: None,
             profile,
             normalization: config.normalization,
             retries: config.retries.clone(),

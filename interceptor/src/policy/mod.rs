@@ -5,6 +5,7 @@ mod compile;
 mod destination_rule;
 mod entry;
 mod fields;
+mod gateway;
 mod inventory;
 mod kubernetes;
 mod load;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Enforcement;
 use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
+use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
 use super::entry::Workload;
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
@@ -56,6 +57,8 @@ pub(super) struct Resources {
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
+    /// See [`Gateway`]: for workloads that are one.
+    pub(super) gateways: Vec<Gateway>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -265,6 +268,10 @@ impl Resources {
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
             {
+                // Sidecars have no use for it, and `run` has no other role yet.
+                if other == "Gateway" {
+                    self.gateways.push(Gateway::read(&meta, node));
+                }
                 out.warnings.push(cx.notice(
                     kind.at,
                     "kind",

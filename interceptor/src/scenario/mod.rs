@@ -75,6 +75,7 @@ fn rules(setting: &Setting, profile: Enforcement) -> Result<Loaded, LoadErrors> 
         mesh_text: (!setting.mesh.is_empty()).then(mesh),
         enforcement: Some(profile),
         dns_capture: setting.dns_capture,
+        gateway: setting.gateway,
         ..Sources::default()
     };
     let labels = setting.workload.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
