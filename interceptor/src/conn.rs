@@ -12,13 +12,14 @@ use tokio::time::Instant;
 
 use crate::accept::Accepted;
 use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
-use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Held, Outbound, Stream};
+use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Outbound};
 use crate::act::cluster::hash_of;
-use crate::act::dial::{DialError, Dialer, Dialled};
+use crate::act::dial::{DialError, Dialer};
 use crate::act::http::HttpContext;
 use crate::act::relay::{RelayEnd, RelayLimits};
 use crate::act::tls::TlsSession;
 use crate::act::{block, http, pick, relay};
+use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
 use crate::kernel::Kernel;
@@ -173,20 +174,21 @@ async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
 struct Sniffed {
     decision: Decision,
     bytes: Bytes,
-    sni: Option<String>,
-    /// The hello offered encrypted_client_hello (T-26).
-    ech: bool,
-    dialled: Option<Result<Dialled, DialError>>,
+    /// What the client began with, where that was waited for.
+    hello: Option<Hello>,
+    /// The connection to the decision's one destination, if it was made already.
+    carried: Option<Result<Carried, CarryError>>,
 }
 
 impl Sniffed {
     fn without_bytes(decision: Decision) -> Self {
-        Self { decision, bytes: Bytes::new(), sni: None, ech: false, dialled: None }
+        Self { decision, bytes: Bytes::new(), hello: None, carried: None }
     }
 }
 
 /// Reads what the verdict needs. Where the answer without any byte is "pass", the upstream is
-/// dialled meanwhile and may speak first; else nothing leaves before the verdict (R2).
+/// dialled meanwhile and may speak first; else nothing leaves before the verdict (R2). No time that
+/// a client lets pass makes its bytes pass unjudged: only a server's own do.
 async fn sniff(
     client: &TcpStream,
     origin: &Origin,
@@ -198,67 +200,66 @@ async fn sniff(
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
     // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
     let patient = snapshot.enforcement == Enforcement::Istio;
-    let (Action::Relay(destinations), false) = (otherwise.action.clone(), patient) else {
+    let (Action::Relay(destinations), false) = (&otherwise.action, patient) else {
         let hello = sniffer.read_from(client, deadline).await?;
-        return Ok(decide_hello(sniffer, &hello, origin, site, snapshot, otherwise).await);
+        return Ok(decide_hello(sniffer, hello, origin, site, snapshot, otherwise).await);
     };
-    let destination = pick(&destinations);
-    let upstream = destination.upstream.clone();
-    let by_address = *destination.traffic == TrafficPolicy::default()
-        && matches!(upstream, Upstream::OriginalDst { .. } | Upstream::VerifiedOriginalDst { .. });
+    let destination = pick(destinations).clone();
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {
-        return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
+        return Ok(decide_hello(sniffer, first, origin, site, snapshot, otherwise).await);
     }
-    // Anything but a plain connection to the dialled address is made when it is acted on.
-    if destinations.len() > 1 || !by_address {
-        return Ok(Sniffed { bytes: sniffer.into_bytes(), ..Sniffed::without_bytes(otherwise) });
-    }
-    // No verdict hangs on these bytes any more, only names and routes do: they may take their time.
+    let otherwise = Decision { action: Action::Relay(vec![destination.clone()]), ..otherwise };
+    // No verdict on the connection hangs on these bytes any more, only names and routes do: they
+    // may take their time.
     let patience = Some(origin.accepted + relay::IDLE);
-    let mut dial = std::pin::pin!(site.dialer.dial(&upstream, origin.dst));
-    let dialled = tokio::select! {
-        dialled = &mut dial => dialled,
+    let mut connecting = std::pin::pin!(connect(&destination, origin, site));
+    let carried = tokio::select! {
+        carried = &mut connecting => carried,
         hello = sniffer.read_from(client, patience) => {
-            let mut sniffed = decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
+            let mut sniffed =
+                decide_hello(sniffer, hello?, origin, site, snapshot, otherwise).await;
             // The dial under way is used if the bytes changed nothing about where to.
-            if same_place(&sniffed.decision, &upstream) {
-                sniffed.dialled = Some(dial.await);
+            if same_place(&sniffed.decision, &destination) {
+                sniffed.carried = Some(connecting.await);
             }
             return Ok(sniffed);
         }
     };
-    let without_hello = |sniffer: Sniffer, dialled| Sniffed {
+    let without_hello = |sniffer: Sniffer, carried| Sniffed {
         bytes: sniffer.into_bytes(),
-        dialled: Some(dialled),
+        carried: Some(carried),
         ..Sniffed::without_bytes(otherwise.clone())
     };
-    let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
+    let mut carried = match carried {
+        Ok(carried) => carried,
+        Err(error) => return Ok(without_hello(sniffer, Err(error))),
+    };
     tokio::select! {
         biased;
         hello = sniffer.read_from(client, patience) => {
             let mut sniffed =
-                decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
-            if same_place(&sniffed.decision, &upstream) {
-                sniffed.dialled = Some(Ok(dialled));
+                decide_hello(sniffer, hello?, origin, site, snapshot, otherwise).await;
+            if same_place(&sniffed.decision, &destination) {
+                sniffed.carried = Some(Ok(carried));
             }
             Ok(sniffed)
         }
         // The server speaks first, or hangs up.
-        _ = dialled.stream.readable() => Ok(without_hello(sniffer, Ok(dialled))),
+        () = carried.stream.speaks() => Ok(without_hello(sniffer, Ok(carried))),
     }
 }
 
 async fn decide_hello(
     sniffer: Sniffer,
-    hello: &Hello,
+    hello: Hello,
     origin: &Origin,
     site: &Site,
     snapshot: &Snapshot,
     otherwise: Decision,
 ) -> Sniffed {
     let relays = matches!(otherwise.action, Action::Relay(_));
-    let decision = match hello {
+    let decision = match &hello {
         Hello::Silent => otherwise,
         // Where no byte could refuse, a client that half-closes at once may still be answered.
         Hello::Closed if relays && snapshot.enforcement == Enforcement::Strict => otherwise,
@@ -266,22 +267,32 @@ async fn decide_hello(
             settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
         }
     };
-    let (sni, ech) = match hello {
-        Hello::Tls(hello) => (hello.sni.as_ref().map(ToString::to_string), hello.ech),
-        _ => (None, false),
-    };
-    Sniffed { decision, bytes: sniffer.into_bytes(), sni, ech, dialled: None }
+    Sniffed { decision, bytes: sniffer.into_bytes(), hello: Some(hello), carried: None }
 }
 
-/// Whether the decision relays to where `upstream` already leads. A name that was noticed in
-/// passing does not change the place.
-fn same_place(decision: &Decision, upstream: &Upstream) -> bool {
+/// Whether the decision relays to where a connection to `to` leads, in the same way. A name that was
+/// noticed in passing does not change the place.
+fn same_place(decision: &Decision, to: &Destination) -> bool {
     let Action::Relay(destinations) = &decision.action else { return false };
     let [only] = destinations.as_slice() else { return false };
-    match (&only.upstream, upstream) {
+    let same = match (&only.upstream, &to.upstream) {
         (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
         (a, b) => a == b,
-    }
+    };
+    same && only.traffic == to.traffic
+}
+
+/// Connects to `destination`, as its policy has it.
+async fn connect(
+    destination: &Destination,
+    origin: &Origin,
+    site: &Site,
+) -> Result<Carried, CarryError> {
+    let (dst, src) = (origin.dst, origin.src);
+    let hash = source_hash(&destination.traffic, src);
+    let ask = Ask { dst, src, host: None, hash, avoid: &[] };
+    let carrier = Carrier { dialer: site.dialer.clone(), outbound: Arc::clone(&site.outbound) };
+    carrier.connect(destination, ask).await
 }
 
 /// Does what was decided, and closes the account.
@@ -293,14 +304,16 @@ async fn act(
     sniffed: Sniffed,
     mut account: ConnectionAccount,
 ) {
-    let Sniffed { decision, bytes, sni, ech, dialled } = sniffed;
+    let Sniffed { decision, bytes, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
-    if let Some(sni) = sni {
-        account.server_name(sni);
-    }
-    if ech && explain {
-        account.offered_ech();
+    if let Some(Hello::Tls(hello)) = &hello {
+        if let Some(name) = &hello.sni {
+            account.server_name(name.to_string());
+        }
+        if hello.ech && explain {
+            account.offered_ech();
+        }
     }
     match decision.action {
         Action::Block(Block::Reset) => {
@@ -314,15 +327,9 @@ async fn act(
         Action::Relay(destinations) => {
             let destination = pick(&destinations);
             account.cluster(destination.cluster.clone());
-            let carried = match dialled {
-                Some(dialled) => dialled.map(plain).map_err(CarryError::from),
-                None => {
-                    let (outbound, dialer) = (Arc::clone(&site.outbound), site.dialer.clone());
-                    let (dst, src) = (origin.dst, origin.src);
-                    let hash = source_hash(&destination.traffic, src);
-                    let ask = Ask { dst, src, host: None, hash, avoid: &[] };
-                    Carrier { dialer, outbound }.connect(destination, ask).await
-                }
+            let carried = match carried {
+                Some(carried) => carried,
+                None => connect(destination, &origin, &site).await,
             };
             match carried {
                 Ok(carried) => {
@@ -361,12 +368,6 @@ async fn act(
             account.close(0, 0);
         }
     }
-}
-
-/// A connection as it was dialled.
-fn plain(dialled: Dialled) -> Carried {
-    let Dialled { stream, upstream, local } = dialled;
-    Carried { stream: Stream::Plain(stream), upstream, local, tls: None, held: Held::default() }
 }
 
 /// What a consistent hash over the workload's address goes by; a connection has nothing else.

@@ -260,3 +260,40 @@ fn unlisted_tcp_is_refused_before_anything_leaves() -> Result<()> {
     assert_eq!(outcome.log.len(), 1, "{:?}", outcome.log);
     Ok(())
 }
+
+/// R1, HTTP-9: a client that takes its time is judged like any other. Where a silent client would
+/// pass, only the server's own words may settle that.
+#[test]
+fn a_client_that_waits_is_judged_all_the_same() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.file(
+        "auto.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: auto}}\nspec:\n  \
+             hosts: [v4.example.com]\n  addresses: [{}]\n  ports: [{{number: 80, name: auto}}]\n  \
+             resolution: STATIC\n  endpoints: [{{address: {}}}]\n",
+            world::HTTPBIN,
+            world::EXAMPLE_V4,
+        ),
+    )?;
+    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    for (host, code, route) in
+        [("v4.example.com", "200", "default"), ("no.example.com", "502", "block_all")]
+    {
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/80; sleep 0.3; \
+             printf 'GET / HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3",
+            world::HTTPBIN
+        );
+        let outcome = running.exec(&["bash", "-c", &script], 1)?;
+        let answer = &outcome.finished.stdout;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{host}: {answer}");
+        let line = Line::parse(&outcome.log[0]).expect("a line");
+        assert_eq!((line.field("RESPONSE_CODE"), line.field("ROUTE_NAME")), (code, route));
+    }
+    Ok(())
+}

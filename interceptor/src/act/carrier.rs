@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -19,6 +20,7 @@ use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
+use crate::sniff::prefixed::Prefixed;
 
 /// Mirrored requests under way at a time; what is beyond is not mirrored.
 const MIRRORS_MAX: usize = 64;
@@ -81,6 +83,30 @@ pub enum Stream {
     /// TLS or a tunnel on it.
     Wrapped(Box<dyn Io>),
 }
+
+impl Stream {
+    /// Returns when the other side has said something, or has ended; nothing of it is lost. Can be
+    /// dropped and called again.
+    pub async fn speaks(&mut self) {
+        let stream = match self {
+            Self::Plain(socket) => {
+                // An error is for whoever reads.
+                let _ = socket.readable().await;
+                return;
+            }
+            Self::Wrapped(stream) => stream,
+        };
+        let mut words = BytesMut::with_capacity(FIRST_WORDS);
+        // An error or the end will be met again by whoever reads on.
+        let _ = stream.read_buf(&mut words).await;
+        let nothing: Box<dyn Io> = Box::new(tokio::io::empty());
+        let inner = std::mem::replace(stream, nothing);
+        *stream = Box::new(Prefixed::new(words.freeze(), inner));
+    }
+}
+
+/// How much of a wrapped stream's first words is read ahead.
+const FIRST_WORDS: usize = 4096;
 
 /// A connection to a destination.
 pub struct Carried {

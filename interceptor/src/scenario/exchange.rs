@@ -302,7 +302,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
                 done
             }
             Attempt::Failed(failure) => {
-                let mut done = not_connected(&failure, self.made > 1);
+                let mut done = not_connected(&failure);
                 if matches!(failure, Failure::Tls(_)) {
                     // The server saw a handshake, and no request.
                     done.seen = Some(Seen { tls: self.seen().tls, ..Seen::default() });
@@ -401,8 +401,9 @@ fn to_nowhere(nowhere: Nowhere, destination: &Destination) -> Exchanged {
     }
 }
 
-/// LOG-20, LOG-21, LOG-48, LOG-49, DR-11.
-fn not_connected(failure: &Failure, retried: bool) -> Exchanged {
+/// LOG-20, LOG-48, LOG-49, DR-11. LOG-21 would have a connect that was tried again say so in its body;
+/// the whole line of LOG-48, 152 bytes after retries, goes before it, here as in `act`.
+fn not_connected(failure: &Failure) -> Exchanged {
     let reason = failure.reason();
     let transport = failure.transport();
     let (log, people) = match &transport {
@@ -411,8 +412,7 @@ fn not_connected(failure: &Failure, retried: bool) -> Exchanged {
     };
     let details =
         format!("upstream_reset_before_response_started{{{reason}{log}}}").replace(' ', "_");
-    let latest = if retried { "retried and the latest " } else { "" };
-    let body = format!("{BEFORE_HEADERS}{latest}reset reason: {reason}{people}");
+    let body = format!("{BEFORE_HEADERS}reset reason: {reason}{people}");
     let mut done = Exchanged::local(503, details, body);
     done.flags = vec![Flag::UF];
     done.transport = transport;

@@ -222,3 +222,22 @@ async fn relayed_in_tls() {
     let error = carrier.connect(&nameless, ask()).await.err().unwrap();
     assert!(matches!(error, CarryError::Tls { error: TlsError::Impossible(_), .. }), "{error}");
 }
+
+/// What the other side says first is noticed, and is still there for whoever reads it.
+#[tokio::test]
+async fn first_words_are_not_lost() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (near, mut far) = tokio::io::duplex(64);
+    let mut stream = Stream::Wrapped(Box::new(near));
+    let silence = tokio::time::timeout(Duration::from_millis(20), stream.speaks()).await;
+    assert!(silence.is_err());
+    far.write_all(b"220 hello\r\n").await.expect("writes");
+    stream.speaks().await;
+    far.write_all(b"more").await.expect("writes");
+    drop(far);
+    let Stream::Wrapped(mut stream) = stream else { panic!("as it was") };
+    let mut all = String::new();
+    stream.read_to_string(&mut all).await.expect("reads");
+    assert_eq!(all, "220 hello\r\nmore");
+}
