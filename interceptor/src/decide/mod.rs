@@ -49,6 +49,7 @@ struct Inner {
     outbound: Outbound,
     egress_proxy: Option<RouteTo>,
     dynamic_tls: Option<Arc<Origination>>,
+    unknown: Arc<TrafficPolicy>,
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
@@ -67,6 +68,8 @@ pub(crate) struct Rules {
     pub(crate) egress_proxy: Option<RouteTo>,
     /// TLS for requests of ALLOW_ANY_DYNAMIC_DNS (MESH-31).
     pub(crate) dynamic_tls: Option<Arc<Origination>>,
+    /// What carries unknown traffic, but for the protocol, which is the client's (MESH-18, MESH-25).
+    pub(crate) unknown: TrafficPolicy,
 }
 
 #[derive(Debug)]
@@ -78,7 +81,8 @@ enum Tables {
 impl Policy {
     /// Compiles `rules` for workloads of `namespace`.
     pub(crate) fn new(namespace: &str, enforcement: Enforcement, rules: Rules) -> Self {
-        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls } = rules;
+        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls, unknown } = rules;
+        let unknown = Arc::new(TrafficPolicy { protocol: UpstreamProtocol::AsClient, ..unknown });
         let mut known = HostIndex::default();
         for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
             known.insert(service.host(), id);
@@ -88,8 +92,16 @@ impl Policy {
             Enforcement::Istio => Tables::Istio(istio::Tables::new(&services, &listeners)),
         };
         let namespace = namespace.into();
-        let inner =
-            Inner { namespace, outbound, egress_proxy, dynamic_tls, services, known, tables };
+        let inner = Inner {
+            namespace,
+            outbound,
+            egress_proxy,
+            dynamic_tls,
+            unknown,
+            services,
+            known,
+            tables,
+        };
         Self { inner: Some(Arc::new(inner)) }
     }
 
@@ -197,10 +209,7 @@ impl Inner {
             weight: 1,
             cluster: Some(ClusterName::passthrough()),
             upstream: Upstream::OriginalDst { port: dst.port(), name },
-            traffic: Arc::new(TrafficPolicy {
-                protocol: UpstreamProtocol::AsClient,
-                ..TrafficPolicy::default()
-            }),
+            traffic: Arc::clone(&self.unknown),
             headers: Arc::default(),
         }
     }

@@ -19,7 +19,7 @@ use super::virtual_service::VirtualService;
 use super::virtual_service::compile::{Binder, Clusters, Settings};
 use crate::decide::pattern::EntryHost;
 use crate::decide::route::HeaderChanges;
-use crate::decide::traffic::Origination;
+use crate::decide::traffic::{Origination, TrafficPolicy};
 use crate::decide::{
     Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
 };
@@ -42,6 +42,8 @@ pub(super) struct Mesh<'a> {
     pub(super) outbound: Outbound,
     pub(super) dns_capture: bool,
     pub(super) dynamic_tls: Option<Arc<Origination>>,
+    /// What carries unknown traffic (MESH-18).
+    pub(super) unknown: TrafficPolicy,
     pub(super) settings: Settings<'a>,
     /// What carries the traffic of an entry's port, or of a subset of it; `None` = no such subset.
     pub(super) carriage: &'a Carry<'a>,
@@ -115,6 +117,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
             headers: Arc::new(HeaderChanges::default()),
         }),
         dynamic_tls: mesh.dynamic_tls.clone(),
+        unknown: mesh.unknown.clone(),
     };
     let mut binder = Binder::new(&mesh.settings, &registry, &bound, &input.virtual_services);
     compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
@@ -151,8 +154,7 @@ fn services<'a>(
     // workload's own before a platform Service's (REG-7).
     let mut owners: HashMap<&EntryHost, ((usize, bool, bool), &Entry)> = HashMap::new();
     let rank = |entry: &Entry, host: &EntryHost| {
-        let (foreign, entry_only) =
-            (*entry.meta.namespace != *namespace, entry.platform.is_none());
+        let (foreign, entry_only) = (*entry.meta.namespace != *namespace, entry.platform.is_none());
         match imports.item(&entry.meta.namespace, host) {
             None => (0, entry_only, foreign),
             Some(item) => (item, foreign, entry_only),

@@ -291,6 +291,7 @@ fn destination_rules(
         profile,
     };
     DestinationRules::new(std::mem::take(&mut resources.destination_rules), defaults, out)
+        .in_mesh(mesh.h2_upgrade, mesh.default_policy.clone())
 }
 
 /// GAP-18: rules that wrap what is TLS already.
@@ -334,6 +335,7 @@ fn compile_for(
         outbound: sources.outbound.or(config.outbound).unwrap_or_default(),
         dns_capture: sources.dns_capture,
         dynamic_tls: config.dynamic_tls.clone(),
+        unknown: rules.of_unknown(),
         settings: Settings {
             caller,
             profile,

@@ -181,11 +181,6 @@ impl Check<'_> {
                 self.reject(&port.protocol, message);
                 continue;
             };
-            let upper = port.protocol.value.to_ascii_uppercase();
-            if matches!(upper.as_str(), "HTTP2" | "GRPC" | "GRPC-WEB") {
-                let message = "not supported yet: HTTP/2 to the upstream (SE-15); treated as HTTP";
-                self.warn(&port.protocol, message);
-            }
             let name = port.name.value.clone();
             let kind = PortKind::of(&port.protocol.value);
             ports.extend(number.map(|number| ServicePort {

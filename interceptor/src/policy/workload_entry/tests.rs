@@ -2,6 +2,7 @@
 
 use super::super::entry::selected;
 use super::super::resource::Resources;
+use super::super::service_entry::Resolution;
 use super::*;
 
 fn read(spec: &str) -> (Vec<WorkloadEntry>, Findings) {
@@ -72,8 +73,18 @@ fn se_7_and_se_8_fields_selection_and_endpoint() {
         ("bar", vec![], false),
         ("elsewhere", vec![label("app", "details")], false),
     ] {
-        let found = selected(std::slice::from_ref(&workload), namespace, &selector);
-        assert_eq!(found.len(), usize::from(expected), "{namespace} {selector:?}");
+        let found = |resolution| {
+            selected(std::slice::from_ref(&workload), namespace, &selector, resolution).len()
+        };
+        assert_eq!(found(Resolution::Static), usize::from(expected), "{namespace} {selector:?}");
+        assert_eq!(found(Resolution::Dns), usize::from(expected), "{namespace} {selector:?}");
+    }
+    // SE-8: a name suits DNS only.
+    let named = read("address: vm.a.com, labels: {app: details}").0.remove(0).to_workload();
+    let app = [label("app", "details")];
+    for (resolution, expected) in [(Resolution::Static, 0), (Resolution::Dns, 1)] {
+        let found = selected(named.as_slice(), "bar", &app, resolution);
+        assert_eq!(found.len(), expected, "{resolution:?}");
     }
     for (spec, weight) in [("address: 1.2.3.4", 1), ("address: 1.2.3.4, weight: 0", 1)] {
         assert_eq!(read(spec).0[0].weight, weight, "{spec}");
