@@ -51,6 +51,7 @@ struct Inner {
     egress_proxy: Option<RouteTo>,
     dynamic_tls: Option<Arc<Origination>>,
     gateway: bool,
+    unknown: Arc<TrafficPolicy>,
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
@@ -71,6 +72,8 @@ pub(crate) struct Rules {
     pub(crate) dynamic_tls: Option<Arc<Origination>>,
     /// They are a gateway's: what it does not serve is not found (GW-5), whatever the mode.
     pub(crate) gateway: bool,
+    /// What carries unknown traffic, but for the protocol, which is the client's (MESH-18, MESH-25).
+    pub(crate) unknown: TrafficPolicy,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,9 @@ enum Tables {
 impl Policy {
     /// Compiles `rules` for workloads of `namespace`.
     pub(crate) fn new(namespace: &str, enforcement: Enforcement, rules: Rules) -> Self {
-        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls, gateway } = rules;
+        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls, gateway, unknown } =
+            rules;
+        let unknown = Arc::new(TrafficPolicy { protocol: UpstreamProtocol::AsClient, ..unknown });
         let mut known = HostIndex::default();
         for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
             known.insert(service.host(), id);
@@ -98,6 +103,7 @@ impl Policy {
             egress_proxy,
             dynamic_tls,
             gateway,
+            unknown,
             services,
             known,
             tables,
@@ -209,10 +215,7 @@ impl Inner {
             weight: 1,
             cluster: Some(ClusterName::passthrough()),
             upstream: Upstream::OriginalDst { port: dst.port(), name },
-            traffic: Arc::new(TrafficPolicy {
-                protocol: UpstreamProtocol::AsClient,
-                ..TrafficPolicy::default()
-            }),
+            traffic: Arc::clone(&self.unknown),
             headers: Arc::default(),
         }
     }

@@ -21,7 +21,7 @@ use super::virtual_service::compile::{Binder, Clusters, Settings};
 use crate::decide::http_route::HttpRoutes;
 use crate::decide::pattern::EntryHost;
 use crate::decide::route::{HeaderChanges, RouteActions};
-use crate::decide::traffic::Origination;
+use crate::decide::traffic::{Origination, TrafficPolicy};
 use crate::decide::{
     Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
 };
@@ -47,6 +47,8 @@ pub(super) struct Mesh<'a> {
     /// See [`super::load::Sources::gateway`].
     pub(super) gateway: Option<IpAddr>,
     pub(super) dynamic_tls: Option<Arc<Origination>>,
+    /// What carries unknown traffic (MESH-18).
+    pub(super) unknown: TrafficPolicy,
     pub(super) settings: Settings<'a>,
     /// What carries the traffic of an entry's port, or of a subset of it; `None` = no such subset.
     pub(super) carriage: &'a Carry<'a>,
@@ -128,6 +130,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
         }),
         dynamic_tls: mesh.dynamic_tls.clone(),
         gateway: false,
+        unknown: mesh.unknown.clone(),
     };
     let all = &input.virtual_services;
     match mesh.gateway {
@@ -205,8 +208,7 @@ fn services<'a>(
     // workload's own before a platform Service's (REG-7).
     let mut owners: HashMap<&EntryHost, ((usize, bool, bool), &Entry)> = HashMap::new();
     let rank = |entry: &Entry, host: &EntryHost| {
-        let (foreign, entry_only) =
-            (*entry.meta.namespace != *namespace, entry.platform.is_none());
+        let (foreign, entry_only) = (*entry.meta.namespace != *namespace, entry.platform.is_none());
         match imports.item(&entry.meta.namespace, host) {
             None => (0, entry_only, foreign),
             Some(item) => (item, foreign, entry_only),

@@ -295,6 +295,7 @@ fn destination_rules(
         profile,
     };
     DestinationRules::new(std::mem::take(&mut resources.destination_rules), defaults, out)
+        .in_mesh(mesh.h2_upgrade, mesh.default_policy.clone())
 }
 
 /// GAP-18: rules that wrap what is TLS already.
@@ -339,6 +340,7 @@ fn compile_for(
         dns_capture: sources.dns_capture || config.dns_capture,
         gateway: sources.gateway,
         dynamic_tls: config.dynamic_tls.clone(),
+        unknown: rules.of_unknown(),
         settings: Settings {
             caller,
             gateway: None,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Outbound;
+use super::destination_rule::{self, Blocks};
 use super::fields::{Context, Fields, Findings, Located, text};
 use super::node::{Node, Value};
 use super::providers::{self, Provider};
@@ -40,6 +41,10 @@ pub(super) struct MeshConfig {
     pub(super) destination_rule_export: Vec<String>,
     /// MESH-16.
     pub(super) retries: Option<Retries>,
+    /// `h2UpgradePolicy: UPGRADE` (MESH-12).
+    pub(super) h2_upgrade: bool,
+    /// MESH-18.
+    pub(super) default_policy: Blocks,
     /// `pathNormalization` (VS-11).
     pub(super) normalization: Normalization,
     /// `outboundTrafficPolicy.tls` (MESH-31).
@@ -54,14 +59,12 @@ const UNUSED: &[&str] = &[
     "caCertificates",
     "certificates",
     "configSources",
-    "defaultTrafficPolicy",
     "disableEnvoyListenerLog",
     "discoverySelectors",
     "enableAutoMtls",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "enableTracing",
-    "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",
     "inboundTrafficPolicy",
@@ -131,6 +134,12 @@ impl MeshConfig {
             virtual_service_export: values(&mut f, "defaultVirtualServiceExportTo", cx, out),
             destination_rule_export: values(&mut f, "defaultDestinationRuleExportTo", cx, out),
             retries: retries(&mut f, cx, out),
+            h2_upgrade: {
+                let names = [("DO_NOT_UPGRADE", false), ("UPGRADE", true)];
+                let found = one_of(f.text("h2UpgradePolicy", cx, out), &names, cx, out);
+                found.unwrap_or_default()
+            },
+            default_policy: default_policy(&mut f, cx, out),
             normalization: normalization(&mut f, cx, out),
             dynamic_tls,
             dns_capture: dns_capture(&mut f, cx, out),
@@ -240,6 +249,16 @@ fn retries(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Option<Retri
     let bad = out.rejected.split_off(rejected);
     out.errors.extend(bad);
     Some(retries)
+}
+
+/// MESH-18. What does not hold makes the mesh configuration unusable.
+fn default_policy(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Blocks {
+    let Some(node) = f.take("defaultTrafficPolicy") else { return Blocks::default() };
+    let rejected = out.rejected.len();
+    let blocks = Blocks::read_default(&node, &mut destination_rule::Reader::new(cx, out));
+    let bad = out.rejected.split_off(rejected);
+    out.errors.extend(bad);
+    blocks
 }
 
 /// VS-11.

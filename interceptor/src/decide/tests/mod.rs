@@ -47,6 +47,7 @@ pub(super) fn entry(name: &str, spec: &str) -> String {
 pub(super) fn tls(sni: &str) -> Hello {
     Hello::Tls(ClientHello {
         sni: Some(HostName::parse(sni).expect("a name")),
+        dotted: sni.ends_with('.'),
         ..ClientHello::default()
     })
 }

@@ -145,8 +145,7 @@ impl<'a> Imports<'a> {
     /// of them where only a VirtualService leads to it (SC-6). `None` where nothing is restricted.
     pub(super) fn item(&self, namespace: &str, host: &EntryHost) -> Option<usize> {
         let imports = |item: &Egress| item.imports(self.home, namespace, host);
-        (!self.all())
-            .then(|| self.egress.iter().position(imports).unwrap_or(self.egress.len()))
+        (!self.all()).then(|| self.egress.iter().position(imports).unwrap_or(self.egress.len()))
     }
 
     /// Whether workloads reach `port` of the host directly: a listener for one port only serves

@@ -16,6 +16,8 @@ fn mesh_1_modes() {
         ("outboundTrafficPolicy: {mode: ALLOW_ANY}", Outbound::AllowAny),
         ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", Outbound::RegistryOnly),
         ("outboundTrafficPolicy: {}", Outbound::RegistryOnly),
+        ("outboundTrafficPolicy: {mode: 0}", Outbound::RegistryOnly),
+        ("outboundTrafficPolicy: {mode: 1}", Outbound::AllowAny),
         (
             "spec: {meshConfig: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}}",
             Outbound::RegistryOnly,

@@ -2,6 +2,7 @@
 
 use super::super::entry::selected;
 use super::super::resource::Resources;
+use super::super::service_entry::Resolution;
 use super::*;
 
 fn read(spec: &str) -> (Vec<WorkloadEntry>, Findings) {

@@ -40,18 +40,33 @@ fn honest() -> Vec<(Vec<u8>, Scan<ClientHello>)> {
             Scan::Found(ClientHello {
                 sni: sni("www.example.com"),
                 alpn: alpn.clone(),
-                ech: false,
+                ..ClientHello::default()
             }),
         ),
         (rustls("old.example.com", &[], true), names("old.example.com")),
         (rustls("192.0.2.1", &[], false), nameless()),
         (Sample::named("a.test").bytes(), names("a.test")),
         (Sample::default().bytes(), nameless()),
-        (grease.bytes(), Scan::Found(ClientHello { sni: sni("grease.test"), alpn, ech: false })),
+        (
+            grease.bytes(),
+            Scan::Found(ClientHello { sni: sni("grease.test"), alpn, ..ClientHello::default() }),
+        ),
+        (
+            Sample::named("dot.test.").bytes(),
+            Scan::Found(ClientHello {
+                sni: sni("dot.test"),
+                dotted: true,
+                ..ClientHello::default()
+            }),
+        ),
         (post_quantum.bytes(), names("pq.test")),
         (
             Sample::named("public.test").ext(0xfe0d, [0; 180]).bytes(),
-            Scan::Found(ClientHello { sni: sni("public.test"), alpn: vec![], ech: true }),
+            Scan::Found(ClientHello {
+                sni: sni("public.test"),
+                ech: true,
+                ..ClientHello::default()
+            }),
         ),
     ]
 }
