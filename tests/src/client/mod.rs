@@ -1,5 +1,6 @@
 //! What `interceptor-test-client` can do: one job a run, its result on one line.
 
+mod bulk;
 mod detour;
 mod plain;
 mod protocols;
@@ -109,7 +110,7 @@ pub enum Job {
         #[arg(long, value_enum)]
         when: When,
     },
-    /// gRPC health calls: one answered, one refused in its trailers, one streamed
+    /// gRPC calls: one answered, one refused in its trailers, one streamed, one streamed both ways
     Grpc {
         /// Where to
         to: SocketAddr,
@@ -135,6 +136,24 @@ pub enum Job {
         /// How many requests in all
         #[arg(long)]
         count: usize,
+    },
+    /// Uploads bytes of the pattern in one HTTP request; prints what the server says of them
+    Upload {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+        /// How many
+        bytes: u64,
+    },
+    /// Downloads bytes of the pattern in one HTTP answer and compares them; prints `BYTES intact`
+    Download {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+        /// How many
+        bytes: u64,
     },
     /// Only connects; prints `connected` or the error's name
     Connect {
@@ -212,6 +231,8 @@ pub fn run(job: Job) -> Result<String> {
         Job::WebSocket { to, host, count } => protocols::websocket(to, &host, count),
         Job::Alternate { to, hosts, count } => protocols::alternate(to, &hosts, count),
         Job::RoutingHeader { to, via, when } => detour::routing_header(to, via, when),
+        Job::Upload { to, host, bytes } => bulk::upload(to, &host, bytes),
+        Job::Download { to, host, bytes } => bulk::download(to, &host, bytes),
         Job::Connect { to } => plain::connect(to),
     }
 }

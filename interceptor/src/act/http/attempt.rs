@@ -144,7 +144,7 @@ impl Target<'_> {
                 Ok((response, connection, took)) => {
                     report(address, Outcome::Status(response.status().as_u16()));
                     tried.now = Some(address);
-                    let under_way = UnderWay { _request: permit, _busy: busy };
+                    let under_way = UnderWay { _request: permit, _busy: busy, lent: None };
                     return Ok(Answered { response, connection, under_way, took });
                 }
                 Err(Lost { unsent: Some(same), .. }) => request = *same,
@@ -187,7 +187,7 @@ impl Target<'_> {
                 Err(lost) => lost,
                 Ok((response, connection, took)) => {
                     report(address, Outcome::Status(response.status().as_u16()));
-                    let under_way = UnderWay { _request: permit, _busy: busy };
+                    let under_way = UnderWay { _request: permit, _busy: busy, lent: None };
                     return Ok(Answered { response, connection, under_way, took });
                 }
             },

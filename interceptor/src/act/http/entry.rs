@@ -18,7 +18,9 @@ use crate::account::wanted::Wanted;
 use crate::account::{Flag, Pen, Record};
 use crate::act::cluster::{Busy, Permit};
 
-use super::upload::BoxError;
+use super::canon;
+use super::pool::{Connection, Pool};
+use super::upload::{BoxError, Source};
 use super::wire::Exchange;
 
 /// An answer did not end in the route's time.
@@ -140,10 +142,30 @@ pub(super) struct Answer {
 /// A route's time-out.
 pub(super) type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What a request counts for in its cluster; given back when dropped.
+/// What a request counts for in its cluster, given back when dropped; and its connection.
 pub(super) struct UnderWay {
     pub(super) _request: Permit,
     pub(super) _busy: Busy,
+    pub(super) lent: Option<Lent>,
+}
+
+/// A connection that serves one request at a time. It returns to its pool when both the request and
+/// its answer are over, so that no other request waits behind them (TLS-12).
+pub(super) struct Lent {
+    pub(super) pool: Arc<Pool>,
+    pub(super) connection: Connection,
+    pub(super) request: Arc<Source>,
+}
+
+impl UnderWay {
+    /// The answer has come to its end.
+    fn finish(self) {
+        if let Some(Lent { pool, connection, request }) = self.lent
+            && request.is_complete()
+        {
+            pool.put(connection);
+        }
+    }
 }
 
 impl Answer {
@@ -170,12 +192,21 @@ impl Answer {
                 record.response_code_details = Some(why.into());
             });
         }
-        self.finish();
+        self.record();
     }
 
-    fn finish(&mut self) {
+    /// The record is complete.
+    fn record(&mut self) {
         if let Some(entry) = self.entry.take() {
             entry.finish();
+        }
+    }
+
+    /// All of the answer has come.
+    fn finish(&mut self) {
+        self.record();
+        if let Some(under_way) = self.under_way.take() {
+            under_way.finish();
         }
     }
 }
@@ -196,7 +227,9 @@ impl Body for Answer {
             Content::Nothing => None,
             Content::Local(text) => ready!(Pin::new(text).poll_frame(cx))
                 .map(|frame| frame.map_err(|never| match never {})),
-            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Content::Upstream(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map(canon::frame))
+            }
         };
         match &frame {
             Some(Ok(frame)) => {

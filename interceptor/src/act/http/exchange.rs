@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
@@ -28,7 +28,7 @@ use super::forward::{Allowed, Forwarded};
 use super::pool::{Pool, lock};
 use super::reply::{Reply, refusal_body};
 use super::wire::{Exchange, Shared};
-use super::{World, blank_record, canon, tunnel};
+use super::{World, blank_record, canon, http2, tunnel};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -38,7 +38,7 @@ pub(super) struct Session<W> {
     pub(super) origin: Origin,
     pub(super) log: AccessLog,
     pub(super) shared: Arc<Shared>,
-    pub(super) pool: Pool,
+    pub(super) pool: Arc<Pool>,
     tunnels: Mutex<JoinSet<()>>,
 }
 
@@ -59,7 +59,7 @@ impl Headers for Sent<'_> {
 
 impl<W: World> Session<W> {
     pub(super) fn new(world: W, origin: Origin, log: AccessLog, shared: Arc<Shared>) -> Self {
-        let (pool, tunnels) = (Pool::default(), Mutex::default());
+        let (pool, tunnels) = (Arc::default(), Mutex::default());
         Self { world, origin, log, shared, pool, tunnels }
     }
 
@@ -91,7 +91,7 @@ impl<W: World> Session<W> {
         let verdict = if parts.version < Version::HTTP_11 {
             Err(Reply::low_version())
         } else {
-            self.judge(&parts, &mut entry)
+            http2::check(&parts).and_then(|()| self.judge(&parts, &mut entry))
         };
         self.carry_out(verdict, parts, body, client_side, entry, exchange)
     }
@@ -106,6 +106,7 @@ impl<W: World> Session<W> {
         exchange: Exchange,
     ) -> Result<Response<Answer>, Infallible> {
         let http2 = parts.version == Version::HTTP_2;
+        let head_only = parts.method == Method::HEAD;
         let outcome = match verdict {
             Ok(allowed) => self.forward(allowed, parts, body, client_side, &mut entry).await,
             Err(refusal) => Err(refusal),
@@ -121,7 +122,7 @@ impl<W: World> Session<W> {
                     record.upstream_transport_failure_reason =
                         reply.transport.as_deref().map(str::to_owned);
                 });
-                let response = local(reply);
+                let response = local(reply, head_only);
                 entry.head(response.headers());
                 response.map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }
@@ -244,10 +245,16 @@ impl<W: World> Session<W> {
     }
 }
 
-/// Our own answer as a response.
-fn local(reply: Reply) -> Response<Full<Bytes>> {
+/// Our own answer as a response; `head_only`: to HEAD, which has the length of the body and not the
+/// body (the library sees to that in HTTP/1.1 only).
+fn local(reply: Reply, head_only: bool) -> Response<Full<Bytes>> {
     let is_empty = reply.body.is_empty();
-    let mut response = Response::new(Full::new(reply.body));
+    let length = HeaderValue::from(reply.body.len());
+    let body = if head_only { Bytes::new() } else { reply.body };
+    let mut response = Response::new(Full::new(body));
+    if head_only {
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
     *response.status_mut() =
         StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if !is_empty {

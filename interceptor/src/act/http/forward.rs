@@ -20,7 +20,7 @@ use crate::decide::route::{Destination, Fault, HeaderOps, Retries, RouteActions}
 use crate::decide::traffic::UpstreamProtocol;
 
 use super::attempt::{Answered, Failed, Target, Tried};
-use super::entry::{Deadline, Entry, UnderWay};
+use super::entry::{Deadline, Entry, Lent, UnderWay};
 use super::exchange::Session;
 use super::reply::{Failure, Reply};
 use super::retry::{self, Cause};
@@ -120,7 +120,7 @@ impl<W: World> Session<W> {
         };
         let answered = outcome?;
         let answered_after = entry.elapsed();
-        let Answered { mut response, connection, under_way, took } = answered;
+        let Answered { mut response, connection, mut under_way, took } = answered;
         let switched = self.settle(&mut response, version, websocket)?;
         let extra = cors.into_iter().chain(cookie.map(|cookie| (SET_COOKIE, cookie)));
         let ops = [&route.headers.response, &destination.headers.response];
@@ -137,8 +137,11 @@ impl<W: World> Session<W> {
             let limits = RelayLimits::of(&traffic.limits);
             (client_side, hyper::upgrade::on(&mut response), limits)
         });
-        if tunnel.is_none() {
+        if http2 {
             self.pool.put(connection);
+        } else if tunnel.is_none() {
+            let (pool, request) = (Arc::clone(&self.pool), Arc::clone(&source));
+            under_way.lent = Some(Lent { pool, connection, request });
         }
         // An upgrade is answered with its head; what follows has limits of its own.
         let deadline = deadline.filter(|_| tunnel.is_none());

@@ -2,8 +2,8 @@
 //! parsed form (R4), and leaves one access-log line.
 //!
 //! `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
-//! library's feet, `http2` needs neither since that framing has one reading, `exchange` takes one
-//! request from head to log line, `forward` does what its route asks for, `attempt` sends it once,
+//! library's feet; `http2` needs neither since that framing has one reading, but `frames` bounds what
+//! may come in it for nothing; `exchange` takes one request from head to log line, `forward` does what its route asks for, `attempt` sends it once,
 //! `retry` says when to do so again, `upload` has the body ready for that, `shape` changes heads as
 //! a route says, `mirror` sends copies, `canon` says what of a head is passed on, `pool` keeps the
 //! connection's own upstream connections, `tunnel` carries a websocket, `entry` sees to the record,
@@ -14,6 +14,7 @@ mod entry;
 mod attempt;
 mod exchange;
 mod forward;
+mod frames;
 mod framing;
 mod http2;
 mod mirror;
@@ -136,6 +137,7 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
         Some(End::Head(Violation::TooLarge)) => Some((431, Flag::DPE, "request_headers_too_large")),
         Some(End::Deadline) => Some((0, Flag::DPE, "request_header_timeout")),
         Some(End::Incomplete) => Some((0, Flag::DC, "downstream_remote_disconnect")),
+        Some(End::Flood) => Some((0, Flag::DPE, "http2.inbound_frames_flood")),
         // Its exchange has recorded it.
         Some(End::Body) => None,
         None => library_refused.then_some((400, Flag::DPE, "http1.codec_error")),

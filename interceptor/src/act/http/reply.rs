@@ -70,6 +70,16 @@ impl Reply {
         Self { close: true, ..Self::new(426, "low_version") }
     }
 
+    /// An HTTP/2 head with more than one reading in HTTP/1.1, or none (T-36).
+    pub(super) fn bad_head() -> Self {
+        Self { flags: vec![Flag::DPE], ..Self::new(400, "http2.violation.of.messaging.rule") }
+    }
+
+    /// An HTTP/2 head beyond a limit (T-37).
+    pub(super) fn large_head() -> Self {
+        Self { flags: vec![Flag::DPE], ..Self::new(431, "request_headers_too_large") }
+    }
+
     /// A request body that broke the rules of framing (T-32).
     pub(super) fn bad_body() -> Self {
         Self { flags: vec![Flag::DPE], close: true, ..Self::new(400, "http1.codec_error") }

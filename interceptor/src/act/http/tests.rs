@@ -24,6 +24,8 @@ use crate::resolve::Resolver;
 use crate::workloads::Workload;
 
 mod clusters;
+mod downgrade;
+mod early;
 mod failures;
 mod http2;
 mod log;

@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::canon;
 use super::pool::lock;
 
 /// What a body may fail with.
@@ -82,6 +83,11 @@ impl Source {
     /// Whether [`Self::again`] will give one.
     pub(super) fn can_repeat(&self) -> bool {
         lock(&self.state).kept.is_some()
+    }
+
+    /// Whether all of the body has come.
+    pub(super) fn is_complete(&self) -> bool {
+        lock(&self.state).complete
     }
 
     /// Returns when all of the body has come.
@@ -154,7 +160,8 @@ impl Body for Upload {
         let Some(rest) = state.rest.as_mut().filter(|_| !state.complete) else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(&mut *rest).poll_frame(cx));
+        let frame =
+            ready!(Pin::new(&mut *rest).poll_frame(cx)).map(|frame| frame.map(canon::frame));
         // The library does not ask for an end that it knows of.
         state.complete = frame.is_none() || (matches!(frame, Some(Ok(_))) && rest.is_end_stream());
         if let Some(Ok(frame)) = &frame {
