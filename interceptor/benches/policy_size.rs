@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use interceptor::decide::host::HostName;
 use interceptor::decide::{self, Flow, Policy, RequestHead};
 use interceptor::origin::OriginalDst;
-use interceptor::policy::{Loaded, Outbound, Sources, load};
+use interceptor::policy::{Caller, Loaded, Outbound, Sources, load};
 use interceptor::sniff::{ClientHello, Hello};
 
 const ROUNDS: usize = 7;
@@ -41,7 +41,7 @@ fn compile(file: &Path) -> Loaded {
         outbound: Some(Outbound::RegistryOnly),
         ..Sources::default()
     };
-    load(&sources, "default").expect("entries of our own making load")
+    load(&sources, &Caller::new("default")).expect("entries of our own making load")
 }
 
 /// The shortest of several runs.

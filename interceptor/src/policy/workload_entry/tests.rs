@@ -2,7 +2,6 @@
 
 use super::super::entry::selected;
 use super::super::resource::Resources;
-use super::super::service_entry::Resolution;
 use super::*;
 
 fn read(spec: &str) -> (Vec<WorkloadEntry>, Findings) {
