@@ -312,7 +312,10 @@ async fn act(
             };
             match carried {
                 Ok(carried) => {
-                    account.upstream(carried.upstream, carried.local);
+                    match carried.socket {
+                        None => account.upstream(carried.upstream, carried.local),
+                        Some(path) => account.upstream_socket(path),
+                    }
                     let client = Prefixed::new(bytes, client);
                     let limits = RelayLimits::of(&destination.traffic.limits);
                     let relayed = relay::relay(client, carried.stream, limits).await;
@@ -351,7 +354,8 @@ async fn act(
 /// A connection as it was dialled.
 fn plain(dialled: Dialled) -> Carried {
     let Dialled { stream, upstream, local } = dialled;
-    Carried { stream: Stream::Plain(stream), upstream, local, held: Held::default() }
+    let held = Held::default();
+    Carried { stream: Stream::Plain(stream), upstream, local, socket: None, held }
 }
 
 /// What a consistent hash over the workload's address goes by; a connection has nothing else.
@@ -376,7 +380,8 @@ fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bo
         CarryError::Tunnel { .. } => {
             account.upstream_failed(error.tried(), vec![Flag::UF], Some(error.details()));
         }
-        CarryError::Dial(DialError::Connect { .. }) | CarryError::Tls { .. } => {
+        CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. })
+        | CarryError::Tls { .. } => {
             account.upstream_failed(
                 error.tried(),
                 vec![Flag::UF, Flag::URX],

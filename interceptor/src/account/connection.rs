@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Decision, Reason};
@@ -64,6 +66,13 @@ impl ConnectionAccount {
         if let Some(record) = &mut self.record {
             record.upstream_host = Some(upstream);
             record.upstream_local_address = Some(local);
+        }
+    }
+
+    /// The upstream connection, where it is one to a unix socket.
+    pub fn upstream_socket(&mut self, path: Arc<Path>) {
+        if let Some(record) = &mut self.record {
+            record.more.upstream_socket = Some(path);
         }
     }
 

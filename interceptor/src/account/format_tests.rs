@@ -272,6 +272,7 @@ fn operators() {
                 cipher: Some("TLS_AES_256_GCM_SHA384".into()),
                 peer_subject: Some("CN=example.com".into()),
             }),
+            upstream_socket: None,
         },
         ..http_record()
     };

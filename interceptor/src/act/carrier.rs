@@ -2,7 +2,8 @@
 //! the load balancer, within the limits, behind a PROXY header, inside TLS, through a proxy.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +13,16 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
-use super::dial::{DialError, Dialer};
+use super::dial::{DialError, Dialer, Dialled};
 use super::preamble;
 use super::tls::{Alpn, Originator, Secrets, TlsError};
 use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
+
+/// The ends of a connection to a unix socket: none that could be told.
+pub const UNNAMED: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 /// Mirrored requests under way at a time; what is beyond is not mirrored.
 const MIRRORS_MAX: usize = 64;
@@ -90,6 +94,8 @@ pub struct Carried {
     pub upstream: SocketAddr,
     /// Our end.
     pub local: SocketAddr,
+    /// The unix socket in place of addresses, which are [`UNNAMED`] then.
+    pub socket: Option<Arc<Path>>,
     /// Held while the connection lives.
     pub held: Held,
 }
@@ -308,34 +314,54 @@ impl Carrier {
         let report = |address, outcome| {
             choice.cluster.report(address, outcome, traffic.outlier.as_ref(), choice.total);
         };
-        let dialled = match choice.order {
-            None => dialer.dial(&destination.upstream, ask.dst).await?,
-            Some(order) => {
-                let equals = matches!(destination.upstream, Upstream::Static(_));
-                dialer.connect(order, equals, |address| report(address, Outcome::Failure)).await?
+        let (mut stream, upstream, local, socket) = match (&destination.upstream, choice.order) {
+            (Upstream::Unix(sockets), _) => {
+                let (stream, path) = dialer.dial_unix(sockets).await?;
+                (Stream::Wrapped(Box::new(stream)), UNNAMED, UNNAMED, Some(path))
+            }
+            (upstream, None) => {
+                let Dialled { stream, upstream, local } = dialer.dial(upstream, ask.dst).await?;
+                (Stream::Plain(stream), upstream, local, None)
+            }
+            (upstream, Some(order)) => {
+                let equals = matches!(upstream, Upstream::Static(_));
+                let failed = |address| report(address, Outcome::Failure);
+                let Dialled { stream, upstream, local } =
+                    dialer.connect(order, equals, failed).await?;
+                (Stream::Plain(stream), upstream, local, None)
             }
         };
-        let (upstream, local) = (dialled.upstream, dialled.local);
         let held = Held { _permit: Some(permit), _busy: Some(choice.cluster.busy(upstream)) };
-        let mut stream = dialled.stream;
         let late =
             || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
         if let Some(version) = traffic.proxy_protocol {
             let header = preamble::proxy_header(version, ask.src, ask.dst.addr());
-            timeout_at(deadline, stream.write_all(&header))
+            let written = async {
+                match &mut stream {
+                    Stream::Plain(stream) => stream.write_all(&header).await,
+                    Stream::Wrapped(stream) => stream.write_all(&header).await,
+                }
+            };
+            timeout_at(deadline, written)
                 .await
                 .map_err(|_| late())?
                 .map_err(|source| DialError::Connect { tried: upstream, source })?;
         }
         let stream = match handshake {
-            None => Stream::Plain(stream),
+            None => stream,
             Some(handshake) => {
-                let shaken = timeout_at(deadline, handshake.run(stream)).await;
+                let shaken = async {
+                    Ok(Stream::Wrapped(match stream {
+                        Stream::Plain(stream) => Box::new(handshake.run(stream).await?),
+                        Stream::Wrapped(stream) => Box::new(handshake.run(stream).await?),
+                    }))
+                };
+                let shaken = timeout_at(deadline, shaken).await;
                 match shaken
                     .map_err(|_| late())
                     .inspect_err(|_| report(upstream, Outcome::Failure))?
                 {
-                    Ok(stream) => Stream::Wrapped(Box::new(stream)),
+                    Ok(stream) => stream,
                     Err(error) => {
                         report(upstream, Outcome::Failure);
                         return Err(CarryError::Tls { tried: Some(upstream), error });
@@ -346,7 +372,7 @@ impl Carrier {
         if ask.host.is_none() {
             report(upstream, Outcome::Success);
         }
-        Ok(Carried { stream, upstream, local, held })
+        Ok(Carried { stream, upstream, local, socket, held })
     }
 
     fn timeout(&self, traffic: &TrafficPolicy) -> Duration {

@@ -15,6 +15,7 @@ mod providers;
 mod reader;
 mod registry;
 mod resource;
+mod selection;
 mod service_entry;
 mod sidecar;
 mod telemetry;

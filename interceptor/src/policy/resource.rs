@@ -49,7 +49,7 @@ pub(super) struct Resources {
     /// What to read in place of some resources.
     pub(super) substitutes: Substitutes,
     /// The resources so far of kinds that would shadow each other.
-    names: HashSet<Arc<str>>,
+    pub(super) names: HashSet<Arc<str>>,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode

@@ -165,19 +165,18 @@ pub(super) fn without_effect(
     cx: &Context,
     out: &mut Findings,
 ) -> Option<Located<String>> {
-    let mut said = |found: &Located<String>, why: &str| {
-        let message = format!("has no effect here: {why}");
-        out.warnings.push(cx.notice(found.at, &found.path, message));
-    };
-    if let Some(found) = f.text("locality", cx, out) {
-        said(&found, "where the workload runs is not known, so all endpoints are equally near");
-    }
-    if let Some(found) = f.text("serviceAccount", cx, out) {
-        said(&found, "no mesh identity is checked; list names in subjectAltNames");
-    }
+    let locality = f.text("locality", cx, out);
+    let account = f.text("serviceAccount", cx, out);
     let network = f.text("network", cx, out);
-    if let Some(found) = &network {
-        said(found, "endpoints are dialled directly, in whatever network they are");
+    for (found, why) in [
+        (&locality, "where the workload runs is not known, so all endpoints are equally near"),
+        (&account, "no mesh identity is checked; list names in subjectAltNames"),
+        (&network, "endpoints are dialled directly, in whatever network they are"),
+    ] {
+        if let Some(found) = found {
+            let message = format!("has no effect here: {why}");
+            out.warnings.push(cx.notice(found.at, &found.path, message));
+        }
     }
     network
 }

@@ -32,6 +32,7 @@ const ROWS: &[&str] = &[
     "IP literal as Host",
     "`*foo.com`",
     "trailing dot",
+    "unix sockets as endpoints",
     "wildcard with DNS",
     "longest prefix lacks this SNI",
     "resolver failure",

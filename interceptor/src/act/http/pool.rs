@@ -1,6 +1,7 @@
 //! The upstream connections of one downstream connection. They serve nobody else (T-46).
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub(super) struct Connection {
     pub(super) upstream: SocketAddr,
     /// Our end.
     pub(super) local: SocketAddr,
+    /// The unix socket in place of addresses.
+    pub(super) socket: Option<Arc<Path>>,
     made: Instant,
     last_used: Instant,
     /// Requests that were sent on it.
@@ -128,6 +131,7 @@ impl Pool {
             return Some(Connection {
                 purpose: kept.purpose.clone(),
                 sender: Sender::Http2(sender.clone()),
+                socket: kept.socket.clone(),
                 ..*kept
             });
         }
@@ -163,13 +167,14 @@ impl Pool {
         purpose: Purpose,
         carried: Carried,
     ) -> hyper::Result<Connection> {
-        let Carried { stream, upstream, local, held } = carried;
+        let Carried { stream, upstream, local, socket, held } = carried;
         let sender = match stream {
             Stream::Plain(stream) => self.speak(stream, held, purpose.http2).await?,
             Stream::Wrapped(stream) => self.speak(stream, held, purpose.http2).await?,
         };
         let now = Instant::now();
-        Ok(Connection { purpose, sender, upstream, local, made: now, last_used: now, uses: 1 })
+        let (made, last_used) = (now, now);
+        Ok(Connection { purpose, sender, upstream, local, socket, made, last_used, uses: 1 })
     }
 
     async fn speak<S>(&self, stream: S, held: Held, http2: bool) -> hyper::Result<Sender>
