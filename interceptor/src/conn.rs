@@ -334,7 +334,10 @@ async fn act(
             match carried {
                 Ok(carried) => {
                     let tls = || carried.tls.as_deref().map(TlsSession::fields);
-                    account.upstream(carried.upstream, carried.local, tls);
+                    match &carried.socket {
+                        None => account.upstream(carried.upstream, carried.local, tls),
+                        Some(path) => account.upstream_socket(Arc::clone(path), tls),
+                    }
                     let client = Prefixed::new(bytes, client);
                     let limits = RelayLimits::of(&destination.traffic.limits);
                     let relayed = relay::relay(client, carried.stream, limits).await;
@@ -392,7 +395,8 @@ fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bo
         CarryError::Tunnel { .. } => {
             account.upstream_failed(error.tried(), vec![Flag::UF], Some(error.details()));
         }
-        CarryError::Dial(DialError::Connect { .. }) | CarryError::Tls { .. } => {
+        CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. })
+        | CarryError::Tls { .. } => {
             account.upstream_failed(
                 error.tried(),
                 vec![Flag::UF, Flag::URX],

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::account::{AccessLog, Flag, Pen, Record, TlsFields};
 use crate::decide::{ClusterName, Decision, Reason};
@@ -84,11 +86,25 @@ impl ConnectionAccount {
         if let Some(record) = &mut self.record {
             record.upstream_host = Some(upstream);
             record.upstream_local_address = Some(local);
+        }
+        self.connected(tls);
+    }
+
+    fn connected(&mut self, tls: impl FnOnce() -> Option<TlsFields>) {
+        if let Some(record) = &mut self.record {
             record.more.attempts = Some(1);
             if self.pen.wanted().tls {
                 record.more.upstream_tls = tls();
             }
         }
+    }
+
+    /// The upstream connection, where it is one to a unix socket.
+    pub fn upstream_socket(&mut self, path: Arc<Path>, tls: impl FnOnce() -> Option<TlsFields>) {
+        if let Some(record) = &mut self.record {
+            record.more.upstream_socket = Some(path);
+        }
+        self.connected(tls);
     }
 
     /// There is no upstream connection (LOG-54).

@@ -172,7 +172,11 @@ fn attributes(record: &Record) -> [(&'static str, Value); 8] {
             .with("port", at.map(|at| i64::from(at.port())))
     };
     let tls = record.more.upstream_tls.as_ref();
-    let upstream = address(record.upstream_host)
+    let upstream = match &record.more.upstream_socket {
+        Some(path) => Attributes::default().with("address", Some(path.display().to_string())),
+        None => address(record.upstream_host),
+    };
+    let upstream = upstream
         .with("local_address", record.upstream_local_address.map(|at| at.to_string()))
         .text("transport_failure_reason", record.upstream_transport_failure_reason.as_deref())
         .text("tls_version", tls.and_then(|tls| tls.version.as_deref()))

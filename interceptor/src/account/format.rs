@@ -87,7 +87,7 @@ enum Template {
 
 /// A part of a format string.
 #[derive(Debug, Clone, PartialEq)]
-enum Piece {
+pub(super) enum Piece {
     Literal(String),
     Operator(Operator),
 }
@@ -218,7 +218,7 @@ fn object(
     labels.iter().map(read).collect()
 }
 
-fn want_pieces(pieces: &[Piece], wanted: &mut Wanted) {
+pub(super) fn want_pieces(pieces: &[Piece], wanted: &mut Wanted) {
     for piece in pieces {
         let Piece::Operator(Operator { what, .. }) = piece else { continue };
         match what {
@@ -233,7 +233,7 @@ fn want_pieces(pieces: &[Piece], wanted: &mut Wanted) {
 }
 
 /// Reads a format string.
-fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
+pub(super) fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
     let mut pieces = Vec::new();
     let mut done = 0;
     while let Some(found) = format[done..].find('%') {

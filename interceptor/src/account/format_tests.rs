@@ -277,6 +277,7 @@ fn operators() {
                 peer_uri_san: Some("spiffe://x/y".into()),
                 peer_ip_san: Some("192.0.2.1".into()),
             }),
+            upstream_socket: None,
         },
         ..http_record()
     };

@@ -8,6 +8,7 @@ mod format;
 mod operators;
 mod sink;
 mod strftime;
+mod substitution;
 mod writer;
 
 pub use connection::ConnectionAccount;
@@ -15,3 +16,4 @@ pub use filter::{Filter, FilterError};
 pub use format::{Encoding, Format, FormatError};
 pub use record::{Flag, HttpFields, More, Record, TlsFields};
 pub use sink::{AccessLog, Captured, LogSettings, LogTarget, Pen};
+pub use substitution::Substitution;

@@ -394,6 +394,11 @@ impl Plain {
             Self::ResponseTxDuration => {
                 millis(more.response_duration.map(|start| record.duration.saturating_sub(start)))
             }
+            Self::Address(End::UpstreamRemote) | Self::Ip(End::UpstreamRemote)
+                if more.upstream_socket.is_some() =>
+            {
+                text(more.upstream_socket.as_ref().map(|path| path.to_string_lossy()))
+            }
             Self::Address(end) => text(end.of(record).map(|at| at.to_string().into())),
             Self::Ip(end) => text(end.of(record).map(|at| at.ip().to_string().into())),
             Self::Port(end) => {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -76,6 +77,8 @@ pub struct More {
     pub connection_id: Option<u64>,
     /// TLS that was originated towards the upstream.
     pub upstream_tls: Option<TlsFields>,
+    /// The unix socket that stands in the place of `upstream_host`.
+    pub upstream_socket: Option<Arc<Path>>,
 }
 
 /// What a log line may say of a TLS session.

@@ -2,7 +2,8 @@
 //! the load balancer, within the limits, behind a PROXY header, inside TLS, through a proxy.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
 use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
-use super::dial::{DialError, Dialer};
+use super::dial::{DialError, Dialer, Dialled};
 use super::preamble;
 use super::tls::{Alpn, Originator, Secrets, TlsError, TlsSession};
 use crate::decide::Upstream;
@@ -21,6 +23,9 @@ use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
 use crate::sniff::prefixed::Prefixed;
+
+/// The ends of a connection to a unix socket: none that could be told.
+pub const UNNAMED: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 /// Mirrored requests under way at a time; what is beyond is not mirrored.
 const MIRRORS_MAX: usize = 64;
@@ -108,6 +113,15 @@ impl Stream {
 /// How much of a wrapped stream's first words is read ahead.
 const FIRST_WORDS: usize = 4096;
 
+/// A stream in TLS, and what TLS agreed on.
+fn wrapped<S>(stream: TlsStream<S>) -> (Stream, Arc<TlsSession>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let session = Arc::new(TlsSession::of(stream.get_ref().1));
+    (Stream::Wrapped(Box::new(stream)), session)
+}
+
 /// A connection to a destination.
 pub struct Carried {
     /// Carries the bytes.
@@ -118,6 +132,8 @@ pub struct Carried {
     pub local: SocketAddr,
     /// What TLS agreed on, where it was originated.
     pub tls: Option<Arc<TlsSession>>,
+    /// The unix socket in place of addresses, which are [`UNNAMED`] then.
+    pub socket: Option<Arc<Path>>,
     /// Held while the connection lives.
     pub held: Held,
 }
@@ -336,37 +352,54 @@ impl Carrier {
         let report = |address, outcome| {
             choice.cluster.report(address, outcome, traffic.outlier.as_ref(), choice.total);
         };
-        let dialled = match choice.order {
-            None => dialer.dial(&destination.upstream, ask.dst).await?,
-            Some(order) => {
-                let equals = matches!(destination.upstream, Upstream::Static(_));
-                dialer.connect(order, equals, |address| report(address, Outcome::Failure)).await?
+        let (mut stream, upstream, local, socket) = match (&destination.upstream, choice.order) {
+            (Upstream::Unix(sockets), _) => {
+                let (stream, path) = dialer.dial_unix(sockets).await?;
+                (Stream::Wrapped(Box::new(stream)), UNNAMED, UNNAMED, Some(path))
+            }
+            (upstream, None) => {
+                let Dialled { stream, upstream, local } = dialer.dial(upstream, ask.dst).await?;
+                (Stream::Plain(stream), upstream, local, None)
+            }
+            (upstream, Some(order)) => {
+                let equals = matches!(upstream, Upstream::Static(_));
+                let failed = |address| report(address, Outcome::Failure);
+                let Dialled { stream, upstream, local } =
+                    dialer.connect(order, equals, failed).await?;
+                (Stream::Plain(stream), upstream, local, None)
             }
         };
-        let (upstream, local) = (dialled.upstream, dialled.local);
         let held = Held { _permit: Some(permit), _busy: Some(choice.cluster.busy(upstream)) };
-        let mut stream = dialled.stream;
         let late =
             || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
         if let Some(version) = traffic.proxy_protocol {
             let header = preamble::proxy_header(version, ask.src, ask.dst.addr());
-            timeout_at(deadline, stream.write_all(&header))
+            let written = async {
+                match &mut stream {
+                    Stream::Plain(stream) => stream.write_all(&header).await,
+                    Stream::Wrapped(stream) => stream.write_all(&header).await,
+                }
+            };
+            timeout_at(deadline, written)
                 .await
                 .map_err(|_| late())?
                 .map_err(|source| DialError::Connect { tried: upstream, source })?;
         }
         let (stream, tls) = match handshake {
-            None => (Stream::Plain(stream), None),
+            None => (stream, None),
             Some(handshake) => {
-                let shaken = timeout_at(deadline, handshake.run(stream)).await;
+                let shaken = async {
+                    match stream {
+                        Stream::Plain(stream) => handshake.run(stream).await.map(wrapped),
+                        Stream::Wrapped(stream) => handshake.run(stream).await.map(wrapped),
+                    }
+                };
+                let shaken = timeout_at(deadline, shaken).await;
                 match shaken
                     .map_err(|_| late())
                     .inspect_err(|_| report(upstream, Outcome::Failure))?
                 {
-                    Ok(stream) => {
-                        let session = Arc::new(TlsSession::of(stream.get_ref().1));
-                        (Stream::Wrapped(Box::new(stream)), Some(session))
-                    }
+                    Ok((stream, session)) => (stream, Some(session)),
                     Err(error) => {
                         report(upstream, Outcome::Failure);
                         return Err(CarryError::Tls { tried: Some(upstream), error });
@@ -377,7 +410,7 @@ impl Carrier {
         if ask.host.is_none() {
             report(upstream, Outcome::Success);
         }
-        Ok(Carried { stream, upstream, local, tls, held })
+        Ok(Carried { stream, upstream, local, tls, socket, held })
     }
 
     fn timeout(&self, traffic: &TrafficPolicy) -> Duration {

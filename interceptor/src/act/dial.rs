@@ -6,12 +6,13 @@ mod socket;
 use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::cluster::Candidate;
@@ -79,6 +80,14 @@ pub enum DialError {
         /// Why.
         source: io::Error,
     },
+    /// The connect to a unix socket failed (UF).
+    #[error("connect to {path}: {source}", path = .path.display())]
+    Unix {
+        /// The socket tried last.
+        path: Arc<Path>,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl DialError {
@@ -94,7 +103,7 @@ impl DialError {
     /// LOG-48, DR-11): `delayed_connect_error:_111`, `connection_timeout`; for what failed before a
     /// connect, the message with `_` for spaces.
     pub fn details(&self) -> String {
-        if let Self::Connect { source, .. } = self {
+        if let Self::Connect { source, .. } | Self::Unix { source, .. } = self {
             if let Some(errno) = source.raw_os_error() {
                 return format!("delayed_connect_error:_{errno}");
             }
@@ -142,13 +151,34 @@ impl Dialer {
             Upstream::Dns { endpoints, round_robin } => {
                 self.dial_names(endpoints, *round_robin, dialled.ip(), deadline).await
             }
-            Upstream::None | Upstream::NoCluster => Err(DialError::NoEndpoint),
+            // They have a door of their own: what comes of them is no TCP connection.
+            Upstream::Unix(_) | Upstream::None | Upstream::NoCluster => Err(DialError::NoEndpoint),
         }
     }
 
+    /// Connects to one of `sockets`, drawn by weight; the others stand in where it does not answer.
+    ///
+    /// # Errors
+    /// [`DialError::Unix`] of the last one, or there is none.
+    pub async fn dial_unix(
+        &self,
+        sockets: &[Endpoint<Arc<Path>>],
+    ) -> Result<(UnixStream, Arc<Path>), DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let mut failure = DialError::NoEndpoint;
+        for path in by_weight(sockets) {
+            let made = timeout_at(deadline, socket::connect_unix(path)).await;
+            match made.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => return Ok((stream, Arc::clone(path))),
+                Err(source) => failure = DialError::Unix { path: Arc::clone(path), source },
+            }
+        }
+        Err(failure)
+    }
+
     /// The addresses among which `upstream` may be balanced, each with its weight (RES-2, RES-3);
-    /// `None` where there is nothing to balance: the dialled address itself, or the first of the
-    /// latest answer (RES-4). Names that do not resolve have no part, and those that are slower
+    /// `None` where there is nothing to balance: the dialled address itself, the first of the latest
+    /// answer (RES-4), or unix sockets. Names that do not resolve have no part, and those that are slower
     /// than the first by more than a moment have none this time.
     ///
     /// # Errors
@@ -160,6 +190,7 @@ impl Dialer {
         let endpoints = match upstream {
             Upstream::OriginalDst { .. }
             | Upstream::VerifiedOriginalDst { .. }
+            | Upstream::Unix(_)
             | Upstream::Dns { round_robin: true, .. } => return Ok(None),
             Upstream::None | Upstream::NoCluster => return Err(DialError::NoEndpoint),
             Upstream::Static(endpoints) => {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::host::HostName;
@@ -133,6 +134,8 @@ pub enum Upstream {
         /// First address of the latest answer only (RES-4).
         round_robin: bool,
     },
+    /// Unix sockets given by the entry (SE-4, SE-7), balanced by weight; in strict there are none.
+    Unix(Arc<[Endpoint<Arc<Path>>]>),
     /// The entry has no endpoint: UH (RES-2).
     None,
     /// There is no such cluster: NC (VS-21).

@@ -157,7 +157,8 @@ pub struct HeaderChanges {
     pub response: HeaderOps,
 }
 
-/// Operations on one side's headers.
+/// Operations on one side's headers. Values are texts with operators between percent signs, as in
+/// the access log's formats ([`Substitution`](crate::account::Substitution)), `%%` the sign itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderOps {
     /// Replaces.

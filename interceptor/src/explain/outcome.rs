@@ -275,7 +275,9 @@ impl Draft {
             }
             let rewrite = forward.route.rewrite.as_ref();
             let path = rewrite.and_then(|rewrite| rewrite.path.clone());
-            let host = rewrite.and_then(|rewrite| rewrite.authority.clone());
+            let own = first.headers.request.set.iter().find(|(name, _)| name == ":authority");
+            let host = own.map(|(_, host)| host).or(rewrite.and_then(|r| r.authority.as_ref()));
+            let host = host.cloned();
             self.expect.upstream_path = Some(path.unwrap_or_else(|| question.path.clone()));
             self.expect.upstream_host_header = Some(host.unwrap_or_else(|| question.authority()));
             self.expect.upstream_protocol = Some(match first.traffic.protocol {
@@ -357,6 +359,10 @@ fn places(upstream: &Upstream, question: &Question, names: &Names<'_>) -> Places
                 }
                 places => places,
             }
+        }
+        Upstream::Unix(sockets) => {
+            let paths = sockets.iter().map(|one| format!("unix://{}", one.target.display()));
+            Places::Named(paths.collect())
         }
         Upstream::None | Upstream::NoCluster => Places::Known(Vec::new()),
     }

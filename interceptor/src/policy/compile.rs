@@ -9,11 +9,12 @@ use ipnet::IpNet;
 
 use super::Enforcement;
 use super::Outbound;
-use super::entry::{EndpointAddress, Entry, Protocol, ServicePort, Workload, selected};
+use super::entry::{Entry, Protocol, ServicePort};
 use super::fields::Findings;
 use super::gateway::Gateway;
 use super::reader::exported;
 use super::registry::{Carriage, Registry};
+use super::selection::{Workload, select_endpoints};
 use super::service_entry::Resolution;
 use super::sidecar::{self, Imports, Sidecar};
 use super::virtual_service::VirtualService;
@@ -105,7 +106,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     }
 
     for entry in &mut input.entries {
-        select_endpoints(entry, &input.workloads, out);
+        select_endpoints(entry, &input.workloads, mesh.settings.profile, out);
     }
     let entries = visible(input.entries, mesh, namespace);
     let mut compiled = Compiled::default();
@@ -153,29 +154,6 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
         }
     }
     compiled
-}
-
-/// SE-8: the endpoints of an entry that selects workloads. STATIC resolves nothing, so a workload
-/// with a name has no part there.
-fn select_endpoints(entry: &mut Entry, workloads: &[Workload], out: &mut Findings) {
-    let Some(selector) = &entry.selector else { return };
-    entry.endpoints.clear();
-    for workload in selected(workloads, &entry.meta.namespace, selector) {
-        let endpoint = &workload.endpoint;
-        if let (Resolution::Static, EndpointAddress::Name(name)) =
-            (entry.resolution, &endpoint.address)
-        {
-            let message = format!(
-                "{} is left out: {name} is a name, and STATIC takes addresses; use resolution DNS \
-                 (SE-8)",
-                workload.id
-            );
-            let at = &entry.notice_at;
-            out.warnings.push(entry.context.notice(at.at, "spec.workloadSelector", message));
-            continue;
-        }
-        entry.endpoints.push(endpoint.clone());
-    }
 }
 
 /// The entries that the workload may see, in the order of REG-4.

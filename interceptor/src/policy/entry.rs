@@ -1,6 +1,7 @@
 //! A ServiceEntry that holds: its parts in parsed form.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -69,34 +70,18 @@ pub(super) struct ServiceEndpoint {
     pub(super) labels: Vec<(String, String)>,
 }
 
-/// A workload that entries may select (SE-8, SE-11).
-#[derive(Debug, Clone)]
-pub(super) struct Workload {
-    pub(super) id: RuleId,
-    pub(super) namespace: Arc<str>,
-    pub(super) labels: Vec<(String, String)>,
-    pub(super) endpoint: ServiceEndpoint,
-}
-
-/// The workloads that a selector of `namespace` takes; one without labels takes none (SEV-10).
-pub(super) fn selected<'a>(
-    workloads: &'a [Workload],
-    namespace: &str,
-    selector: &[(String, String)],
-) -> impl Iterator<Item = &'a Workload> {
-    workloads.iter().filter(move |workload| {
-        *workload.namespace == *namespace
-            && !selector.is_empty()
-            && selector.iter().all(|label| workload.labels.contains(label))
-    })
-}
-
 /// What an endpoint's address may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EndpointAddress {
     Ip(IpAddr),
     Name(HostName),
+    /// `unix:///absolute/path`.
+    Unix(Arc<Path>),
 }
+
+/// Why strict opens no unix socket for a workload.
+pub(super) const NO_SOCKETS: &str = "the daemon would open this unix socket with its own rights, \
+    and strict reaches none for a workload (T-12); use an IP address, or enforcement istio";
 
 /// What a port's `protocol` means (SE-3, SE-13 to SE-16).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

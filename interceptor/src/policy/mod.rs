@@ -16,6 +16,7 @@ mod providers;
 mod reader;
 mod registry;
 mod resource;
+mod selection;
 mod service_entry;
 mod sidecar;
 mod telemetry;

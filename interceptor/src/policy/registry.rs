@@ -132,6 +132,7 @@ fn given(
 ) -> Upstream {
     let mut addresses = Vec::new();
     let mut places = Vec::new();
+    let mut sockets = Vec::new();
     for endpoint in &entry.endpoints {
         if !labels.iter().all(|label| endpoint.labels.contains(label)) {
             continue;
@@ -147,12 +148,17 @@ fn given(
             EndpointAddress::Name(name) => {
                 places.push(Endpoint { target: (name.clone().into(), number), weight });
             }
+            EndpointAddress::Unix(path) => {
+                sockets.push(Endpoint { target: Arc::clone(path), weight });
+            }
         }
     }
     if places.len() > addresses.len() {
         Upstream::Dns { endpoints: Arc::from(places), round_robin }
     } else if !addresses.is_empty() {
         Upstream::Static(Arc::from(addresses))
+    } else if !sockets.is_empty() {
+        Upstream::Unix(Arc::from(sockets))
     } else {
         Upstream::None
     }

@@ -3,13 +3,15 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 
 use super::Enforcement;
 use super::destination_rule::PortKind;
 use super::entry::{
-    EndpointAddress, Entry, Protocol, ServiceEndpoint, ServicePort, is_dns_label, parse_network,
+    EndpointAddress, Entry, NO_SOCKETS, Protocol, ServiceEndpoint, ServicePort, is_dns_label,
+    parse_network,
 };
 use super::fields::{Findings, Located};
 use super::service_entry::{Endpoint, Resolution, ServiceEntry};
@@ -74,12 +76,6 @@ impl Check<'_> {
     fn warn<T>(&mut self, at: &Located<T>, message: impl Into<String>) {
         let notice = self.entry.context.notice(at.at, &at.path, message);
         self.out.warnings.push(notice);
-    }
-
-    fn unsupported<T>(&mut self, at: &Located<T>, message: &str) {
-        self.good = false;
-        let message = format!("not supported yet: {message}");
-        self.out.errors.push(self.entry.context.notice(at.at, &at.path, message));
     }
 
     /// SEV-1 to SEV-3.
@@ -256,6 +252,15 @@ impl Check<'_> {
                 endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
             }
         }
+        let is_socket = |one: &&ServiceEndpoint| matches!(one.address, EndpointAddress::Unix(_));
+        let sockets = endpoints.iter().filter(is_socket).count();
+        if self.good && sockets > 0 && sockets < endpoints.len() {
+            let at = &entry.endpoints[0].address;
+            self.reject(
+                at,
+                "not supported: addresses beside unix sockets; give each its own entry",
+            );
+        }
         endpoints
     }
 
@@ -280,8 +285,10 @@ impl Check<'_> {
                 self.reject(address, "a unix socket has no ports (SEV-13)");
             } else if entry.ports.len() != 1 {
                 self.reject(address, "a unix socket needs exactly one port in the entry (SEV-13)");
+            } else if self.profile == Enforcement::Strict {
+                self.reject(address, NO_SOCKETS);
             } else {
-                self.unsupported(address, "unix sockets as endpoints");
+                return Some(EndpointAddress::Unix(Path::new(path).into()));
             }
             return None;
         }

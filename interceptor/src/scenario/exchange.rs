@@ -445,15 +445,17 @@ fn is_idempotent(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
 }
 
-/// Remove, set, add.
+/// Remove, set, add. Of operators only `%%` is known to the model.
 fn change(headers: &mut Vec<(String, String)>, ops: &HeaderOps) {
     let is = |name: &str, other: &str| name.eq_ignore_ascii_case(other);
     headers.retain(|(name, _)| !ops.remove.iter().any(|gone| is(gone, name)));
     for (name, value) in &ops.set {
         headers.retain(|(have, _)| !is(name, have));
-        headers.push((name.to_ascii_lowercase(), value.clone()));
+        headers.push((name.to_ascii_lowercase(), value.replace("%%", "%")));
     }
-    let added = ops.add.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
+    let plain =
+        |(name, value): &(String, String)| (name.to_ascii_lowercase(), value.replace("%%", "%"));
+    let added = ops.add.iter().map(plain);
     headers.extend(added);
 }
 

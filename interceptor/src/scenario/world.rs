@@ -253,7 +253,8 @@ impl<'n> World<'n> {
                 }
                 if all.is_empty() { Err(failure) } else { Ok(all) }
             }
-            Upstream::None => Err(Nowhere::NoHost),
+            // The model has no file system.
+            Upstream::Unix(_) | Upstream::None => Err(Nowhere::NoHost),
             Upstream::NoCluster => Err(Nowhere::NoCluster),
         }
     }

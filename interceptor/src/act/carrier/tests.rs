@@ -13,7 +13,7 @@ use super::*;
 use crate::act::relay::{RelayEnd, RelayLimits, relay};
 use crate::act::tls::testing::NoSecrets;
 use crate::act::tls::testing::{Authority, serve};
-use crate::decide::traffic::{Tunnel, Verify};
+use crate::decide::traffic::{Origination, Tunnel, Verify};
 use crate::decide::{ClusterName, Endpoint};
 use crate::netns::NetNs;
 use crate::resolve::Resolver;
@@ -240,4 +240,41 @@ async fn first_words_are_not_lost() {
     let mut all = String::new();
     stream.read_to_string(&mut all).await.expect("reads");
     assert_eq!(all, "220 hello\r\nmore");
+}
+
+/// SE-4, TLS-1: bytes to a unix socket, in plaintext and in TLS.
+#[tokio::test]
+async fn unix_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: Arc<Path> = dir.path().join("s").into();
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let authority = Authority::new();
+    let server = serve(authority.leaf(&["a.com"], |_| {}), None, |mut stream| async move {
+        pong(&mut stream, &Mutex::default()).await;
+    })
+    .await;
+    let to = |change: &dyn Fn(&mut TrafficPolicy)| Destination {
+        upstream: Upstream::Unix([Endpoint { target: Arc::clone(&path), weight: 1 }].into()),
+        ..destination(server.at, change)
+    };
+    let tls = Origination { sni: Some("a.com".into()), ..authority.trusted() };
+    let plain = to(&|_| {});
+    let wrapped = to(&|traffic| traffic.tls = Some(Arc::new(tls.clone())));
+    for (destination, secure) in [(plain, false), (wrapped, true)] {
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if secure {
+                let mut behind = tokio::net::TcpStream::connect(server.at).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+            } else {
+                pong(&mut stream, &Mutex::default()).await;
+            }
+        };
+        let asking = async {
+            let carried = carrier().connect(&destination, ask()).await.unwrap();
+            assert_eq!(carried.socket.as_deref(), Some(&*path));
+            assert_eq!(exchange(carried).await, "pong");
+        };
+        tokio::join!(serving, asking);
+    }
 }

@@ -290,6 +290,33 @@ async fn res3_addresses_among_names() {
     }
 }
 
+/// SE-4: by weight, the others standing in; never through a symbolic link.
+#[tokio::test]
+async fn se4_unix_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    let listener = tokio::net::UnixListener::bind(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let nothing = dir.path().join("nothing");
+    let dialer = dialer(&[], false);
+    let dial = |paths: &[&Path]| {
+        let endpoint = |path: &&Path| Endpoint { target: Arc::from(*path), weight: 1 };
+        let sockets: Vec<_> = paths.iter().map(endpoint).collect();
+        let dialer = &dialer;
+        async move { dialer.dial_unix(&sockets).await }
+    };
+    for _ in 0..8 {
+        let (_stream, path) = dial(&[&nothing, &real, &link]).await.unwrap();
+        assert_eq!(*path, *real);
+        listener.accept().await.unwrap();
+    }
+    for (path, errno) in [(&link, 40), (&nothing, 2)] {
+        let error = dial(&[path]).await.unwrap_err();
+        assert_eq!(error.details(), format!("delayed_connect_error:_{errno}"));
+    }
+    assert!(matches!(dial(&[]).await, Err(DialError::NoEndpoint)));
+}
+
 #[tokio::test]
 async fn uh_without_endpoint_or_address() {
     let dialer = dialer(&[], true);

@@ -1,6 +1,8 @@
 //! One attempt to have a request answered: a connection, kept or new, and what comes back on it.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -63,7 +65,7 @@ pub(super) struct Failed {
 impl Failed {
     fn of(error: &CarryError, destination: &Destination) -> Self {
         let cause = match error {
-            CarryError::Dial(DialError::Connect { .. }) => Cause::Connect,
+            CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. }) => Cause::Connect,
             // What cannot be made here cannot be made by trying again.
             CarryError::Tls { error: TlsError::Handshake(_), .. } => Cause::Connect,
             _ => Cause::Other,
@@ -179,7 +181,7 @@ impl Target<'_> {
         };
         let address = carried.upstream;
         tried.now = Some(address);
-        entry.edit(|record| record.upstream_host = Some(address));
+        entry.edit(|record| note_end(record, address, None, carried.socket.clone()));
         let busy = cluster.busy(address);
         let lost = match self.pool.start(purpose, carried).await {
             Err(error) => Lost { error, unsent: None },
@@ -236,8 +238,8 @@ async fn try_on(
     let session = connection.tls.as_ref().filter(|_| entry.wanted().tls);
     let tls = session.map(|session| session.fields());
     entry.edit(|record| {
-        record.upstream_host = Some(connection.upstream);
-        record.upstream_local_address = Some(connection.local);
+        let Connection { upstream, local, socket, .. } = &connection;
+        note_end(record, *upstream, Some(*local), socket.clone());
         record.more.upstream_protocol = Some(connection.protocol());
         record.more.upstream_tls = tls;
     });
@@ -254,6 +256,19 @@ async fn try_on(
             Err(Lost { error: error.into_error(), unsent })
         }
     }
+}
+
+/// Where the request went: to an address, or to a unix socket.
+fn note_end(
+    record: &mut Record,
+    upstream: SocketAddr,
+    local: Option<SocketAddr>,
+    socket: Option<Arc<Path>>,
+) {
+    let named = socket.is_none();
+    record.more.upstream_socket = socket;
+    record.upstream_host = Some(upstream).filter(|_| named);
+    record.upstream_local_address = local.filter(|_| named);
 }
 
 fn note_error(record: &mut Record, error: &CarryError) {

@@ -54,6 +54,11 @@ impl Entry {
         }
     }
 
+    /// The record so far.
+    pub(super) fn record(&self) -> &Record {
+        self.record.as_ref().expect("it is taken out only when the entry ends")
+    }
+
     /// Changes the record.
     pub(super) fn edit(&mut self, change: impl FnOnce(&mut Record)) {
         if let Some(record) = &mut self.record {

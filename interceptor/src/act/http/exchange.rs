@@ -203,7 +203,9 @@ impl<W: World> Session<W> {
                     }
                 }
             }
-            Action::Reply(rule) if parts.method != Method::CONNECT => Err(Reply::of_rule(rule)),
+            Action::Reply(rule) if parts.method != Method::CONNECT => {
+                Err(Reply::of_rule(rule, entry.record(), &parts.headers))
+            }
             Action::Block(Block::Http { status, explain, close }) => {
                 // What follows a CONNECT can not be read as requests.
                 let close = *close || parts.method == Method::CONNECT;

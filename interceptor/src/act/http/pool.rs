@@ -1,6 +1,7 @@
 //! The upstream connections of one downstream connection. They serve nobody else (T-46).
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub(super) struct Connection {
     pub(super) local: SocketAddr,
     /// What TLS agreed on, where it was originated.
     pub(super) tls: Option<Arc<TlsSession>>,
+    /// The unix socket in place of addresses.
+    pub(super) socket: Option<Arc<Path>>,
     made: Instant,
     last_used: Instant,
     /// Requests that were sent on it.
@@ -139,6 +142,7 @@ impl Pool {
                 purpose: kept.purpose.clone(),
                 sender: Sender::Http2(sender.clone()),
                 tls: kept.tls.clone(),
+                socket: kept.socket.clone(),
                 ..*kept
             });
         }
@@ -174,14 +178,15 @@ impl Pool {
         purpose: Purpose,
         carried: Carried,
     ) -> hyper::Result<Connection> {
-        let Carried { stream, upstream, local, tls, held } = carried;
+        let Carried { stream, upstream, local, tls, socket, held } = carried;
         let sender = match stream {
             Stream::Plain(stream) => self.speak(stream, held, purpose.http2).await?,
             Stream::Wrapped(stream) => self.speak(stream, held, purpose.http2).await?,
         };
         let now = Instant::now();
         let (made, last_used) = (now, now);
-        Ok(Connection { purpose, sender, upstream, local, tls, made, last_used, uses: 1 })
+        let uses = 1;
+        Ok(Connection { purpose, sender, upstream, local, tls, socket, made, last_used, uses })
     }
 
     async fn speak<S>(&self, stream: S, held: Held, http2: bool) -> hyper::Result<Sender>

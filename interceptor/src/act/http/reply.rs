@@ -7,13 +7,13 @@ use std::io;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 
-use crate::account::Flag;
+use crate::account::{Flag, Record};
 use crate::act::carrier::CarryError;
 use crate::act::dial::DialError;
 use crate::decide::Decision;
 use crate::decide::route::{Abort, LocalReply};
 
-use super::shape;
+use super::shape::{self, Side};
 
 /// An answer without an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Reply {
     }
 
     /// What a rule answers itself: redirect, direct response, no route (VS-9, VS-24, VS-25).
-    pub(super) fn of_rule(rule: &LocalReply) -> Self {
+    pub(super) fn of_rule(rule: &LocalReply, record: &Record, request: &HeaderMap) -> Self {
         let flags = match rule.flag {
             Some("NR") => vec![Flag::NR],
             Some("NC") => vec![Flag::NC],
@@ -105,7 +105,7 @@ impl Reply {
         if let Some(location) = rule.location.as_ref().and_then(|l| HeaderValue::from_str(l).ok()) {
             headers.insert(LOCATION, location);
         }
-        shape::change(&mut headers, &rule.headers);
+        shape::change(&mut headers, &rule.headers, Side::Response(record, request));
         let headers = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let body = Bytes::copy_from_slice(&rule.body);
         Self { flags, body, headers, ..Self::new(rule.status, rule.details) }
@@ -228,7 +228,9 @@ impl Reply {
                 body: format!("interceptor refused this request: {error}\n").into(),
                 ..Self::new(502, "direct_response")
             },
-            DialError::Connect { source, .. } => Self::not_connected(source),
+            DialError::Connect { source, .. } | DialError::Unix { source, .. } => {
+                Self::not_connected(source)
+            }
         }
     }
 

@@ -155,6 +155,11 @@ fn show_upstream(upstream: &Upstream) -> String {
                 .join(",")
                 + if *round_robin { " rr" } else { "" }
         }
+        Upstream::Unix(sockets) => sockets
+            .iter()
+            .map(|e| format!("{}*{}", e.target.display(), e.weight))
+            .collect::<Vec<_>>()
+            .join(","),
         Upstream::None => "nowhere".to_owned(),
         Upstream::NoCluster => "no cluster".to_owned(),
     }

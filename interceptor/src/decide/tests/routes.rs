@@ -317,7 +317,7 @@ fn vs_26_to_vs_51_what_a_route_does() {
     let rewrite = route.rewrite.as_ref().expect("a rewrite");
     assert_eq!(rewrite.path.as_deref(), Some("/new/x?q=1"));
     assert_eq!(rewrite.authority.as_deref(), Some("in.a.com"));
-    assert_eq!(route.headers.request.set, [("x-a".to_owned(), "1%".to_owned())]);
+    assert_eq!(route.headers.request.set, [("x-a".to_owned(), "1%%".to_owned())]);
     assert_eq!(route.headers.request.remove, ["x-b"]);
     let own = &forward.destinations[0].headers;
     assert_eq!(own.response.add.len(), 1);

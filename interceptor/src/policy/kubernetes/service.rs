@@ -145,7 +145,7 @@ impl KubernetesService {
             Kind::Headless => {
                 let ips = behind.iter().filter_map(|endpoint| match endpoint.address {
                     EndpointAddress::Ip(ip) => Some(ip),
-                    EndpointAddress::Name(_) => None,
+                    EndpointAddress::Name(_) | EndpointAddress::Unix(_) => None,
                 });
                 let addresses = nets(ips);
                 if addresses.is_empty() {

@@ -187,12 +187,37 @@ fn what_is_not_supported_yet_is_said() {
     let said = warned(&fields);
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said.iter().all(|line| line.contains("has no effect here")), "{said:?}");
-    let socket = GOOD.replace("DNS", "STATIC") + "  endpoints:\n  - address: unix:///run/x\n";
-    assert_eq!(
-        errors(&socket),
-        ["p.yaml:13:14: ServiceEntry default/a: spec.endpoints[0].address: not supported yet: \
-          unix sockets as endpoints"]
-    );
+}
+
+/// SE-4, SE-7, T-12: unix sockets are endpoints in istio, and none in strict, which says why.
+#[test]
+fn se_7_unix_sockets_by_profile() {
+    let fixed = GOOD.replace("DNS", "STATIC");
+    let listed = fixed.clone() + "  endpoints:\n  - address: unix:///run/x\n";
+    let mixed = listed.clone() + "  - address: 192.0.2.1\n";
+    let selected = fixed
+        + "  workloadSelector: {labels: {app: a}}\n---\napiVersion: networking.istio.io/v1\n\
+           kind: WorkloadEntry\nmetadata: {name: w}\n\
+           spec: {address: 'unix:///run/x', labels: {app: a}}\n";
+    for text in [&listed, &selected] {
+        let loaded = load_text(text, Enforcement::Istio).expect("accepted");
+        assert_eq!((texts(&loaded.warnings), texts(&loaded.rejected)), (vec![], vec![]));
+        let decide::Upstream::Unix(sockets) = upstream(&loaded) else { panic!("{text}") };
+        let paths: Vec<_> = sockets.iter().map(|one| (&*one.target, one.weight)).collect();
+        assert_eq!(paths, [(Path::new("/run/x"), 1)]);
+    }
+    let why = "the daemon would open this unix socket with its own rights, and strict reaches none \
+               for a workload (T-12); use an IP address, or enforcement istio";
+    let loaded = load_text(&listed, Enforcement::Strict).expect("usable");
+    let at = "p.yaml:13:14: ServiceEntry default/a: spec.endpoints[0].address:";
+    assert_eq!(texts(&loaded.rejected), [format!("{at} {why}")]);
+    let loaded = load_text(&selected, Enforcement::Strict).expect("accepted");
+    assert_eq!(upstream(&loaded), decide::Upstream::None);
+    let at = "p.yaml:6:3: ServiceEntry default/a: spec.workloadSelector: WorkloadEntry default/w is \
+              left out:";
+    assert_eq!(texts(&loaded.warnings), [format!("{at} {why}")]);
+    let loaded = load_text(&mixed, Enforcement::Istio).expect("usable");
+    assert!(texts(&loaded.rejected)[0].contains("give each its own entry"));
 }
 
 #[test]
@@ -200,7 +225,7 @@ fn two_resources_of_one_name_are_refused() {
     let text = format!("{GOOD}---\n{GOOD}");
     assert_eq!(
         errors(&text),
-        ["p.yaml:15:9: ServiceEntry default/a: metadata.name: a second resource of this name; \
+        ["p.yaml:16:9: ServiceEntry default/a: metadata.name: a second resource of this name; \
           rename or remove one"]
     );
     let istio = "networking.istio.io/v1";

@@ -1,7 +1,7 @@
 //! SEV-24, SE-8, SE-7.
 
-use super::super::entry::selected;
 use super::super::resource::Resources;
+use super::super::selection::selected;
 use super::*;
 
 fn read(spec: &str) -> (Vec<WorkloadEntry>, Findings) {
@@ -79,6 +79,7 @@ fn se_7_and_se_8_fields_selection_and_endpoint() {
         assert_eq!(read(spec).0[0].weight, weight, "{spec}");
     }
     let unix = read("address: 'unix:///run/a.sock'").0.remove(0);
-    assert_eq!(unix.address, Some(WorkloadAddress::Unix("/run/a.sock".into())));
-    assert!(unix.to_workload().is_none());
+    let socket = EndpointAddress::Unix(Path::new("/run/a.sock").into());
+    assert_eq!(unix.to_workload().expect("a workload").endpoint.address, socket);
+    assert!(read("network: far").0.remove(0).to_workload().is_none());
 }

@@ -4,6 +4,7 @@ use super::super::super::fields::{Fields, Located};
 use super::super::super::node::Node;
 use super::super::super::reader::Reader;
 use super::super::matches::{is_header_name, pattern};
+use crate::account::Substitution;
 use crate::decide::http_route::RewriteRule;
 use crate::decide::route::{HeaderChanges, HeaderOps};
 use crate::decide::uri::RegexRewrite;
@@ -61,18 +62,11 @@ fn operation(r: &mut Reader<'_>, name: &str, value: &Located<String>) -> Option<
         r.reject(value, "a header value has no control characters");
         return None;
     }
-    let plain = value.value.replace("%%", "");
-    let tokens: Vec<&str> = plain.split('%').collect();
-    if tokens.len().is_multiple_of(2)
-        || tokens.iter().skip(1).step_by(2).any(|token| token.is_empty())
-    {
-        r.reject(value, "a single % starts a variable; write %% for the character itself");
+    if let Err(wrong) = Substitution::parse(&value.value) {
+        r.reject(value, wrong.to_string());
         return None;
     }
-    if tokens.len() > 1 {
-        r.warn(value, "variables between % are sent as written here");
-    }
-    good.then(|| (name.to_owned(), value.value.replace("%%", "%")))
+    good.then(|| (name.to_owned(), value.value.clone()))
 }
 
 /// Host and the pseudo headers have fields of their own.
