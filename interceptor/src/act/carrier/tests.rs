@@ -226,8 +226,6 @@ async fn relayed_in_tls() {
 /// What the other side says first is noticed, and is still there for whoever reads it.
 #[tokio::test]
 async fn first_words_are_not_lost() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     let (near, mut far) = tokio::io::duplex(64);
     let mut stream = Stream::Wrapped(Box::new(near));
     let silence = tokio::time::timeout(Duration::from_millis(20), stream.speaks()).await;
