@@ -194,7 +194,9 @@ async fn sniff(
     };
     let destination = pick(&destinations);
     let upstream = destination.upstream.clone();
-    let by_address = *destination.traffic == TrafficPolicy::default()
+    // What HTTP version upstream speaks is no matter of connections.
+    let protocol = destination.traffic.protocol;
+    let by_address = *destination.traffic == TrafficPolicy { protocol, ..TrafficPolicy::default() }
         && matches!(upstream, Upstream::OriginalDst { .. } | Upstream::VerifiedOriginalDst { .. });
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {
