@@ -205,7 +205,7 @@ impl Inner {
     /// Whether an unknown connection passes. To a capture port it never does: that would be a way
     /// past the proxy (CAP-11).
     fn passes_unknown(&self, dst: SocketAddr) -> bool {
-        self.outbound.is_open() && !self.gateway && !CAPTURE_PORTS.contains(&dst.port())
+        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port()) && !self.gateway
     }
 
     /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).

@@ -36,7 +36,7 @@ pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     if reading.closed() && !reading.here.iter().any(|s| s.prefix(flow.dst.ip(), None).is_some()) {
         return Verdicts { inspects: false, dialled: Seen::Reset, hello: None, request: None };
     }
-    let dialled = reading.nameless(black_hole());
+    let dialled = reading.silent();
     if reading.bytes_do_not_matter() {
         return Verdicts { inspects: false, dialled, hello: None, request: None };
     }

@@ -151,6 +151,12 @@ pub(super) const FAULTS: &[Fault] = &[
         "Reason::NoServerName);\n            return self.nameless(port, rules, dst, otherwise);",
     ),
     fault(
+        "silence at the address of a sniffed service",
+        STRICT,
+        "Some((_, number)) if self.group(rules, *number) != Some(Group::Tcp) => otherwise,",
+        "Some((_, number)) if self.group(rules, *number).is_none() => otherwise,",
+    ),
+    fault(
         "names regardless of address",
         STRICT,
         "        _ => service.holds(dst.ip()),\n",
