@@ -44,7 +44,7 @@ fn listed(waiting: &[(&str, &[&str])]) -> BTreeSet<String> {
 #[test]
 fn examples_of_the_format() {
     let (count, failing, said) = failing("istio", Enforcement::Istio);
-    assert_eq!(count, 152);
+    assert!(count >= 152, "{count} cases");
     let waiting = listed(WAITING);
     let worse: Vec<_> = failing.difference(&waiting).collect();
     let better: Vec<_> = waiting.difference(&failing).collect();
