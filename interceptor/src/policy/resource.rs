@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use super::Enforcement;
 use super::destination_rule::DestinationRule;
-use super::entry::Workload;
 use super::fields::{Context, Fields, Findings};
 use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
 use super::mesh::MeshConfig;
 use super::node::{At, Node, Value, parse};
+use super::selection::Workload;
 use super::service_entry::{ServiceEntry, string_map};
 use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;

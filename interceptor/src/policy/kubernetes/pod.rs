@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::entry::{EndpointAddress, ServiceEndpoint, Workload};
+use super::super::entry::{EndpointAddress, ServiceEndpoint};
 use super::super::node::Node;
 use super::super::resource::Meta;
+use super::super::selection::Workload;
 use crate::decide::RuleId;
 
 /// The Pod as entries select it; `None` where it does not run or has no address (SE-8).
