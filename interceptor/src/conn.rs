@@ -1,13 +1,17 @@
 //! THE PATH: one connection, every stage in order: accept, origin, sniff, decide, act, account.
 //! The only module that knows that order.
 
+mod cut;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::Accepted;
@@ -19,7 +23,9 @@ use crate::act::http::HttpContext;
 use crate::act::relay::{RelayEnd, RelayLimits};
 use crate::act::{block, http, pick, relay};
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
-use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
+use crate::decide::{
+    self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason, Upstream,
+};
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot, Store};
@@ -31,6 +37,9 @@ use crate::workloads::Workload;
 /// every verdict without its bytes is "pass": a server that speaks first is not kept waiting, and
 /// a client that does is mostly not dialled for twice.
 const SPEAK_FIRST: Duration = Duration::from_millis(10);
+
+/// How many names are looked up at a time where several may own the dialled address.
+const LOOKUPS_AT_ONCE: usize = 32;
 
 /// What every connection of one covered namespace shares.
 #[derive(Clone)]
@@ -127,6 +136,7 @@ fn refuse_unknown(accepted: Accepted, site: &Site) {
 /// Intercepted to finished.
 async fn proxy(intercepted: Intercepted, mut site: Site) {
     let Intercepted { client, origin } = intercepted;
+    let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
     site.dialer.connect_timeout = snapshot.connect_timeout;
     site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
@@ -144,7 +154,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
             }
         }
     };
-    act(client, origin, site, &snapshot, sniffed, account).await;
+    act(client, origin, site, &snapshot, sniffed, changes, account).await;
 }
 
 /// Answers the one question that deciding may leave open: whether the daemon's own resolution of a
@@ -152,9 +162,17 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
 async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
     let Action::ByResolution(open) = &decision.action else { return decision };
     let dialled = origin.dst.addr().ip();
+    let owns = |claim: &Claim| {
+        let (resolver, host) = (Arc::clone(&site.dialer.resolver), claim.host.clone());
+        async move {
+            let addresses = resolver.lookup(&host).await;
+            addresses.is_ok_and(|addresses| addresses.contains(&dialled))
+        }
+    };
+    // In the order of the claims, whichever is answered first.
+    let mut owning = stream::iter(open.claims.iter().map(owns)).buffered(LOOKUPS_AT_ONCE);
     for claim in open.claims.iter() {
-        let addresses = site.dialer.resolver.lookup(&claim.host).await;
-        if addresses.is_ok_and(|addresses| addresses.contains(&dialled)) {
+        if owning.next().await == Some(true) {
             return claim.decision.clone();
         }
     }
@@ -165,13 +183,13 @@ async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
 struct Sniffed {
     decision: Decision,
     bytes: Bytes,
-    sni: Option<String>,
+    hello: Option<Hello>,
     dialled: Option<Result<Dialled, DialError>>,
 }
 
 impl Sniffed {
     fn without_bytes(decision: Decision) -> Self {
-        Self { decision, bytes: Bytes::new(), sni: None, dialled: None }
+        Self { decision, bytes: Bytes::new(), hello: None, dialled: None }
     }
 }
 
@@ -221,7 +239,7 @@ async fn sniff(
     let without_hello = |sniffer: Sniffer, dialled| Sniffed {
         decision: otherwise.clone(),
         bytes: sniffer.into_bytes(),
-        sni: None,
+        hello: None,
         dialled: Some(dialled),
     };
     let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
@@ -255,11 +273,7 @@ async fn decide_hello(
             settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
         }
     };
-    let sni = match hello {
-        Hello::Tls(client_hello) => client_hello.sni.as_ref().map(ToString::to_string),
-        _ => None,
-    };
-    Sniffed { decision, bytes: sniffer.into_bytes(), sni, dialled: None }
+    Sniffed { decision, bytes: sniffer.into_bytes(), hello: Some(hello.clone()), dialled: None }
 }
 
 /// Whether the decision relays to where `upstream` already leads. A name that was noticed in
@@ -280,13 +294,16 @@ async fn act(
     site: Site,
     snapshot: &Snapshot,
     sniffed: Sniffed,
+    changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
 ) {
-    let Sniffed { decision, bytes, sni, dialled } = sniffed;
+    let Sniffed { decision, bytes, hello, dialled } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
-    if let Some(sni) = sni {
-        account.server_name(sni);
+    if let Some(Hello::Tls(hello)) = &hello
+        && let Some(name) = &hello.sni
+    {
+        account.server_name(name.to_string());
     }
     match decision.action {
         Action::Block(Block::Reset) => {
@@ -315,8 +332,21 @@ async fn act(
                     account.upstream(carried.upstream, carried.local);
                     let client = Prefixed::new(bytes, client);
                     let limits = RelayLimits::of(&destination.traffic.limits);
-                    let relayed = relay::relay(client, carried.stream, limits).await;
+                    let established = cut::Established {
+                        origin: &origin,
+                        hello: hello.as_ref(),
+                        upstream: &destination.upstream,
+                        peer: carried.upstream,
+                    };
+                    let mut why = "";
+                    let cut = async {
+                        why = cut::withdrawn(&site, &established, changes).await;
+                    };
+                    let relayed = relay::relay(client, carried.stream, limits, cut).await;
                     match relayed.end {
+                        RelayEnd::Cut => {
+                            account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
+                        }
                         RelayEnd::Idle => account.terminated(None, "idle_timeout"),
                         RelayEnd::TooLong => {
                             account.terminated(Some(Flag::DT), "max_duration_timeout");
