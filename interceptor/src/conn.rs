@@ -1,13 +1,17 @@
 //! THE PATH: one connection, every stage in order: accept, origin, sniff, decide, act, account.
 //! The only module that knows that order.
 
+mod cut;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::Accepted;
@@ -21,7 +25,9 @@ use crate::act::tls::TlsSession;
 use crate::act::{block, http, pick, relay};
 use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
-use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
+use crate::decide::{
+    self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason, Upstream,
+};
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot, Store};
@@ -33,6 +39,9 @@ use crate::workloads::Workload;
 /// every verdict without its bytes is "pass": a server that speaks first is not kept waiting, and
 /// a client that does is mostly not dialled for twice.
 const SPEAK_FIRST: Duration = Duration::from_millis(10);
+
+/// How many names are looked up at a time where several may own the dialled address.
+const LOOKUPS_AT_ONCE: usize = 32;
 
 /// What every connection of one covered namespace shares.
 #[derive(Clone)]
@@ -132,6 +141,7 @@ fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
 /// Intercepted to finished.
 async fn proxy(intercepted: Intercepted, mut site: Site) {
     let Intercepted { client, origin } = intercepted;
+    let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
     site.dialer.connect_timeout = snapshot.connect_timeout;
     site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
@@ -153,7 +163,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
             }
         }
     };
-    act(client, origin, site, &snapshot, sniffed, account).await;
+    act(client, origin, site, &snapshot, sniffed, changes, account).await;
 }
 
 /// Answers the one question that deciding may leave open: whether the daemon's own resolution of a
@@ -161,9 +171,17 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
 async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
     let Action::ByResolution(open) = &decision.action else { return decision };
     let dialled = origin.dst.addr().ip();
+    let owns = |claim: &Claim| {
+        let (resolver, host) = (Arc::clone(&site.dialer.resolver), claim.host.clone());
+        async move {
+            let addresses = resolver.lookup(&host).await;
+            addresses.is_ok_and(|addresses| addresses.contains(&dialled))
+        }
+    };
+    // In the order of the claims, whichever is answered first.
+    let mut owning = stream::iter(open.claims.iter().map(owns)).buffered(LOOKUPS_AT_ONCE);
     for claim in open.claims.iter() {
-        let addresses = site.dialer.resolver.lookup(&claim.host).await;
-        if addresses.is_ok_and(|addresses| addresses.contains(&dialled)) {
+        if owning.next().await == Some(true) {
             return claim.decision.clone();
         }
     }
@@ -302,6 +320,7 @@ async fn act(
     site: Site,
     snapshot: &Snapshot,
     sniffed: Sniffed,
+    changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
 ) {
     let Sniffed { decision, bytes, hello, carried } = sniffed;
@@ -340,8 +359,21 @@ async fn act(
                     }
                     let client = Prefixed::new(bytes, client);
                     let limits = RelayLimits::of(&destination.traffic.limits);
-                    let relayed = relay::relay(client, carried.stream, limits).await;
+                    let established = cut::Established {
+                        origin: &origin,
+                        hello: hello.as_ref(),
+                        upstream: &destination.upstream,
+                        peer: carried.upstream,
+                    };
+                    let mut why = "";
+                    let cut = async {
+                        why = cut::withdrawn(&site, &established, changes).await;
+                    };
+                    let relayed = relay::relay(client, carried.stream, limits, cut).await;
                     match relayed.end {
+                        RelayEnd::Cut => {
+                            account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
+                        }
                         RelayEnd::Idle => account.terminated(None, "idle_timeout"),
                         RelayEnd::TooLong => {
                             account.terminated(Some(Flag::DT), "max_duration_timeout");

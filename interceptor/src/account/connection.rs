@@ -123,10 +123,10 @@ impl ConnectionAccount {
     }
 
     /// The proxy itself ended the connection.
-    pub fn terminated(&mut self, flag: Option<Flag>, why: &'static str) {
+    pub fn terminated(&mut self, flag: Option<Flag>, why: impl Into<Cow<'static, str>>) {
         if let Some(record) = &mut self.record {
             record.flags.extend(flag);
-            record.connection_termination_details = Some(Cow::Borrowed(why));
+            record.connection_termination_details = Some(why.into());
         }
     }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cut::{BYPASS_REMOVED, Ended};
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, EventReader, KernelEvent, Refused};
@@ -23,6 +24,7 @@ pub(super) struct Reporter {
     log: AccessLog,
     policy: Arc<Store>,
     bypass_log: bool,
+    ended: Ended,
     folded: HashMap<(SocketAddr, &'static str, u32), Folded>,
 }
 
@@ -33,9 +35,10 @@ struct Folded {
 }
 
 impl Reporter {
-    /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md).
-    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool) -> Self {
-        Self { log, policy, bypass_log, folded: HashMap::new() }
+    /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md). `ended`
+    /// are those that were cut.
+    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool, ended: Ended) -> Self {
+        Self { log, policy, bypass_log, ended, folded: HashMap::new() }
     }
 
     /// Whether refusals say why, and direct flows are accounted.
@@ -69,7 +72,12 @@ impl Reporter {
     fn event(&mut self, event: KernelEvent) {
         match event {
             KernelEvent::Closed(closed) if self.bypass_log && self.is_strict() => {
-                self.log.write(direct(closed));
+                let cut = closed.src.is_some_and(|src| self.ended.take(src, closed.dst));
+                let mut record = direct(closed);
+                if cut {
+                    record.connection_termination_details = Some(Cow::Borrowed(BYPASS_REMOVED));
+                }
+                self.log.write(record);
             }
             KernelEvent::Closed(_) => {}
             KernelEvent::Refused(refused) => self.refused(refused),

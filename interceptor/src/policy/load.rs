@@ -17,11 +17,12 @@ use super::inventory::{Inventory, Substitutes};
 use super::mesh::MeshConfig;
 use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
+use super::parts::Known;
 use super::registry::Carriage;
 use super::resource::Resources;
 use super::virtual_service::compile::Settings;
 use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
+use super::{Enforcement, OnRemoval, Outbound, Snapshot, telemetry};
 use crate::decide::pattern::EntryHost;
 use crate::decide::{Group, Policy, Service};
 
@@ -40,6 +41,8 @@ pub struct Sources {
     pub outbound: Option<Outbound>,
     /// Overrides `InterceptorConfig`'s `enforcement`.
     pub enforcement: Option<Enforcement>,
+    /// Overrides `InterceptorConfig`'s `onPolicyRemoval`.
+    pub on_removal: Option<OnRemoval>,
     /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
     /// addresses are recognised by automatic ones (RES-18, RES-19).
     pub dns_capture: bool,
@@ -137,14 +140,15 @@ pub fn load_over(
     before: &Inventory,
 ) -> Result<Loaded, LoadErrors> {
     let again = !before.is_empty();
-    let loaded = load_once(sources, caller, again, Substitutes::new())?;
+    let known = before.known();
+    let loaded = load_once(sources, caller, again, Substitutes::new(), &known)?;
     let names = loaded.rejected.iter().filter_map(|notice| notice.resource.as_deref());
     let substitutes = before.documents(names);
     if substitutes.is_empty() {
         return Ok(loaded);
     }
     let mut kept: Vec<_> = substitutes.keys().cloned().collect();
-    let mut second = load_once(sources, caller, again, substitutes)?;
+    let mut second = load_once(sources, caller, again, substitutes, &known)?;
     // What was good once need not be beside other settings.
     kept.retain(|id| second.rejected.iter().all(|notice| notice.resource.as_deref() != Some(id)));
     second.inventory.keep(before, kept.iter());
@@ -164,10 +168,12 @@ fn load_once(
     caller: &Caller,
     again: bool,
     substitutes: Substitutes,
+    known: &Arc<Known>,
 ) -> Result<Loaded, LoadErrors> {
     let namespace = caller.namespace.as_str();
     let mut out = Findings::default();
-    let mut resources = Resources { substitutes, ..Resources::default() };
+    let known = Arc::clone(known);
+    let mut resources = Resources { substitutes, known, ..Resources::default() };
     let mut texts = HashMap::new();
     let mut read = |path: &Path, out: &mut Findings| {
         let text: Arc<str> = read(path, again, out)?.into();
@@ -207,11 +213,10 @@ fn load_once(
         out.errors.push(context.notice(At { line: 1, column: 1 }, "", message));
     }
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
-    let mut entries: Vec<_> = resources
-        .service_entries
-        .iter()
-        .filter_map(|entry| validate::check(entry, profile, &mut out))
-        .collect();
+    let mut known = Known::new();
+    let written = std::mem::take(&mut resources.service_entries).into_iter();
+    let mut entries: Vec<_> =
+        written.filter_map(|entry| entry.check(profile, &mut known, &mut out)).collect();
     reject_partial(&mut resources, profile, &mut out);
     if !out.errors.is_empty() {
         let mut all = out.errors;
@@ -269,11 +274,12 @@ fn load_once(
         udp_allowed: compiled.udp,
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
         credentials: resources.secrets.keyring(namespace),
+        on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
     };
     let inventory = {
         let rejected: HashSet<_> =
             out.rejected.iter().filter_map(|notice| notice.resource.as_deref()).collect();
-        Inventory::of(resources.seen, &texts, |id| rejected.contains(id))
+        Inventory::of(resources.seen, &texts, |id| rejected.contains(id)).with_known(known)
     };
     Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary, inventory })
 }

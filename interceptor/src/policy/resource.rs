@@ -4,20 +4,21 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Enforcement;
 use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
 use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
 use super::mesh::MeshConfig;
-use super::node::{At, Node, Value, parse};
+use super::node::{At, BadYaml, Node, Value, parse};
+use super::parts::{self, Known, Origin, Part, Piece, Written};
 use super::selection::Workload;
 use super::service_entry::{ServiceEntry, string_map};
 use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
 use super::virtual_service::VirtualService;
 use super::workload_entry::WorkloadEntry;
+use super::{Enforcement, OnRemoval};
 
 /// Name, namespace and age.
 #[derive(Debug, Clone)]
@@ -44,7 +45,7 @@ impl Meta {
 /// Everything that the files hold, as written.
 #[derive(Debug, Default)]
 pub(super) struct Resources {
-    pub(super) service_entries: Vec<ServiceEntry>,
+    pub(super) service_entries: Vec<Written>,
     pub(super) destination_rules: Vec<DestinationRule>,
     pub(super) workload_entries: Vec<WorkloadEntry>,
     /// Pods that run (SE-8).
@@ -59,6 +60,7 @@ pub(super) struct Resources {
     pub(super) enforcement: Option<Enforcement>,
     /// See [`Gateway`]: for workloads that are one.
     pub(super) gateways: Vec<Gateway>,
+    pub(super) on_removal: Option<OnRemoval>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -67,6 +69,8 @@ pub(super) struct Resources {
     pub(super) substitutes: Substitutes,
     /// The resources so far of kinds that would shadow each other.
     pub(super) names: HashSet<Arc<str>>,
+    /// What need not be read again.
+    pub(super) known: Arc<Known>,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
@@ -88,12 +92,86 @@ fn is_kubernetes(version: &str) -> bool {
     matches!(group, "apps" | "autoscaling" | "batch" | "policy") || group.ends_with(".k8s.io")
 }
 
+/// A piece of a file that was understood.
+enum Parsed<'t> {
+    Known(Arc<str>, Arc<Part>),
+    Nodes(Piece<'t>, Vec<Node>),
+}
+
 impl Resources {
-    /// Reads one file's text.
+    /// Reads one file's text: every document of it or, where one cannot be parsed, none.
     pub(super) fn read(&mut self, file: &Arc<Path>, text: &str, out: &mut Findings) {
-        for (index, node) in documents(file, text, out).iter().enumerate() {
-            let context = Context::new(file, index + 1);
-            self.document(node, context, out);
+        let pieces = parts::cut(text);
+        let mut parsed = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            let known = self.known.get_key_value(piece.text);
+            let known = known.filter(|(_, part)| !self.substitutes.contains_key(&part.id));
+            if let Some((text, part)) = known {
+                parsed.push(Parsed::Known(Arc::clone(text), Arc::clone(part)));
+                continue;
+            }
+            match parse(piece.text) {
+                Ok(nodes) => parsed.push(Parsed::Nodes(*piece, nodes)),
+                Err(bad) if pieces.len() == 1 => return unreadable(file, bad, out),
+                // The whole text has the message, and the last word.
+                Err(_) => {
+                    let whole = Piece { text, line: 0 };
+                    parsed = vec![Parsed::Nodes(whole, documents(file, text, out))];
+                    break;
+                }
+            }
+        }
+        let mut index = 0;
+        for (parsed, piece) in parsed.into_iter().zip(&pieces) {
+            let mut cx = Context::new(file, index + 1);
+            match parsed {
+                // Its name is taken: it is read again, which says so and where.
+                Parsed::Known(text, part) if !self.names.insert(Arc::clone(&part.id)) => {
+                    cx.shift.line = piece.line;
+                    self.read_piece(&Piece { text: &text, line: piece.line }, &cx, out);
+                    index += 1;
+                }
+                Parsed::Known(text, part) => {
+                    cx.shift.line = piece.line;
+                    cx.resource = Some(Arc::clone(&part.id));
+                    out.warnings.extend(part.read(&cx));
+                    let (id, digest) = (Arc::clone(&part.id), part.digest);
+                    self.seen.push(Seen { id, digest, file: Arc::clone(file) });
+                    self.service_entries.push(Written::Known { part, text, context: cx });
+                    self.documents += 1;
+                    index += 1;
+                }
+                Parsed::Nodes(piece, nodes) => {
+                    cx.shift.line = piece.line;
+                    index += nodes.len();
+                    self.nodes(&piece, &nodes, &cx, out);
+                }
+            }
+        }
+    }
+
+    /// Reads one piece, known to parse, whose first document is `cx`.
+    pub(super) fn read_piece(&mut self, piece: &Piece<'_>, cx: &Context, out: &mut Findings) {
+        self.nodes(piece, &parse(piece.text).unwrap_or_default(), cx, out);
+    }
+
+    fn nodes(&mut self, piece: &Piece<'_>, nodes: &[Node], first: &Context, out: &mut Findings) {
+        let before = (self.documents, self.seen.len(), self.service_entries.len());
+        let said = out.warnings.len();
+        for (index, node) in nodes.iter().enumerate() {
+            let mut cx = Context::new(&first.file, first.document + index);
+            cx.shift = first.shift;
+            self.document(node, cx, out);
+        }
+        // A piece that is one ServiceEntry and nothing else can be remembered.
+        let after = (self.documents, self.seen.len(), self.service_entries.len());
+        if after == (before.0 + 1, before.1 + 1, before.2 + 1)
+            && let Some(Written::New { origin, .. }) = self.service_entries.last_mut()
+            && let Some(seen) = self.seen.last()
+        {
+            let (text, id) = (piece.text.into(), Arc::clone(&seen.id));
+            let read = out.warnings[said..].to_vec();
+            *origin = Some(Origin { text, id, digest: seen.digest, read });
         }
     }
 
@@ -202,7 +280,7 @@ impl Resources {
                 if let Some(status) = status {
                     entry.read_status(status.value);
                 }
-                self.service_entries.push(entry);
+                self.service_entries.push(Written::New { entry: entry.into(), origin: None });
             }
             "DestinationRule" => {
                 top.take("status");
@@ -324,8 +402,10 @@ impl Resources {
         };
         let mut inside = cx.clone();
         // A block scalar's position is that of its first character, indent included.
-        inside.shift =
-            At { line: mesh.at.line.saturating_sub(1), column: mesh.at.column.saturating_sub(1) };
+        inside.shift = At {
+            line: cx.shift.line + mesh.at.line.saturating_sub(1),
+            column: mesh.at.column.saturating_sub(1),
+        };
         match parse(inner) {
             Ok(nodes) => {
                 let empty = Node { at: mesh.at, value: Value::Null };
@@ -350,6 +430,11 @@ impl Resources {
         if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
             self.enforcement = Some(value);
         }
+        let names = [("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)];
+        let found = spec.text("onPolicyRemoval", cx, out);
+        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
+            self.on_removal = Some(value);
+        }
         let later = [
             "mode",
             "bypassCIDRs",
@@ -357,7 +442,6 @@ impl Resources {
             "resolvers",
             "fastPath",
             "onDaemonLoss",
-            "onPolicyRemoval",
             "accessLog",
             "limits",
             "egressProxy",
@@ -380,10 +464,14 @@ impl Context {
 
 fn documents(file: &Arc<Path>, text: &str, out: &mut Findings) -> Vec<Node> {
     parse(text).unwrap_or_else(|bad| {
-        let message = format!("not readable as YAML: {}", bad.message);
-        out.errors.push(Context::new(file, 0).notice(bad.at, "", message));
+        unreadable(file, bad, out);
         Vec::new()
     })
+}
+
+fn unreadable(file: &Arc<Path>, bad: BadYaml, out: &mut Findings) {
+    let message = format!("not readable as YAML: {}", bad.message);
+    out.errors.push(Context::new(file, 0).notice(bad.at, "", message));
 }
 
 fn spec<'n>(top: &mut Fields<'n>, node: &'n Node, cx: &Context, out: &mut Findings) -> Fields<'n> {

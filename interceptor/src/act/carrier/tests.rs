@@ -203,7 +203,7 @@ async fn relayed_in_tls() {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let ours = Prefixed::new(Bytes::from_static(b"hel"), listener.accept().await.unwrap().0);
         let carried = carrier.connect(&wrapped, ask()).await.unwrap();
-        let relaying = tokio::spawn(relay(ours, carried.stream, limits));
+        let relaying = tokio::spawn(relay(ours, carried.stream, limits, std::future::pending()));
         client.write_all(b"lo").await.unwrap();
         let mut answer = String::new();
         if expected == RelayEnd::Closed {

@@ -1,6 +1,7 @@
 //! The record of one exchange: owned by whatever still has to happen, written when it did, or when
 //! its owner is dropped because the client went away.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use crate::account::{Flag, Pen, Record};
 use crate::act::cluster::{Busy, Permit};
 
 use super::canon;
+use super::cut::{self, Removed, Withdrawal};
 use super::pool::{Connection, Pool};
 use super::upload::{BoxError, Source};
 use super::wire::Exchange;
@@ -140,6 +142,8 @@ pub(super) struct Answer {
     deadline: Option<Deadline>,
     /// Counts as a request under way as long as this is held (DR-10).
     under_way: Option<UnderWay>,
+    /// Resolves when policy no longer allows it (T-62).
+    withdrawal: Option<Withdrawal>,
     /// The connection is busy as long as this is held.
     _exchange: Exchange,
 }
@@ -175,12 +179,19 @@ impl UnderWay {
 
 impl Answer {
     pub(super) fn new(content: Content, entry: Option<Entry>, exchange: Exchange) -> Self {
-        Self { content, entry, deadline: None, under_way: None, _exchange: exchange }
+        let (deadline, under_way, withdrawal) = (None, None, None);
+        Self { content, entry, deadline, under_way, withdrawal, _exchange: exchange }
     }
 
     /// What it is bounded by, and what it counts for.
-    pub(super) fn within(mut self, deadline: Option<Deadline>, under_way: UnderWay) -> Self {
+    pub(super) fn within(
+        mut self,
+        deadline: Option<Deadline>,
+        under_way: UnderWay,
+        withdrawal: Option<Withdrawal>,
+    ) -> Self {
         self.deadline = deadline;
+        self.withdrawal = withdrawal;
         self.under_way = Some(under_way);
         self
     }
@@ -190,7 +201,18 @@ impl Answer {
             && self.deadline.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready())
     }
 
-    fn failed(&mut self, flag: Flag, why: &'static str) {
+    fn poll_withdrawn(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        match &mut self.withdrawal {
+            Some(withdrawal) => {
+                let why = ready!(withdrawal.as_mut().poll(cx));
+                self.withdrawal = None;
+                Poll::Ready(why)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    fn failed(&mut self, flag: Flag, why: impl Into<Cow<'static, str>>) {
         if let Some(entry) = &mut self.entry {
             entry.edit(|record| {
                 record.flags.push(flag);
@@ -227,6 +249,10 @@ impl Body for Answer {
         if self.poll_late(cx) {
             self.failed(Flag::UT, "response_timeout");
             return Poll::Ready(Some(Err(Late.into())));
+        }
+        if let Poll::Ready(why) = self.poll_withdrawn(cx) {
+            self.failed(Flag::UH, cut::details(why));
+            return Poll::Ready(Some(Err(Removed.into())));
         }
         let frame = match &mut self.content {
             Content::Nothing => None,

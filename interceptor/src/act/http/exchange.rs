@@ -19,10 +19,11 @@ use uuid::Uuid;
 
 use crate::account::{AccessLog, HttpFields, Record};
 use crate::act::pick;
-use crate::decide::{Action, Block, Headers, Reason, RequestHead, canonical_host};
+use crate::decide::{Action, Block, Decision, Headers, Reason, RequestHead, canonical_host};
 use crate::origin::Origin;
 use crate::policy::Enforcement;
 
+use super::cut::{self, Withdrawal};
 use super::entry::{Answer, Content, Entry};
 use super::forward::{Allowed, Forwarded};
 use super::pool::{Pool, lock};
@@ -88,17 +89,24 @@ impl<W: World> Session<W> {
         if body.is_end_stream() {
             let _ = entry.complete.set(Instant::now());
         }
+        let changes = self.world.changes();
         let verdict = if parts.version < Version::HTTP_11 {
             Err(Reply::low_version())
         } else {
             http2::check(&parts).and_then(|()| self.judge(&parts, &mut entry))
         };
-        self.carry_out(verdict, parts, body, client_side, entry, exchange)
+        let withdrawal = match (&verdict, changes) {
+            (Ok(to), Some(changes)) => Some(self.withdrawal(changes, &parts, &to.destination)),
+            _ => None,
+        };
+        self.carry_out(verdict, withdrawal, parts, body, client_side, entry, exchange)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that there is of one exchange")]
     async fn carry_out(
         self: Arc<Self>,
         verdict: Result<Allowed, Reply>,
+        mut withdrawal: Option<Withdrawal>,
         parts: Parts,
         body: Incoming,
         client_side: OnUpgrade,
@@ -108,7 +116,10 @@ impl<W: World> Session<W> {
         let http2 = parts.version == Version::HTTP_2;
         let head_only = parts.method == Method::HEAD;
         let outcome = match verdict {
-            Ok(allowed) => self.forward(allowed, parts, body, client_side, &mut entry).await,
+            Ok(allowed) => tokio::select! {
+                outcome = self.forward(allowed, parts, body, client_side, &mut entry) => outcome,
+                why = cut::withdrawn(&mut withdrawal) => Err(Reply::withdrawn(why)),
+            },
             Err(refusal) => Err(refusal),
         };
         Ok(match outcome {
@@ -130,7 +141,7 @@ impl<W: World> Session<W> {
                 entry.head(response.headers());
                 response.map(|body| {
                     Answer::new(Content::Upstream(body), Some(entry), exchange)
-                        .within(deadline, under_way)
+                        .within(deadline, under_way, withdrawal)
                 })
             }
             Ok(Forwarded { response, under_way, tunnel: Some(ends), .. }) => {
@@ -139,7 +150,7 @@ impl<W: World> Session<W> {
                 self.shared.start_tunnel();
                 lock(&self.tunnels).spawn(async move {
                     let _under_way = under_way;
-                    tunnel::run(client, upstream, limits, entry).await;
+                    tunnel::run(client, upstream, limits, entry, withdrawal).await;
                 });
                 response.map(|_| Answer::new(Content::Nothing, None, exchange))
             }
@@ -148,21 +159,10 @@ impl<W: World> Session<W> {
 
     /// The verdict: where the request goes and the Host that it goes with, or the refusal.
     fn judge(&self, parts: &Parts, entry: &mut Entry) -> Result<Allowed, Reply> {
-        // Bytes beyond ASCII are in no host name: what does not read as text stays unreadable.
-        let hosts: Vec<&str> =
-            parts.headers.get_all(HOST).iter().map(|h| h.to_str().unwrap_or("\u{fffd}")).collect();
+        let hosts = hosts(parts);
         let authority = parts.uri.authority().map(|a| a.as_str());
-        let path = canon::path(&parts.uri);
         let http2 = parts.version == Version::HTTP_2;
-        let head = RequestHead {
-            method: parts.method.as_str(),
-            authority,
-            hosts: &hosts,
-            path: &path,
-            version: if http2 { 20 } else { 11 },
-            headers: &Sent(&parts.headers),
-        };
-        let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
+        let (decision, enforcement) = self.verdict(parts);
         entry.edit(|record| {
             record.upstream_cluster.clone_from(&decision.cluster);
             record.route_name.clone_from(&decision.route);
@@ -224,6 +224,19 @@ impl<W: World> Session<W> {
         }
     }
 
+    /// What the newest policy says of a request.
+    pub(super) fn verdict(&self, parts: &Parts) -> (Decision, Enforcement) {
+        let head = RequestHead {
+            method: parts.method.as_str(),
+            authority: parts.uri.authority().map(|a| a.as_str()),
+            hosts: &hosts(parts),
+            path: &canon::path(&parts.uri),
+            version: if parts.version == Version::HTTP_2 { 20 } else { 11 },
+            headers: &Sent(&parts.headers),
+        };
+        self.world.judge(&self.origin.flow(), &head)
+    }
+
     /// What is known when the head has come.
     fn record(&self, parts: &Parts) -> Record {
         let authority = parts.uri.authority().map(|a| a.as_str().to_owned());
@@ -245,6 +258,12 @@ impl<W: World> Session<W> {
             ..blank_record(&self.origin)
         }
     }
+}
+
+/// Every Host. Bytes beyond ASCII are in no host name: what does not read as text stays unreadable.
+fn hosts(parts: &Parts) -> Vec<&str> {
+    let hosts = parts.headers.get_all(HOST).iter();
+    hosts.map(|host| host.to_str().unwrap_or("\u{fffd}")).collect()
 }
 
 /// Our own answer as a response; `head_only`: to HEAD, which has the length of the body and not the

@@ -7,9 +7,10 @@
 //! `retry` says when to do so again, `upload` has the body ready for that, `shape` changes heads as
 //! a route says, `mirror` sends copies, `canon` says what of a head is passed on, `pool` keeps the
 //! connection's own upstream connections, `tunnel` carries a websocket, `entry` sees to the record,
-//! `reply` holds the answers that we give ourselves.
+//! `cut` ends what policy allows no more, `reply` holds the answers that we give ourselves.
 
 mod canon;
+mod cut;
 mod entry;
 mod attempt;
 mod exchange;
@@ -33,12 +34,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::account::{AccessLog, Flag, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
 use crate::origin::Origin;
-use crate::policy::{Enforcement, Store};
+use crate::policy::{Enforcement, OnRemoval, Store};
 use crate::sniff::prefixed::Prefixed;
 
 pub(crate) use reply::refusal_body;
@@ -72,6 +74,11 @@ trait World: Send + Sync + 'static {
 
     /// Opens upstream connections.
     fn carrier(&self) -> &Carrier;
+
+    /// Says when policy changes from now on, where that ends what is no longer allowed.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 impl World for HttpContext {
@@ -82,6 +89,11 @@ impl World for HttpContext {
 
     fn carrier(&self) -> &Carrier {
         &self.carrier
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        let changes = self.policy.subscribe();
+        (self.policy.current().on_removal == OnRemoval::Cut).then_some(changes)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::act::dial::DialError;
 use crate::decide::Decision;
 use crate::decide::route::{Abort, LocalReply};
 
+use super::cut;
 use super::shape::{self, Side};
 
 /// An answer without an upstream.
@@ -89,6 +90,11 @@ impl Reply {
     pub(super) fn client_gone() -> Self {
         let flags = vec![Flag::DC];
         Self { flags, close: true, ..Self::new(0, "downstream_remote_disconnect") }
+    }
+
+    /// Policy allows the request no more (T-62).
+    pub(super) fn withdrawn(why: &str) -> Self {
+        Self { flags: vec![Flag::UH], close: true, ..Self::new(502, cut::details(why)) }
     }
 
     /// What a rule answers itself: redirect, direct response, no route (VS-9, VS-24, VS-25).

@@ -177,7 +177,7 @@ fn two_mesh_configurations_are_refused() {
     let errors = load_text(&format!("{one}---\n{one}"), Enforcement::Strict);
     assert_eq!(
         errors.expect_err("refused"),
-        ["p.yaml:1:1: IstioOperator default/m: a second mesh configuration; give one only"]
+        ["p.yaml:5:1: IstioOperator default/m: a second mesh configuration; give one only"]
     );
 }
 
