@@ -194,11 +194,12 @@ mod tests {
             access_log: None,
             log_format: Default::default(),
             credentials: Default::default(),
+            on_removal: Default::default(),
             udp_allowed: Vec::new(),
             refuse_datagrams: true,
         };
         let (log, captured) = AccessLog::memory();
-        (Reporter::new(log, Arc::new(Store::new(snapshot)), bypass_log), captured)
+        (Reporter::new(log, Arc::new(Store::new(snapshot)), bypass_log, Ended::default()), captured)
     }
 
     fn refused(protocol: u32) -> KernelEvent {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tokio::sync::watch;
 
 use super::{Site, settle};
-use crate::decide::{self, Action, ByAddress, Decision, Policy, Upstream};
+use crate::decide::{self, Action, ByAddress, Decision, Place, Policy, Upstream};
 use crate::origin::Origin;
 use crate::policy::OnRemoval;
 use crate::sniff::Hello;
@@ -98,9 +98,17 @@ async fn leads_to(decision: &Decision, connection: &Established<'_>, site: &Site
             }
             Upstream::VerifiedOriginalDst { host, port } => vec![(host, *port)],
             Upstream::Dns { endpoints, .. } => {
-                endpoints.iter().map(|endpoint| (&endpoint.target.0, endpoint.target.1)).collect()
+                let mut names = Vec::new();
+                for (place, port) in endpoints.iter().map(|endpoint| &endpoint.target) {
+                    match place {
+                        Place::Ip(ip) if SocketAddr::new(*ip, *port) == peer => return true,
+                        Place::Ip(_) => {}
+                        Place::Name(name) => names.push((name, *port)),
+                    }
+                }
+                names
             }
-            Upstream::None | Upstream::NoCluster => continue,
+            Upstream::Unix(_) | Upstream::None | Upstream::NoCluster => continue,
         };
         for (name, _) in names.into_iter().filter(|(_, port)| *port == peer.port()) {
             let addresses = site.dialer.resolver.lookup(name).await;

@@ -265,7 +265,7 @@ impl Tables {
         match closed.opaque.find(dst.ip()) {
             Some((_, number)) if self.group(rules, *number) != Some(Group::Tcp) => otherwise,
             Some((_, number)) => self.relay(rules, dst, None, *number).unwrap_or(otherwise),
-            None => self.by_resolution(rules, dst, &closed.tcp_claims, otherwise),
+            None => self.by_resolution(rules, dst, Some(&closed.tcp_claims), otherwise),
         }
     }
 

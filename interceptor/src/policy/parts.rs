@@ -11,7 +11,6 @@ use std::sync::Arc;
 use super::Enforcement;
 use super::entry::Entry;
 use super::fields::{Context, Findings};
-use super::node::At;
 use super::notice::Notice;
 use super::resource::Resources;
 use super::service_entry::ServiceEntry;
