@@ -79,7 +79,7 @@ async fn unsteady(authority: &Authority) -> Server {
 }
 
 /// How long client and server take for each of their steps.
-const STEP: Duration = Duration::from_millis(60);
+const STEP: Duration = Duration::from_millis(150);
 
 fn originated(at: SocketAddr, origination: Origination) -> Names {
     Names::default()
@@ -171,18 +171,19 @@ async fn every_operator_of_a_request() {
     assert!(issuer.starts_with("CN=test authority "), "{issuer}");
     assert!(line["UPSTREAM_LOCAL_PORT"].as_u64().expect("a port") > 0);
 
-    let step = STEP.as_millis() as u64;
+    // A busy machine sees the begin of a step late.
+    let step = STEP.as_millis() as u64 / 3;
     let time = |name: &str| line[name].as_u64().unwrap_or_else(|| panic!("{name}: {line}"));
-    assert!(time("REQUEST_DURATION") >= step - 1, "{line}");
+    assert!(time("REQUEST_DURATION") >= step, "{line}");
     // The answered attempt was the second one: it was sent whole, after the request's end.
     assert!(time("REQUEST_TX_DURATION") >= time("REQUEST_DURATION"), "{line}");
-    assert!(time("COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)") >= (step - 1) * 1000, "{line}");
-    assert!(time("COMMON_DURATION(DS_RX_END:US_RX_BEG:ms)") >= step - 1, "{line}");
-    assert!(time("COMMON_DURATION(US_TX_BEG:US_RX_BEG:ns)") >= (step - 1) * 1_000_000, "{line}");
-    assert!(time("RESPONSE_DURATION") >= 2 * step - 2, "{line}");
-    assert!(time("RESPONSE_TX_DURATION") >= step - 1, "{line}");
+    assert!(time("COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)") >= step * 1000, "{line}");
+    assert!(time("COMMON_DURATION(DS_RX_END:US_RX_BEG:ms)") >= step, "{line}");
+    assert!(time("COMMON_DURATION(US_TX_BEG:US_RX_BEG:ns)") >= step * 1_000_000, "{line}");
+    assert!(time("RESPONSE_DURATION") >= time("REQUEST_DURATION") + step, "{line}");
+    assert!(time("RESPONSE_TX_DURATION") >= step, "{line}");
     assert_eq!(time("COMMON_DURATION(US_RX_BEG:DS_TX_END:ms)"), time("RESPONSE_TX_DURATION"));
-    assert!(time("DURATION") >= 3 * step - 3, "{line}");
+    assert!(time("DURATION") >= time("RESPONSE_DURATION") + step, "{line}");
     // Time does not run backwards.
     assert_eq!(line["COMMON_DURATION(DS_TX_END:DS_RX_BEG:ms)"], Value::Null);
 }
