@@ -194,7 +194,7 @@ async fn sniff(
     };
     let destination = pick(&destinations);
     let upstream = destination.upstream.clone();
-    let by_address = *destination.traffic == TrafficPolicy::default()
+    let by_address = destination.traffic.is_plain()
         && matches!(upstream, Upstream::OriginalDst { .. } | Upstream::VerifiedOriginalDst { .. });
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {

@@ -29,6 +29,15 @@ pub struct TrafficPolicy {
     pub protocol: UpstreamProtocol,
 }
 
+impl TrafficPolicy {
+    /// Whether a connection under it is no more than TCP to the chosen address. The HTTP version is
+    /// no matter of connections.
+    pub fn is_plain(&self) -> bool {
+        let protocol = UpstreamProtocol::default();
+        Self { protocol, ..self.clone() } == Self::default()
+    }
+}
+
 /// Limits of a cluster (DR-9, DR-10). `None` = unlimited.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Limits {
