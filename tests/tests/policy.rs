@@ -221,6 +221,28 @@ fn a_banner_arrives_at_once_under_allow_any() -> Result<()> {
     Ok(())
 }
 
+/// GAP-4, LOG-41: ALLOW_ANY dials a client that is slow to speak, and still tells what it said.
+#[test]
+fn a_late_request_is_read_under_allow_any() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let product = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]);
+    let to = at(world::HTTPBIN, 80);
+    let script = format!(
+        "exec 3<>/dev/tcp/{}/{}; sleep 0.2; printf 'GET /headers HTTP/1.1\\r\\nHost: httpbin.org\\r\\n\
+         User-Agent: curl/late\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3",
+        to.ip(),
+        to.port()
+    );
+    let outcome = product.run(&["bash", "-c", &script])?;
+    assert!(outcome.finished.stdout.starts_with("HTTP/1.1 200"), "{:?}", outcome.finished);
+    let cluster = "PassthroughCluster";
+    check_log(&outcome, &[answered(to, "GET /headers", 200, "httpbin.org", cluster, "allow_any")]);
+    Ok(())
+}
+
 /// A dead upstream is not hidden behind the proxy's own accept: HTTP gets 503 (MESH-24), anything
 /// else the reset that a connect without us would have been told of.
 #[test]

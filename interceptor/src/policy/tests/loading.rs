@@ -365,8 +365,10 @@ fn the_examples_load_in_both_profiles() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     for enforcement in [Enforcement::Strict, Enforcement::Istio] {
         let mut seen = 0;
-        for file in std::fs::read_dir(&dir).expect("examples") {
-            let path = file.expect("an entry").path();
+        let all = [dir.clone(), dir.join("walkthrough")];
+        let listed = all.iter().flat_map(|dir| std::fs::read_dir(dir).expect("examples"));
+        for path in listed.map(|file| file.expect("an entry").path()).filter(|path| path.is_file())
+        {
             let mesh = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("mesh"));
             let sources = Sources {
                 files: if mesh { vec![] } else { vec![path.clone()] },
@@ -378,7 +380,7 @@ fn the_examples_load_in_both_profiles() {
             assert!(loaded.rejected.is_empty(), "{}: {:?}", path.display(), loaded.rejected);
             seen += 1;
         }
-        assert!(seen >= 7);
+        assert!(seen >= 15, "{seen}");
     }
 }
 

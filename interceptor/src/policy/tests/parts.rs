@@ -65,7 +65,7 @@ fn pieces_read_as_the_whole_does() {
     let pairs = texts.windows(2).map(|pair| format!("{}\n---\n{}", pair[0], pair[1]));
     texts.extend(pairs.collect::<Vec<_>>());
     texts.extend(
-        ["|\n---\na", ">\n  a\n---\nb", "'a\n---\nb'", "[a,\n---\nb]", "a: b\n---\n", "- |\n---\n"]
+        ["|\n  x\n---\na", ">\n  a\n---\nb", "'a\n---\nb'", "[a,\n---\nb]", "a: b\n---\n"]
             .map(str::to_owned),
     );
     let mut cut_up = 0;

@@ -18,6 +18,11 @@ fn names(name: &str) -> Scan<ClientHello> {
     Scan::Found(ClientHello { sni: Some(HostName::parse(name).unwrap()), ..ClientHello::default() })
 }
 
+fn dotted(name: &str) -> Scan<ClientHello> {
+    let sni = Some(HostName::parse(name).unwrap());
+    Scan::Found(ClientHello { sni, dotted: true, ..ClientHello::default() })
+}
+
 fn nameless() -> Scan<ClientHello> {
     Scan::Found(ClientHello::default())
 }
@@ -270,7 +275,7 @@ fn t20_name_bytes() {
     let byte = "host name has a character outside letters, digits, '-' and '_'";
     for (name, want) in [
         (&b"EXAMPLE.Test"[..], names("example.test")),
-        (b"example.test.", names("example.test")),
+        (b"example.test.", dotted("example.test")),
         (b"_a.b_c.test", names("_a.b_c.test")),
         (b"a\0b.test", refused(byte)),
         (b"allowed.test\0.evil.test", refused(byte)),
