@@ -156,9 +156,9 @@ mod tests {
     #[test]
     fn shown_paragraphs_become_escaped_coloured_text() {
         let svg = svg(
-            "\x1b[1mStep 3 · no\x1b[0m\n  hidden\n\x1b[1mStep 4 · yes\x1b[0m\n  \x1b[32m✓\x1b[0m a<b",
+            "\x1b[1mStep 3 · no\x1b[0m\n  hidden\n\x1b[1mStep 6 · yes\x1b[0m\n  \x1b[32m✓\x1b[0m a<b",
         );
-        assert!(svg.contains(r#"<tspan class="bold">Step 4 · yes</tspan>"#), "{svg}");
+        assert!(svg.contains(r#"<tspan class="bold">Step 6 · yes</tspan>"#), "{svg}");
         assert!(
             svg.contains(r#"<tspan class="green">✓</tspan><tspan class="plain"> a&lt;b"#),
             "{svg}"

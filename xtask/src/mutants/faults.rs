@@ -171,8 +171,8 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "TCP takes HTTP of its port",
         STRICT,
-        "if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };",
-        "&port.tcp_claims[..];",
+        "port.http.is_empty().then_some(&port.tcp_claims);",
+        "Some(&port.tcp_claims);",
     ),
     fault(
         "decided without a look",

@@ -10,6 +10,7 @@ use crate::origin::OriginalDst;
 use crate::sniff::{ClientHello, Hello};
 
 #[path = "../../../../tests/src/malformed.rs"]
+#[expect(unreachable_pub, reason = "public where the end-to-end tests use it")]
 pub(super) mod documents;
 
 const GOOD: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
