@@ -144,7 +144,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
     let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
     site.dialer.connect_timeout = snapshot.connect_timeout;
-    site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
+    site.dialer.enforcement = snapshot.enforcement;
     let mut account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
         ByAddress::Decided(decision) => {

@@ -22,6 +22,7 @@ use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
+use crate::policy::Enforcement;
 use crate::sniff::prefixed::Prefixed;
 
 /// The ends of a connection to a unix socket: none that could be told.
@@ -205,6 +206,8 @@ pub struct Choice {
     order: Option<Vec<SocketAddr>>,
     /// How many endpoints the cluster has.
     total: usize,
+    /// Any of them will do on which the workload's connection has a connection already.
+    spreads: bool,
 }
 
 impl Choice {
@@ -218,21 +221,12 @@ impl Choice {
         self.total
     }
 
-    /// Whether `address` would do for `traffic`: the very choice, or, where the balancer only
-    /// spreads load and this workload's connection has one already, any that is not ruled out.
-    pub fn suits(
-        &self,
-        address: SocketAddr,
-        destination: &Destination,
-        avoid: &[SocketAddr],
-    ) -> bool {
-        let spreads = matches!(
-            destination.traffic.load_balancer,
-            LoadBalancer::LeastRequest | LoadBalancer::Random | LoadBalancer::Passthrough
-        ) && !matches!(destination.upstream, Upstream::Static(_));
+    /// Whether a kept connection to `address` would do: one to the very choice, since every request
+    /// is balanced (RES-2, RES-3); else any that is not ruled out.
+    pub fn suits(&self, address: SocketAddr, avoid: &[SocketAddr]) -> bool {
         match &self.order {
             None => !avoid.contains(&address),
-            Some(order) if spreads => order.contains(&address) && !avoid.contains(&address),
+            Some(order) if self.spreads => order.contains(&address) && !avoid.contains(&address),
             Some(order) => order.first() == Some(&address),
         }
     }
@@ -255,13 +249,20 @@ impl Carrier {
         let cluster = self.outbound.clusters.get(name);
         let dialer = self.dialer_for(&destination.traffic);
         let Some(candidates) = dialer.candidates(&destination.upstream).await? else {
-            return Ok(Choice { cluster, order: None, total: 1 });
+            return Ok(Choice { cluster, order: None, total: 1, spreads: false });
         };
-        // The workload's resolver has balanced over a name's addresses already; an operator's list
-        // of endpoints is ours to balance.
+        // In strict the workload's resolver has balanced over a name's addresses already: its choice
+        // stands, and so does the connection made for it. An operator's list of endpoints is ours
+        // to balance, and in istio all are (RES-3).
         let is_named = matches!(destination.upstream, Upstream::Dns { .. });
+        let heeds_client = is_named && dialer.enforcement == Enforcement::Strict;
         let dialled = ask.dst.addr().ip();
-        let own = candidates.iter().find(|one| is_named && one.address.ip() == dialled);
+        let own = candidates.iter().find(|one| heeds_client && one.address.ip() == dialled);
+        let spreads = heeds_client
+            && matches!(
+                destination.traffic.load_balancer,
+                LoadBalancer::LeastRequest | LoadBalancer::Random | LoadBalancer::Passthrough
+            );
         let wish = Wish {
             balancer: &destination.traffic.load_balancer,
             outlier: destination.traffic.outlier.as_ref(),
@@ -273,7 +274,7 @@ impl Carrier {
         if order.is_empty() {
             return Err(DialError::NoEndpoint.into());
         }
-        Ok(Choice { cluster, total: candidates.len(), order: Some(order) })
+        Ok(Choice { cluster, total: candidates.len(), order: Some(order), spreads })
     }
 
     /// Connects for a client's bytes as they are (TCP and TLS). That the limit of connections is
@@ -369,7 +370,9 @@ impl Carrier {
                 (Stream::Plain(stream), upstream, local, None)
             }
         };
-        let held = Held { _permit: Some(permit), _busy: Some(choice.cluster.busy(upstream)) };
+        // A request counts while it is under way, not the connection kept for the next one.
+        let busy = ask.host.is_none().then(|| choice.cluster.busy(upstream));
+        let held = Held { _permit: Some(permit), _busy: busy };
         let late =
             || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
         if let Some(version) = traffic.proxy_protocol {

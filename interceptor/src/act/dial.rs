@@ -22,6 +22,7 @@ use crate::decide::net::is_special;
 use crate::decide::{Endpoint, Place, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
+use crate::policy::Enforcement;
 use crate::resolve::{ResolveError, Resolver};
 
 /// Head start of one address over the next (RFC 8305 section 5).
@@ -39,8 +40,9 @@ pub struct Dialer {
     pub resolver: Arc<Resolver>,
     /// Bound on resolving and connecting, all tries together (MESH-6).
     pub connect_timeout: Duration,
-    /// Whether resolved addresses in special ranges are dialled (istio) or refused (strict, T-40).
-    pub dial_special: bool,
+    /// Whether resolved addresses in special ranges are dialled (istio) or refused (strict, T-40),
+    /// and whether the address that the workload dialled counts (docs/profiles.md).
+    pub enforcement: Enforcement,
 }
 
 /// An open upstream connection.
@@ -116,6 +118,11 @@ impl DialError {
 }
 
 impl Dialer {
+    /// T-40.
+    fn dials_special(&self) -> bool {
+        self.enforcement == Enforcement::Istio
+    }
+
     /// Connects to one of `upstream`'s addresses. Where several are allowed they are tried a moment
     /// apart, and the first to answer is used.
     ///
@@ -253,7 +260,7 @@ impl Dialer {
     /// [`DialError::Special`] for an address that no name may lead to (T-40).
     pub async fn verify(&self, hosts: &[HostName], dst: OriginalDst) -> Result<(), DialError> {
         let dst = dst.addr();
-        if !self.dial_special && is_special(dst.ip()) {
+        if !self.dials_special() && is_special(dst.ip()) {
             return Err(DialError::Special(dst));
         }
         let deadline = Instant::now() + self.connect_timeout;
@@ -313,7 +320,7 @@ impl Dialer {
         }
         let mut others = addresses
             .iter()
-            .filter(|&&ip| ip != dialled.ip() && (self.dial_special || !is_special(ip)))
+            .filter(|&&ip| ip != dialled.ip() && (self.dials_special() || !is_special(ip)))
             .map(|&ip| SocketAddr::new(ip, dialled.port()))
             .collect::<Vec<_>>();
         others.sort_by_key(|other| other.is_ipv4() == dialled.is_ipv4());
@@ -347,7 +354,7 @@ impl Dialer {
         let (special, mut fit) = (found.iter().map(|&ip| SocketAddr::new(ip, port)))
             .partition::<Vec<_>, _>(|address| is_special(address.ip()));
         match special.first() {
-            Some(_) if self.dial_special => {
+            Some(_) if self.dials_special() => {
                 // In the order of the answer.
                 fit = found.iter().map(|&ip| SocketAddr::new(ip, port)).collect();
             }

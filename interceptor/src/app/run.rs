@@ -163,7 +163,7 @@ async fn start(
         stale_for: stale_for(&snapshot),
         refresh: snapshot.dns_refresh,
     }));
-    let strict = snapshot.enforcement == Enforcement::Strict;
+    let enforcement = snapshot.enforcement;
     let connect_timeout = snapshot.connect_timeout;
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
@@ -191,7 +191,7 @@ async fn start(
                 netns: Arc::clone(&one.netns),
                 resolver: Arc::clone(&resolver),
                 connect_timeout,
-                dial_special: !strict,
+                enforcement,
             },
             outbound: Arc::new(Outbound::new(Arc::clone(&policy) as _)),
             log: log.clone(),

@@ -145,6 +145,7 @@ fn judge(
     let habits = Habits {
         connect_timeout: snapshot.connect_timeout.max(Duration::from_millis(1)),
         dial_special: profile == Enforcement::Istio,
+        heeds_dialled: profile == Enforcement::Strict,
         obeys_client_timeout: profile == Enforcement::Istio,
     };
     let site = Site::new(setting, snapshot, World::new(network, habits))

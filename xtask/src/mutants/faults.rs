@@ -191,8 +191,8 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "own namespace last",
         COMPILE,
-        "*entry.meta.namespace != *namespace);",
-        "*entry.meta.namespace == *namespace);",
+        "(*entry.meta.namespace != *namespace, entry",
+        "(*entry.meta.namespace == *namespace, entry",
     ),
     fault("unlike entries unite", COMPILE, "        && first.resolution == later.resolution\n", ""),
     fault(

@@ -16,6 +16,7 @@ use crate::act::tls::testing::{Authority, serve};
 use crate::decide::traffic::{Origination, Tunnel, Verify};
 use crate::decide::{ClusterName, Endpoint};
 use crate::netns::NetNs;
+use crate::policy::Enforcement;
 use crate::resolve::Resolver;
 use crate::sniff::prefixed::Prefixed;
 
@@ -24,7 +25,7 @@ fn carrier() -> Carrier {
         netns: Arc::new(NetNs::current().unwrap()),
         resolver: Arc::new(Resolver::of_table(&[])),
         connect_timeout: Duration::from_secs(5),
-        dial_special: true,
+        enforcement: Enforcement::Istio,
     };
     Carrier { dialer, outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))) }
 }

@@ -136,7 +136,7 @@ impl Target<'_> {
                 return failed(CarryError::Tls { tried, error }, entry);
             }
         };
-        let suits = |address| choice.suits(address, self.destination, avoid);
+        let suits = |address| choice.suits(address, avoid);
         let copy = self.repeatable.then(|| parts.clone());
         let mut request = Request::from_parts(parts, upload);
         if let Some(connection) = self.pool.take(&purpose, suits) {

@@ -20,6 +20,7 @@ use crate::decide::traffic::{TrafficPolicy, UpstreamProtocol};
 use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
+use crate::policy::Enforcement;
 use crate::resolve::Resolver;
 use crate::workloads::Workload;
 
@@ -57,7 +58,7 @@ impl Default for Names {
             netns: Arc::new(NetNs::current().expect("a namespace")),
             resolver: Arc::new(Resolver::of_table(&[])),
             connect_timeout: Duration::from_secs(5),
-            dial_special: true,
+            enforcement: Enforcement::Istio,
         };
         let outbound = Arc::new(Outbound::new(Arc::new(NoSecrets)));
         Self {

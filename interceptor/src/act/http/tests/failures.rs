@@ -183,7 +183,7 @@ async fn no_address() {
 async fn special_address() {
     let mut names = Names::default().strict();
     names.carrier.dialer.resolver = Arc::new(Resolver::of_table(&[("a.com", &["127.0.0.1"])]));
-    names.carrier.dialer.dial_special = false;
+    names.carrier.dialer.enforcement = Enforcement::Strict;
     names.allowed.insert("a.com", resolved("a.com"));
     let mut client = Client::connect(&names).await;
     client.send("GET / HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
