@@ -1,5 +1,5 @@
-//! Policy size: what compiling many entries costs, and that deciding does not depend on how many
-//! there are. `cargo bench -p interceptor --bench policy_size`.
+//! Policy size: what compiling many entries costs, what adding one more does, and that deciding does
+//! not depend on how many there are. `cargo bench -p interceptor --bench policy_size`.
 //!
 //! Figures are taken interleaved, so that noise hits both sides of a ratio alike; the smallest of
 //! several runs counts.
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use interceptor::decide::host::HostName;
 use interceptor::decide::{self, Flow, Policy, RequestHead};
 use interceptor::origin::OriginalDst;
-use interceptor::policy::{Loaded, Outbound, Sources, load};
+use interceptor::policy::{Caller, Inventory, Loaded, Outbound, Sources, load, load_over};
 use interceptor::sniff::{ClientHello, Hello};
 
 const ROUNDS: usize = 7;
@@ -35,13 +35,43 @@ fn entries(count: usize) -> String {
     text
 }
 
-fn compile(file: &Path) -> Loaded {
-    let sources = Sources {
+/// `count` entries for opaque bytes on one port, without addresses: each claims what its host
+/// resolves to.
+fn databases(count: usize) -> String {
+    let mut text = String::new();
+    for n in 0..count {
+        let _ = write!(
+            text,
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: d{n}\nspec:\n  \
+             hosts: [d{n}.example]\n  ports:\n  - {{number: 5432, name: p, protocol: TCP}}\n  \
+             resolution: DNS\n---\n"
+        );
+    }
+    text
+}
+
+fn sources(file: &Path) -> Sources {
+    Sources {
         files: vec![file.to_path_buf()],
         outbound: Some(Outbound::RegistryOnly),
         ..Sources::default()
-    };
-    load(&sources, "default").expect("entries of our own making load")
+    }
+}
+
+fn compile(file: &Path) -> Loaded {
+    load(&sources(file), &Caller::new("default")).expect("entries of our own making load")
+}
+
+/// How long it takes until a set with one entry more is compiled.
+fn add_one(file: &Path, before: &Inventory) -> Duration {
+    let mut text = std::fs::read_to_string(file).expect("read");
+    text.push_str(&entries(1).replace("name: e0", "name: one-more").replace("h0.", "one-more."));
+    let larger = file.with_extension("larger.yaml");
+    std::fs::write(&larger, text).expect("written");
+    shortest(|| {
+        let loaded = load_over(&sources(&larger), &Caller::new("default"), before);
+        drop(loaded.expect("one more loads"));
+    })
 }
 
 /// The shortest of several runs.
@@ -54,6 +84,34 @@ fn shortest(mut run: impl FnMut()) -> Duration {
         })
         .min()
         .unwrap_or_default()
+}
+
+/// A connection that only a name's addresses could allow: first bytes, and none.
+fn decide_database(policy: &Policy) {
+    let flow = flow(5432);
+    std::hint::black_box(decide::by_address(policy, &flow));
+    std::hint::black_box(decide::by_hello(policy, &flow, &Hello::Opaque));
+}
+
+/// The cost of `decide`, `calls` calls of it, at both policies.
+fn compare(what: &str, small: &Policy, large: &Policy, calls: usize, decide: fn(&Policy)) {
+    let (mut at_10, mut at_10_000) = (Duration::MAX, Duration::MAX);
+    for _ in 0..ROUNDS {
+        for (policy, best) in [(small, &mut at_10), (large, &mut at_10_000)] {
+            let start = Instant::now();
+            for _ in 0..DECISIONS {
+                decide(policy);
+            }
+            *best = (*best).min(start.elapsed());
+        }
+    }
+    let each = |total: Duration| total.as_nanos() / (DECISIONS * calls) as u128;
+    println!(
+        "one {what}: {} ns at 10 entries, {} ns at 10,000: {:.2} times",
+        each(at_10),
+        each(at_10_000),
+        at_10_000.as_secs_f64() / at_10.as_secs_f64()
+    );
 }
 
 fn flow(port: u16) -> Flow<'static> {
@@ -89,12 +147,14 @@ fn resident_kib() -> u64 {
 
 fn main() {
     let dir = tempfile::tempdir().expect("a directory");
-    let file = |count: usize| {
-        let path = dir.path().join(format!("{count}.yaml"));
-        std::fs::write(&path, entries(count)).expect("written");
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
         path
     };
-    let (few, many, huge) = (file(10), file(10_000), file(100_000));
+    let few = file("few.yaml", entries(10));
+    let many = file("many.yaml", entries(10_000));
+    let huge = file("huge.yaml", entries(100_000));
 
     let before = resident_kib();
     let large = compile(&many);
@@ -102,27 +162,15 @@ fn main() {
     let small = compile(&few);
 
     println!("load and compile 10,000 entries: {:?}", shortest(|| drop(compile(&many))));
+    println!("the same with one more: {:?}", add_one(&many, &large.inventory));
     let start = Instant::now();
     let loaded = compile(&huge);
     println!("load and compile 100,000 entries: {:?} ({})", start.elapsed(), loaded.summary);
+    drop(loaded);
 
-    let (mut at_10, mut at_10_000) = (Duration::MAX, Duration::MAX);
-    for _ in 0..ROUNDS {
-        for (policy, best) in
-            [(&small.snapshot.policy, &mut at_10), (&large.snapshot.policy, &mut at_10_000)]
-        {
-            let start = Instant::now();
-            for _ in 0..DECISIONS {
-                decide_all(policy);
-            }
-            *best = (*best).min(start.elapsed());
-        }
-    }
-    let each = |total: Duration| total.as_nanos() / (DECISIONS as u128 * 9);
-    println!(
-        "one decision: {} ns at 10 entries, {} ns at 10,000: {:.2} times",
-        each(at_10),
-        each(at_10_000),
-        at_10_000.as_secs_f64() / at_10.as_secs_f64()
-    );
+    compare("decision", &small.snapshot.policy, &large.snapshot.policy, 9, decide_all);
+    let small = compile(&file("few-tcp.yaml", databases(10)));
+    let large = compile(&file("many-tcp.yaml", databases(10_000)));
+    let (small, large) = (&small.snapshot.policy, &large.snapshot.policy);
+    compare("decision among names on a TCP port", small, large, 2, decide_database);
 }

@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::policy::{Enforcement, Outbound};
+use crate::policy::{Enforcement, OnRemoval, Outbound};
 
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,8 @@ pub enum Verb {
   Cover a service that runs already, until Ctrl-C:
     interceptor run --cgroup system.slice/app.service --access-log /var/log/egress.log")]
 pub struct Run {
-    /// Istio resources, YAML or JSON: a file, or a directory of files. Repeatable.
+    /// Istio resources, YAML or JSON: a file, or a directory of files. Changes to them are followed.
+    /// Repeatable.
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,
 
@@ -128,6 +129,11 @@ pub struct Run {
     /// InterceptorConfig's, else strict].
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub enforcement: Option<Enforcement>,
+
+    /// What happens to established connections that a change of policy no longer allows: they go
+    /// on, or are ended [default: the InterceptorConfig's, else keep].
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub on_policy_removal: Option<OnRemoval>,
 
     /// The workload.
     #[command(flatten)]
@@ -229,7 +235,8 @@ pub struct Status {
 #[command(after_help = "Examples:
   interceptor bypass add 203.0.113.0/24
   interceptor bypass list
-A change takes effect on the next connect; connections that are open stay as they are.")]
+A change takes effect on the next connect; connections that are open stay as they are, unless `run`
+has --on-policy-removal cut: then `del` ends them.")]
 pub struct Bypass {
     /// What to do with the list.
     #[command(subcommand)]

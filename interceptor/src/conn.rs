@@ -1,25 +1,33 @@
 //! THE PATH: one connection, every stage in order: accept, origin, sniff, decide, act, account.
 //! The only module that knows that order.
 
+mod cut;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::Accepted;
 use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
-use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Held, Outbound, Stream};
+use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Outbound};
 use crate::act::cluster::hash_of;
-use crate::act::dial::{DialError, Dialer, Dialled};
+use crate::act::dial::{DialError, Dialer};
 use crate::act::http::HttpContext;
 use crate::act::relay::{RelayEnd, RelayLimits};
+use crate::act::tls::TlsSession;
 use crate::act::{block, http, pick, relay};
+use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
-use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
+use crate::decide::{
+    self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason, Upstream,
+};
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot, Store};
@@ -31,6 +39,9 @@ use crate::workloads::Workload;
 /// every verdict without its bytes is "pass": a server that speaks first is not kept waiting, and
 /// a client that does is mostly not dialled for twice.
 const SPEAK_FIRST: Duration = Duration::from_millis(10);
+
+/// How many names are looked up at a time where several may own the dialled address.
+const LOOKUPS_AT_ONCE: usize = 32;
 
 /// What every connection of one covered namespace shares.
 #[derive(Clone)]
@@ -74,10 +85,11 @@ impl Counts {
 struct Counted(Arc<Counts>);
 
 impl Counted {
-    fn new(counts: &Arc<Counts>) -> Self {
+    /// Gives the connection's number too.
+    fn new(counts: &Arc<Counts>) -> (Self, u64) {
         counts.active.fetch_add(1, Ordering::Relaxed);
-        counts.total.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(counts))
+        let number = counts.total.fetch_add(1, Ordering::Relaxed) + 1;
+        (Self(Arc::clone(counts)), number)
     }
 }
 
@@ -89,19 +101,20 @@ impl Drop for Counted {
 
 /// Serves one accepted connection to its end.
 pub async fn serve(accepted: Accepted, site: Site) {
-    let _counted = Counted::new(&site.counts);
-    match intercept(accepted, &site) {
+    let (_counted, id) = Counted::new(&site.counts);
+    match intercept(accepted, &site, id) {
         Ok(intercepted) => proxy(intercepted, site).await,
-        Err(accepted) => refuse_unknown(accepted, &site),
+        Err(accepted) => refuse_unknown(accepted, &site, id),
     }
 }
 
 /// Accepted to intercepted: what the kernel handed over. Nothing is ever taken from the client's
 /// own bytes, and a miss is never a guess (T-11).
-fn intercept(accepted: Accepted, site: &Site) -> Result<Intercepted, Accepted> {
+fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Accepted> {
     let Some(handover) = site.kernel.handover(&accepted.client) else { return Err(accepted) };
     let (dst, src) = crate::kernel::ends(&handover);
     let origin = Origin {
+        id,
         dst: OriginalDst::new(dst),
         src,
         workload: Arc::clone(&site.workload),
@@ -112,11 +125,12 @@ fn intercept(accepted: Accepted, site: &Site) -> Result<Intercepted, Accepted> {
 }
 
 /// Somebody talks to the listener itself (CAP-11, T-11).
-fn refuse_unknown(accepted: Accepted, site: &Site) {
+fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
     let mut record = Record::new(SystemTime::now(), accepted.local, accepted.peer);
     record.upstream_cluster = Some(ClusterName::black_hole());
     record.flags = vec![Flag::UH];
     record.reason = Reason::NoOriginalDst;
+    record.more.connection_id = Some(id);
     if site.policy.current().enforcement == Enforcement::Strict {
         record.connection_termination_details = Some(Reason::NoOriginalDst.label().into());
     }
@@ -127,10 +141,11 @@ fn refuse_unknown(accepted: Accepted, site: &Site) {
 /// Intercepted to finished.
 async fn proxy(intercepted: Intercepted, mut site: Site) {
     let Intercepted { client, origin } = intercepted;
+    let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
     site.dialer.connect_timeout = snapshot.connect_timeout;
-    site.dialer.dial_special = snapshot.enforcement == Enforcement::Istio;
-    let account = ConnectionAccount::open(site.log.clone(), &origin);
+    site.dialer.enforcement = snapshot.enforcement;
+    let mut account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
         ByAddress::Decided(decision) => {
             Sniffed::without_bytes(settle(decision, &origin, &site).await)
@@ -139,12 +154,16 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
             match sniff(&client, &origin, &site, &snapshot, otherwise).await {
                 Ok(sniffed) => sniffed,
-                // The client is gone: its reset leaves an account with nothing in it.
-                Err(_) => return account.close(0, 0),
+                // The client is gone, by a reset.
+                Err(_) => {
+                    let explain = snapshot.enforcement == Enforcement::Strict;
+                    account.refused(Reason::EarlyClose, explain);
+                    return account.close(0, 0);
+                }
             }
         }
     };
-    act(client, origin, site, &snapshot, sniffed, account).await;
+    act(client, origin, site, &snapshot, sniffed, changes, account).await;
 }
 
 /// Answers the one question that deciding may leave open: whether the daemon's own resolution of a
@@ -152,9 +171,17 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
 async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
     let Action::ByResolution(open) = &decision.action else { return decision };
     let dialled = origin.dst.addr().ip();
+    let owns = |claim: &Claim| {
+        let (resolver, host) = (Arc::clone(&site.dialer.resolver), claim.host.clone());
+        async move {
+            let addresses = resolver.lookup(&host).await;
+            addresses.is_ok_and(|addresses| addresses.contains(&dialled))
+        }
+    };
+    // In the order of the claims, whichever is answered first.
+    let mut owning = stream::iter(open.claims.iter().map(owns)).buffered(LOOKUPS_AT_ONCE);
     for claim in open.claims.iter() {
-        let addresses = site.dialer.resolver.lookup(&claim.host).await;
-        if addresses.is_ok_and(|addresses| addresses.contains(&dialled)) {
+        if owning.next().await == Some(true) {
             return claim.decision.clone();
         }
     }
@@ -165,18 +192,21 @@ async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
 struct Sniffed {
     decision: Decision,
     bytes: Bytes,
-    sni: Option<String>,
-    dialled: Option<Result<Dialled, DialError>>,
+    /// What the client began with, where that was waited for.
+    hello: Option<Hello>,
+    /// The connection to the decision's one destination, if it was made already.
+    carried: Option<Result<Carried, CarryError>>,
 }
 
 impl Sniffed {
     fn without_bytes(decision: Decision) -> Self {
-        Self { decision, bytes: Bytes::new(), sni: None, dialled: None }
+        Self { decision, bytes: Bytes::new(), hello: None, carried: None }
     }
 }
 
 /// Reads what the verdict needs. Where the answer without any byte is "pass", the upstream is
-/// dialled meanwhile and may speak first; else nothing leaves before the verdict (R2).
+/// dialled meanwhile and may speak first; else nothing leaves before the verdict (R2). No time that
+/// a client lets pass makes its bytes pass unjudged: only a server's own do.
 async fn sniff(
     client: &TcpStream,
     origin: &Origin,
@@ -188,89 +218,99 @@ async fn sniff(
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
     // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
     let patient = snapshot.enforcement == Enforcement::Istio;
-    let (Action::Relay(destinations), false) = (otherwise.action.clone(), patient) else {
+    let (Action::Relay(destinations), false) = (&otherwise.action, patient) else {
         let hello = sniffer.read_from(client, deadline).await?;
-        return Ok(decide_hello(sniffer, &hello, origin, site, snapshot, otherwise).await);
+        return Ok(decide_hello(sniffer, hello, origin, site, snapshot, otherwise).await);
     };
-    let destination = pick(&destinations);
-    let upstream = destination.upstream.clone();
-    let by_address = *destination.traffic == TrafficPolicy::default()
-        && matches!(upstream, Upstream::OriginalDst { .. } | Upstream::VerifiedOriginalDst { .. });
+    let destination = pick(destinations).clone();
     let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
     if first != Hello::Silent {
-        return Ok(decide_hello(sniffer, &first, origin, site, snapshot, otherwise).await);
+        return Ok(decide_hello(sniffer, first, origin, site, snapshot, otherwise).await);
     }
-    // Anything but a plain connection to the dialled address is made when it is acted on.
-    if destinations.len() > 1 || !by_address {
-        return Ok(Sniffed { bytes: sniffer.into_bytes(), ..Sniffed::without_bytes(otherwise) });
-    }
-    // No verdict hangs on these bytes any more, only names and routes do: they may take their time.
+    let otherwise = Decision { action: Action::Relay(vec![destination.clone()]), ..otherwise };
+    // No verdict on the connection hangs on these bytes any more, only names and routes do: they
+    // may take their time.
     let patience = Some(origin.accepted + relay::IDLE);
-    let mut dial = std::pin::pin!(site.dialer.dial(&upstream, origin.dst));
-    let dialled = tokio::select! {
-        dialled = &mut dial => dialled,
+    let mut connecting = std::pin::pin!(connect(&destination, origin, site));
+    let carried = tokio::select! {
+        carried = &mut connecting => carried,
         hello = sniffer.read_from(client, patience) => {
-            let mut sniffed = decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
+            let mut sniffed =
+                decide_hello(sniffer, hello?, origin, site, snapshot, otherwise).await;
             // The dial under way is used if the bytes changed nothing about where to.
-            if same_place(&sniffed.decision, &upstream) {
-                sniffed.dialled = Some(dial.await);
+            if same_place(&sniffed.decision, &destination) {
+                sniffed.carried = Some(connecting.await);
             }
             return Ok(sniffed);
         }
     };
-    let without_hello = |sniffer: Sniffer, dialled| Sniffed {
-        decision: otherwise.clone(),
+    let without_hello = |sniffer: Sniffer, carried| Sniffed {
         bytes: sniffer.into_bytes(),
-        sni: None,
-        dialled: Some(dialled),
+        carried: Some(carried),
+        ..Sniffed::without_bytes(otherwise.clone())
     };
-    let Ok(dialled) = dialled else { return Ok(without_hello(sniffer, dialled)) };
+    let mut carried = match carried {
+        Ok(carried) => carried,
+        Err(error) => return Ok(without_hello(sniffer, Err(error))),
+    };
     tokio::select! {
         biased;
         hello = sniffer.read_from(client, patience) => {
             let mut sniffed =
-                decide_hello(sniffer, &hello?, origin, site, snapshot, otherwise).await;
-            if same_place(&sniffed.decision, &upstream) {
-                sniffed.dialled = Some(Ok(dialled));
+                decide_hello(sniffer, hello?, origin, site, snapshot, otherwise).await;
+            if same_place(&sniffed.decision, &destination) {
+                sniffed.carried = Some(Ok(carried));
             }
             Ok(sniffed)
         }
         // The server speaks first, or hangs up.
-        _ = dialled.stream.readable() => Ok(without_hello(sniffer, Ok(dialled))),
+        () = carried.stream.speaks() => Ok(without_hello(sniffer, Ok(carried))),
     }
 }
 
 async fn decide_hello(
     sniffer: Sniffer,
-    hello: &Hello,
+    hello: Hello,
     origin: &Origin,
     site: &Site,
     snapshot: &Snapshot,
     otherwise: Decision,
 ) -> Sniffed {
-    let decision = match hello {
-        // In ALLOW_ANY a client that half-closes at once may still be answered.
-        Hello::Silent | Hello::Closed => otherwise,
+    let relays = matches!(otherwise.action, Action::Relay(_));
+    let decision = match &hello {
+        Hello::Silent => otherwise,
+        // Where no byte could refuse, a client that half-closes at once may still be answered.
+        Hello::Closed if relays && snapshot.enforcement == Enforcement::Strict => otherwise,
         hello => {
             settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
         }
     };
-    let sni = match hello {
-        Hello::Tls(client_hello) => client_hello.sni.as_ref().map(ToString::to_string),
-        _ => None,
-    };
-    Sniffed { decision, bytes: sniffer.into_bytes(), sni, dialled: None }
+    Sniffed { decision, bytes: sniffer.into_bytes(), hello: Some(hello), carried: None }
 }
 
-/// Whether the decision relays to where `upstream` already leads. A name that was noticed in
-/// passing does not change the place.
-fn same_place(decision: &Decision, upstream: &Upstream) -> bool {
+/// Whether the decision relays to where a connection to `to` leads, in the same way. A name that was
+/// noticed in passing does not change the place.
+fn same_place(decision: &Decision, to: &Destination) -> bool {
     let Action::Relay(destinations) = &decision.action else { return false };
     let [only] = destinations.as_slice() else { return false };
-    match (&only.upstream, upstream) {
+    let same = match (&only.upstream, &to.upstream) {
         (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
         (a, b) => a == b,
-    }
+    };
+    same && only.traffic == to.traffic
+}
+
+/// Connects to `destination`, as its policy has it.
+async fn connect(
+    destination: &Destination,
+    origin: &Origin,
+    site: &Site,
+) -> Result<Carried, CarryError> {
+    let (dst, src) = (origin.dst, origin.src);
+    let hash = source_hash(&destination.traffic, src);
+    let ask = Ask { dst, src, host: None, hash, avoid: &[] };
+    let carrier = Carrier { dialer: site.dialer.clone(), outbound: Arc::clone(&site.outbound) };
+    carrier.connect(destination, ask).await
 }
 
 /// Does what was decided, and closes the account.
@@ -280,13 +320,19 @@ async fn act(
     site: Site,
     snapshot: &Snapshot,
     sniffed: Sniffed,
+    changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
 ) {
-    let Sniffed { decision, bytes, sni, dialled } = sniffed;
+    let Sniffed { decision, bytes, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
-    if let Some(sni) = sni {
-        account.server_name(sni);
+    if let Some(Hello::Tls(hello)) = &hello {
+        if let Some(name) = &hello.sni {
+            account.server_name(name.to_string());
+        }
+        if hello.ech && explain {
+            account.offered_ech();
+        }
     }
     match decision.action {
         Action::Block(Block::Reset) => {
@@ -300,23 +346,34 @@ async fn act(
         Action::Relay(destinations) => {
             let destination = pick(&destinations);
             account.cluster(destination.cluster.clone());
-            let carried = match dialled {
-                Some(dialled) => dialled.map(plain).map_err(CarryError::from),
-                None => {
-                    let (outbound, dialer) = (Arc::clone(&site.outbound), site.dialer.clone());
-                    let (dst, src) = (origin.dst, origin.src);
-                    let hash = source_hash(&destination.traffic, src);
-                    let ask = Ask { dst, src, host: None, hash, avoid: &[] };
-                    Carrier { dialer, outbound }.connect(destination, ask).await
-                }
+            let carried = match carried {
+                Some(carried) => carried,
+                None => connect(destination, &origin, &site).await,
             };
             match carried {
                 Ok(carried) => {
-                    account.upstream(carried.upstream, carried.local);
+                    let tls = || carried.tls.as_deref().map(TlsSession::fields);
+                    match &carried.socket {
+                        None => account.upstream(carried.upstream, carried.local, tls),
+                        Some(path) => account.upstream_socket(Arc::clone(path), tls),
+                    }
                     let client = Prefixed::new(bytes, client);
                     let limits = RelayLimits::of(&destination.traffic.limits);
-                    let relayed = relay::relay(client, carried.stream, limits).await;
+                    let established = cut::Established {
+                        origin: &origin,
+                        hello: hello.as_ref(),
+                        upstream: &destination.upstream,
+                        peer: carried.upstream,
+                    };
+                    let mut why = "";
+                    let cut = async {
+                        why = cut::withdrawn(&site, &established, changes).await;
+                    };
+                    let relayed = relay::relay(client, carried.stream, limits, cut).await;
                     match relayed.end {
+                        RelayEnd::Cut => {
+                            account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
+                        }
                         RelayEnd::Idle => account.terminated(None, "idle_timeout"),
                         RelayEnd::TooLong => {
                             account.terminated(Some(Flag::DT), "max_duration_timeout");
@@ -348,12 +405,6 @@ async fn act(
     }
 }
 
-/// A connection as it was dialled.
-fn plain(dialled: Dialled) -> Carried {
-    let Dialled { stream, upstream, local } = dialled;
-    Carried { stream: Stream::Plain(stream), upstream, local, held: Held::default() }
-}
-
 /// What a consistent hash over the workload's address goes by; a connection has nothing else.
 fn source_hash(traffic: &TrafficPolicy, src: SocketAddr) -> Option<u64> {
     let by_source = traffic.load_balancer == LoadBalancer::Hash(HashKey::SourceIp);
@@ -376,7 +427,8 @@ fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bo
         CarryError::Tunnel { .. } => {
             account.upstream_failed(error.tried(), vec![Flag::UF], Some(error.details()));
         }
-        CarryError::Dial(DialError::Connect { .. }) | CarryError::Tls { .. } => {
+        CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. })
+        | CarryError::Tls { .. } => {
             account.upstream_failed(
                 error.tried(),
                 vec![Flag::UF, Flag::URX],

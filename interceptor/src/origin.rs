@@ -37,6 +37,8 @@ impl fmt::Display for OriginalDst {
 /// What is known of a connection before its first byte. Lives as long as the connection.
 #[derive(Debug, Clone)]
 pub struct Origin {
+    /// Number of the connection, unique while the daemon runs.
+    pub id: u64,
     /// The address that the workload dialled (LOG-3 field 21).
     pub dst: OriginalDst,
     /// The workload's end as the workload itself sees it (`getsockname`; LOG-3 field 22).

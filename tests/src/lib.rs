@@ -13,6 +13,7 @@ pub mod client;
 pub mod dns;
 pub mod live;
 pub mod log;
+pub mod malformed;
 pub mod netns;
 pub mod pattern;
 pub mod product;

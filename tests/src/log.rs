@@ -1,8 +1,8 @@
 //! Access-log lines: taken apart by field, and compared with a shape of the specification.
 //!
 //! A shape is written like a line without its time stamp, with `…` for what varies: alone it
-//! stands for any value, inside a word for any part of it (`203.0.113.10:…`), and `…+` for a
-//! number above zero.
+//! stands for any value, inside a word for any part of it (`203.0.113.10:…`), `…+` for a number
+//! above zero, and `3000‥4000` for one of 3000 to 3999.
 
 use std::fmt;
 
@@ -42,6 +42,8 @@ const TOKENS: usize = 21;
 const ANY: char = '…';
 /// A number above zero in a shape.
 const POSITIVE: &str = "…+";
+/// Between the least number that a shape takes and the first that is too large.
+pub const RANGE: char = '‥';
 
 /// One line, field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +221,11 @@ fn fits(expected: &str, found: &str) -> bool {
     if expected == POSITIVE {
         return found.parse::<u64>().is_ok_and(|number| number > 0);
     }
+    if let Some((least, end)) = expected.split_once(RANGE) {
+        let bounds = least.parse::<u64>().ok().zip(end.parse().ok());
+        let (least, end) = bounds.unwrap_or_else(|| panic!("the range {expected}"));
+        return found.parse().is_ok_and(|number| (least..end).contains(&number));
+    }
     let Some((head, mut tail)) = expected.split_once(ANY) else { return expected == found };
     let Some(mut rest) = found.strip_prefix(head) else { return false };
     while let Some((middle, after)) = tail.split_once(ANY) {
@@ -303,6 +310,11 @@ mod tests {
             ("…+", "1", true),
             ("…+", "0", false),
             ("…+", "-", false),
+            ("3000‥4000", "2999", false),
+            ("3000‥4000", "3000", true),
+            ("3000‥4000", "3999", true),
+            ("3000‥4000", "4000", false),
+            ("3000‥4000", "-", false),
         ] {
             assert_eq!(fits(expected, found), fit, "{expected} {found}");
         }

@@ -21,7 +21,11 @@ static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// The longest stretch of the pattern that starts at `offset` and has at most `limit` bytes.
-fn stretch(offset: u64, limit: usize) -> &'static [u8] {
+///
+/// # Panics
+/// Never: the period fits a `usize`.
+#[must_use]
+pub fn stretch(offset: u64, limit: usize) -> &'static [u8] {
     let start = usize::try_from(offset % PERIOD as u64).expect("smaller than the period");
     &BLOCK[start..(start + limit).min(PERIOD)]
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::log::Line;
 use crate::netns::next_number;
 use crate::world::{Finished, World, exit_code, stop, text, wait};
 
@@ -95,7 +96,8 @@ impl<'w> Interceptor<'w> {
         run
     }
 
-    /// `interceptor run FLAGS -- COMMAND` on the caller's terminal, access log on it too.
+    /// `interceptor run FLAGS -- COMMAND`, not yet started, that is not told where its access log
+    /// goes.
     #[must_use]
     pub fn run_visibly(&self, command: &[&str]) -> Command {
         let mut run = self.verb_command("run");
@@ -108,9 +110,34 @@ impl<'w> Interceptor<'w> {
     /// # Errors
     /// When the product can't be started or doesn't end in a minute.
     pub fn run(&self, command: &[&str]) -> Result<Outcome> {
+        self.run_with(command, |_| {})
+    }
+
+    /// [`Interceptor::run`] with something changed about the command line, such as a variable of
+    /// the environment.
+    ///
+    /// # Errors
+    /// As [`Interceptor::run`].
+    pub fn run_with(&self, command: &[&str], change: impl Fn(&mut Command)) -> Result<Outcome> {
         let before = self.lines().len();
-        let finished = self.world.output(&mut self.run_command(command), LIMIT)?;
+        let mut run = self.run_command(command);
+        change(&mut run);
+        let finished = self.world.output(&mut run, LIMIT)?;
         Ok(Outcome { finished, log: self.lines().split_off(before) })
+    }
+
+    /// Runs a command under interception to its end, the access log going where the resources say,
+    /// which must be standard output: [`Outcome::log`] has the lines that came there, and
+    /// [`Finished::stdout`] what else did.
+    ///
+    /// # Errors
+    /// As [`Interceptor::run`].
+    pub fn run_logging_itself(&self, command: &[&str]) -> Result<Outcome> {
+        let mut finished = self.world.output(&mut self.run_visibly(command), LIMIT)?;
+        let lines = finished.stdout.lines().map(str::to_owned);
+        let (log, rest): (Vec<_>, Vec<_>) = lines.partition(|line| Line::parse(line).is_ok());
+        finished.stdout = rest.iter().flat_map(|line| [line, "\n"]).collect();
+        Ok(Outcome { finished, log })
     }
 
     /// Starts it around a command that does nothing, for [`Running::exec`]; when it returns,

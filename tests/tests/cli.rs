@@ -145,3 +145,48 @@ fn a_command_that_does_not_exist() -> Result<()> {
     check(&product.run(&["/no/such/command"])?.finished, 127, "/no/such/command");
     Ok(())
 }
+
+/// The runner of policy tests needs neither root nor a kernel.
+#[test]
+fn policy_tests_end_with_what_they_found() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let case = |id: &str, verdict: &str| {
+        format!(
+            "  - id: {id}\n    title: t\n    kind: flow\n    \
+             flow: {{dst: '192.0.2.1:22', first_bytes: none}}\n    \
+             expect: {{verdict: {verdict}}}\n"
+        )
+    };
+    let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text);
+    let format = "format: egress-scenario/1\ncases:\n";
+    put("good.yaml", &format!("{format}{}", case("A-1", "forward")))?;
+    put("bad.yaml", &format!("{format}{}{}", case("A-2", "forward"), case("A-3", "reset")))?;
+    put("none.yaml", "format: egress-scenario/1\ncases: []\n")?;
+    put("other.yaml", "kind: ServiceEntry\n")?;
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(binary());
+        command.current_dir(dir.path()).arg("test").args(arguments).output()
+    };
+    for (arguments, code, words) in [
+        (&["good.yaml"][..], 0, "ok A-1 t\n1 passed, 0 failed\n"),
+        (&["good.yaml", "bad.yaml", "--junit", "r.xml"], 1, "2 passed, 1 failed\n"),
+        (&["good.yaml", "--enforcement", "lax"], USAGE, "lax"),
+        (&[], USAGE, "FILE"),
+        (&["none.yaml"], BAD_RESOURCES, "none.yaml: holds no case"),
+        (&["other.yaml"], BAD_RESOURCES, "other.yaml: "),
+        (&["missing.yaml"], BAD_RESOURCES, "missing.yaml: cannot be read"),
+        (&["good.yaml", "--junit", "no/such/r.xml"], BUSY, "no/such/r.xml"),
+    ] {
+        let done = run(arguments)?;
+        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        assert_eq!(done.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: no {words:?} in {said}");
+    }
+    let report = std::fs::read_to_string(dir.path().join("r.xml"))?;
+    assert!(report.contains("tests=\"3\" failures=\"1\""), "{report}");
+    let failed = "<testcase classname=\"bad.yaml\" name=\"A-3\"";
+    let (_, rest) = report.split_once(failed).unwrap_or_else(|| panic!("{report}"));
+    let (_, failure) = rest.split_once("<failure message=\"").unwrap_or_else(|| panic!("{report}"));
+    assert!(failure.starts_with("verdict: expected reset, observed forward"), "{report}");
+    Ok(())
+}

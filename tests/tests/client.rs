@@ -111,7 +111,7 @@ fn protocols_on_top_of_http() -> Result<()> {
     says(
         &world,
         &format!("grpc {v4}:{} v4.example.com:50051", port::GRPC),
-        "NOT_SERVING NotFound 5 states\n",
+        "NOT_SERVING NotFound 5 states 20 messages Aborted \"that was all\" goodbye\n",
     )?;
     says(
         &world,

@@ -69,3 +69,37 @@ fn an_unlisted_name_is_refused_however_the_hello_is_cut() -> Result<()> {
     assert_eq!(capture.packets_to(to.ip()), 0);
     Ok(())
 }
+
+/// T-28 at an address whose entry has no protocol: other bytes than TLS and HTTP may pass there, so
+/// it is time that must not turn a hello into such bytes.
+#[test]
+fn a_name_that_comes_late_is_judged_all_the_same() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let address = world::EXAMPLE_V4;
+    let entry = world.file(
+        "any.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: any}}\n\
+             spec:\n  hosts: [v4.example.com]\n  addresses: [{address}]\n  \
+             ports: [{{number: 443, name: any}}]\n  resolution: STATIC\n  \
+             endpoints: [{{address: {address}}}]\n"
+        ),
+    )?;
+    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let to = SocketAddr::new(address, 443);
+    let cluster = "outbound|443||v4.example.com";
+    for (name, shape) in [
+        ("v4.example.com", passed(to, cluster, "v4.example.com")),
+        ("dual.example.com", refused(to, "dual.example.com")),
+    ] {
+        let arguments = format!("hello {to} {name} --segment 80 --pause 20");
+        let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
+        let outcome = running.exec(&command, 1)?;
+        expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    Ok(())
+}

@@ -221,6 +221,28 @@ fn a_banner_arrives_at_once_under_allow_any() -> Result<()> {
     Ok(())
 }
 
+/// GAP-4, LOG-41: ALLOW_ANY dials a client that is slow to speak, and still tells what it said.
+#[test]
+fn a_late_request_is_read_under_allow_any() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let product = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]);
+    let to = at(world::HTTPBIN, 80);
+    let script = format!(
+        "exec 3<>/dev/tcp/{}/{}; sleep 0.2; printf 'GET /headers HTTP/1.1\\r\\nHost: httpbin.org\\r\\n\
+         User-Agent: curl/late\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3",
+        to.ip(),
+        to.port()
+    );
+    let outcome = product.run(&["bash", "-c", &script])?;
+    assert!(outcome.finished.stdout.starts_with("HTTP/1.1 200"), "{:?}", outcome.finished);
+    let cluster = "PassthroughCluster";
+    check_log(&outcome, &[answered(to, "GET /headers", 200, "httpbin.org", cluster, "allow_any")]);
+    Ok(())
+}
+
 /// A dead upstream is not hidden behind the proxy's own accept: HTTP gets 503 (MESH-24), anything
 /// else the reset that a connect without us would have been told of.
 #[test]
@@ -258,5 +280,42 @@ fn unlisted_tcp_is_refused_before_anything_leaves() -> Result<()> {
     assert!(start.elapsed() < Duration::from_secs(9), "refused, not timed out");
     assert_eq!(capture.packets_to(world::EXAMPLE_V4), 0);
     assert_eq!(outcome.log.len(), 1, "{:?}", outcome.log);
+    Ok(())
+}
+
+/// R1, HTTP-9: a client that takes its time is judged like any other. Where a silent client would
+/// pass, only the server's own words may settle that.
+#[test]
+fn a_client_that_waits_is_judged_all_the_same() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.file(
+        "auto.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: auto}}\nspec:\n  \
+             hosts: [v4.example.com]\n  addresses: [{}]\n  ports: [{{number: 80, name: auto}}]\n  \
+             resolution: STATIC\n  endpoints: [{{address: {}}}]\n",
+            world::HTTPBIN,
+            world::EXAMPLE_V4,
+        ),
+    )?;
+    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    for (host, code, route) in
+        [("v4.example.com", "200", "default"), ("no.example.com", "502", "block_all")]
+    {
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/80; sleep 0.3; \
+             printf 'GET / HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3",
+            world::HTTPBIN
+        );
+        let outcome = running.exec(&["bash", "-c", &script], 1)?;
+        let answer = &outcome.finished.stdout;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{host}: {answer}");
+        let line = Line::parse(&outcome.log[0]).expect("a line");
+        assert_eq!((line.field("RESPONSE_CODE"), line.field("ROUTE_NAME")), (code, route));
+    }
     Ok(())
 }

@@ -32,8 +32,9 @@ fn grpc_calls_trailers_and_streams() -> Result<()> {
     let outcome =
         listed(&world, port::GRPC, "GRPC", &[CLIENT, "grpc", &to(port::GRPC), &authority])?;
     let said = &outcome.finished.stdout;
-    assert_eq!(said, "NOT_SERVING NotFound 5 states\n", "{}", outcome.finished.stderr);
-    assert_eq!(outcome.log.len(), 3, "{:?}", outcome.log);
+    let expected = "NOT_SERVING NotFound 5 states 20 messages Aborted \"that was all\" goodbye\n";
+    assert_eq!(said, expected, "{}", outcome.finished.stderr);
+    assert_eq!(outcome.log.len(), 4, "{:?}", outcome.log);
     for line in &outcome.log {
         let line = Line::parse(line).expect("a line");
         assert_eq!(line.field("PROTOCOL"), "HTTP/2");

@@ -209,3 +209,62 @@ fn datagrams_and_the_access_log_follow() -> Result<()> {
     assert_eq!(of_curl(&running)?, ["second outbound|443||www.google.com"]);
     Ok(())
 }
+
+/// A Secret as JSON, which is YAML too.
+fn secret(name: &str, parts: &[(&str, &str)]) -> String {
+    let data: serde_json::Map<_, _> =
+        parts.iter().map(|(key, pem)| ((*key).to_owned(), (*pem).into())).collect();
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data,
+    })
+    .to_string()
+}
+
+/// TLS-9, TLS-10, T-44: MUTUAL with a `credentialName`. The Secret's revocation list counts, a
+/// Secret that goes takes the connections with it, and never is anything sent in plaintext.
+#[test]
+fn a_secret_changes_and_goes() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let policy = Policy::new(&world)?;
+    let (certificate, key) = world.authority.client("client.test")?;
+    let ca = world.authority.pem();
+    let good = [("tls.crt", &*certificate), ("tls.key", &key), ("ca.crt", &ca)];
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\nspec:\n  \
+                 hosts: [www.google.com]\n  resolution: DNS\n  \
+                 ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]\n---\n";
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d}\nspec:\n  \
+                host: www.google.com\n  workloadSelector: {matchLabels: {app: client}}\n  \
+                trafficPolicy: {portLevelSettings: [{port: {number: 80}, \
+                tls: {mode: MUTUAL, credentialName: cred}}]}\n";
+    policy.write("entry.yaml", &format!("{entry}{rule}"))?;
+    policy.write("secret.yaml", &secret("cred", &good))?;
+    let mut running = policy.start(&world, &["--labels", "app=client"])?;
+    let curl = ["curl", "-sS", "-w%{http_code}", "http://www.google.com/"];
+    let ask =
+        |running: &Running<'_>| -> Result<String> { Ok(running.exec(&curl, 0)?.finished.stdout) };
+    let answer = ask(&running)?;
+    assert!(answer.ends_with("200"), "{answer}");
+    let seen = world.seen().len();
+
+    let revoked = world.authority.revocations(true)?;
+    policy.write("secret.yaml", &secret("cred", &[&good[..], &[("ca.crl", &revoked)]].concat()))?;
+    until_said(&mut running, "policy generation 2: ~1 Secret\n")?;
+    let answer = ask(&running)?;
+    assert!(answer.ends_with("503") && answer.contains("certificate_is_revoked"), "{answer}");
+
+    policy.remove("secret.yaml")?;
+    until_said(&mut running, "policy generation 3: -1 Secret\n")?;
+    let answer = ask(&running)?;
+    assert!(answer.ends_with("503") && answer.contains("no_credential_\"cred\""), "{answer}");
+    assert_eq!(world.seen().len(), seen, "a request left without its credential");
+
+    let others = world.authority.revocations(false)?;
+    policy.write("secret.yaml", &secret("cred", &[&good[..], &[("ca.crl", &others)]].concat()))?;
+    until_said(&mut running, "policy generation 4: +1 Secret\n")?;
+    let answer = ask(&running)?;
+    assert!(answer.ends_with("200"), "{answer}");
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use interceptor_tests::log::Line;
 use interceptor_tests::product::{Interceptor, Outcome, binary};
 use interceptor_tests::servers::port;
@@ -10,6 +10,9 @@ use interceptor_tests::world::{self, World, kernel_tests};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 const MEGABYTES_100: u64 = 100 << 20;
+const GIBIBYTE: u64 = 1 << 30;
+/// What the daemon's memory may grow by while a gibibyte passes; some for buffers and caches.
+const GROWTH: u64 = 32 << 20;
 
 /// The product with v4.example.com listed on `port`.
 fn listed<'w>(world: &'w World, port: u16, protocol: &str) -> Result<Interceptor<'w>> {
@@ -101,6 +104,49 @@ fn a_hundred_megabytes_of_http_up_and_down() -> Result<()> {
     let download = product.run(&["sh", "-c", &script])?;
     assert_eq!(download.finished.code, 0, "{:?}", download.finished);
     assert_eq!(logged(&download, "BYTES_SENT"), MEGABYTES_100);
+    Ok(())
+}
+
+/// The most memory that a process ever had resident, in bytes.
+fn peak_memory(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes: u64 = peak.context("no VmHWM")?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes << 10)
+}
+
+/// Every byte of a gibibyte, in order: uploaded and downloaded over HTTP, and relayed inside TLS
+/// both ways at once. The daemon's memory does not grow with them (T-51).
+#[test]
+fn a_gibibyte_up_and_down() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let http = world.entry("v4.example.com", 80, "HTTP", "  resolution: DNS\n")?;
+    let tls = world.entry("v4.example.com", port::ECHO, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "-f", &http, "-f", &tls];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let before = peak_memory(running.pid())?;
+    let (size, host) = (GIBIBYTE.to_string(), "v4.example.com");
+    let web = SocketAddr::new(world::EXAMPLE_V4, 80).to_string();
+    let echo = SocketAddr::new(world::EXAMPLE_V4, port::ECHO).to_string();
+    for (command, received, sent) in [
+        (vec![CLIENT, "upload", &web, host, &size], GIBIBYTE, 0),
+        (vec![CLIENT, "download", &web, host, &size], 0, GIBIBYTE),
+        (vec![CLIENT, "echo", &echo, "--name", host, "--bytes", &size], GIBIBYTE, GIBIBYTE),
+    ] {
+        let outcome = running.exec(&command, 1)?;
+        let said = outcome.finished.stdout.as_str();
+        assert_eq!(said, format!("{size} intact\n"), "{command:?}: {}", outcome.finished.stderr);
+        // Answers to uploads and hellos are small.
+        for (field, expected) in [("BYTES_RECEIVED", received), ("BYTES_SENT", sent)] {
+            let counted = logged(&outcome, field);
+            assert!((expected..expected + 4096).contains(&counted), "{command:?}: {counted}");
+        }
+        let grown = peak_memory(running.pid())? - before;
+        assert!(grown < GROWTH, "{command:?}: the daemon grew by {grown} bytes");
+    }
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Datagrams: DNS to the configured resolvers, everything else by policy.
+//! Datagrams: DNS to the configured resolvers, everything else by policy; and what is neither TCP
+//! nor UDP.
 
 use std::net::SocketAddr;
 
@@ -63,6 +64,31 @@ fn the_configured_resolver_answers_in_every_mode() -> Result<()> {
         let outcome = product.run(&["getent", "ahostsv4", "www.google.com"])?;
         let address = world::GOOGLE.to_string();
         assert!(outcome.finished.stdout.starts_with(&address), "{:?}", outcome.finished);
+    }
+    Ok(())
+}
+
+#[test]
+fn registry_only_refuses_other_protocols_where_they_begin() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    // Every group may ping here, so that only the policy can say no.
+    let groups = "/proc/sys/net/ipv4/ping_group_range";
+    world.workload.inside(|| std::fs::write(groups, "0 2147483647"))??;
+    let to = world::GOOGLE;
+    let capture = world.capture()?;
+    let ping = |enforcement: &str, outbound: &str| {
+        let flags = ["--enforcement", enforcement, "--outbound", outbound];
+        Interceptor::new(&world, &binary(), &flags).run(&[CLIENT, "ping", &to.to_string()])
+    };
+    let refused = ping("strict", "registry-only")?;
+    assert_eq!(refused.finished.stdout, "EPROTONOSUPPORT\n", "{:?}", refused.finished);
+    assert_eq!(capture.packets_to(to), 0);
+    for (enforcement, outbound) in [("strict", "allow-any"), ("istio", "registry-only")] {
+        let passed = ping(enforcement, outbound)?;
+        assert_eq!(passed.finished.stdout, "reply\n", "{enforcement} {outbound}");
     }
     Ok(())
 }

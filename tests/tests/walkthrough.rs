@@ -1,4 +1,4 @@
-//! The front door: the walkthrough holds from its first step to its last, in under 30 seconds.
+//! The front door: the walkthrough holds from its first step to its last, and soon.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use interceptor_tests::product::binary;
 use interceptor_tests::world::kernel_tests;
+
+/// Three times what it takes on a machine with other work to do.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn every_step_of_the_walkthrough_holds() -> Result<()> {
@@ -22,6 +25,6 @@ fn every_step_of_the_walkthrough_holds() -> Result<()> {
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{page}\n{errors}");
     assert!(!page.contains('✗') && page.contains('✓'), "{page}");
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     Ok(())
 }

@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 /// What is shown, by how its paragraph's heading begins; the whole would be too long to read.
-const SHOWN: [&str; 3] = ["Step 4", "Step 6", "  step rule"];
+const SHOWN: [&str; 3] = ["Step 6", "Step 7 · The same", "  step rule"];
 /// Columns of the picture's terminal; what is longer goes on in the next line.
 const COLUMNS: usize = 112;
 /// In the font's size of 13 pixels.
@@ -37,6 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     walkthrough.args(["--color", "always", "--interceptor"]).arg(profile.binary("interceptor"));
     let output = walkthrough.stderr(Stdio::inherit()).output().context("the walkthrough")?;
     if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stdout));
         bail!("not every step of the walkthrough holds: that is no picture to show");
     }
     let picture = root().join("docs/walkthrough.svg");
@@ -155,9 +156,9 @@ mod tests {
     #[test]
     fn shown_paragraphs_become_escaped_coloured_text() {
         let svg = svg(
-            "\x1b[1mStep 3 · no\x1b[0m\n  hidden\n\x1b[1mStep 4 · yes\x1b[0m\n  \x1b[32m✓\x1b[0m a<b",
+            "\x1b[1mStep 3 · no\x1b[0m\n  hidden\n\x1b[1mStep 6 · yes\x1b[0m\n  \x1b[32m✓\x1b[0m a<b",
         );
-        assert!(svg.contains(r#"<tspan class="bold">Step 4 · yes</tspan>"#), "{svg}");
+        assert!(svg.contains(r#"<tspan class="bold">Step 6 · yes</tspan>"#), "{svg}");
         assert!(
             svg.contains(r#"<tspan class="green">✓</tspan><tspan class="plain"> a&lt;b"#),
             "{svg}"

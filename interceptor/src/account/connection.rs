@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::account::{AccessLog, Flag, Record};
+use crate::account::{AccessLog, Flag, Pen, Record, TlsFields};
 use crate::decide::{ClusterName, Decision, Reason};
 use crate::origin::Origin;
 
@@ -11,16 +13,23 @@ use crate::origin::Origin;
 /// before it came that far (a panic, a stop) still leaves a line.
 #[derive(Debug)]
 pub struct ConnectionAccount {
-    log: AccessLog,
+    pen: Pen,
     record: Option<Record>,
+    /// The hello offered to hide the true name (T-26); shown where refusals are explained.
+    ech: bool,
     accepted: tokio::time::Instant,
 }
 
+/// How field 8 says it.
+const ECH: &str = "encrypted_client_hello";
+
 impl ConnectionAccount {
-    /// Opens the account of a connection.
+    /// Opens the account of a connection, to be written by the settings of this moment (MESH-20).
     pub fn open(log: AccessLog, origin: &Origin) -> Self {
-        let record = Record::new(origin.accepted_wall, origin.dst.addr(), origin.src);
-        Self { log, record: Some(record), accepted: origin.accepted }
+        let mut record = Record::new(origin.accepted_wall, origin.dst.addr(), origin.src);
+        record.more.connection_id = Some(origin.id);
+        record.more.attempts = Some(0);
+        Self { pen: log.pen(), record: Some(record), ech: false, accepted: origin.accepted }
     }
 
     /// What the decision says of the line. A refusal carries its reason where `explain` (strict,
@@ -39,7 +48,9 @@ impl ConnectionAccount {
     pub fn refused(&mut self, reason: Reason, explain: bool) {
         let Some(record) = &mut self.record else { return };
         record.reason = reason;
-        record.flags = vec![Flag::UH];
+        // A client that was gone before it asked for anything is not refused: it left (LOG-15).
+        let left = reason == Reason::EarlyClose;
+        record.flags = vec![if left { Flag::DC } else { Flag::UH }];
         if explain {
             record.connection_termination_details = Some(Cow::Borrowed(reason.label()));
         }
@@ -52,6 +63,12 @@ impl ConnectionAccount {
         }
     }
 
+    /// The client offered encrypted_client_hello, or pretended to: the name that it showed need not
+    /// be the one that it means (T-26).
+    pub fn offered_ech(&mut self) {
+        self.ech = true;
+    }
+
     /// The cluster that was chosen.
     pub fn cluster(&mut self, cluster: Option<ClusterName>) {
         if let Some(record) = &mut self.record {
@@ -59,12 +76,35 @@ impl ConnectionAccount {
         }
     }
 
-    /// The upstream connection.
-    pub fn upstream(&mut self, upstream: SocketAddr, local: SocketAddr) {
+    /// The upstream connection, and what its TLS says if the log asks for that.
+    pub fn upstream(
+        &mut self,
+        upstream: SocketAddr,
+        local: SocketAddr,
+        tls: impl FnOnce() -> Option<TlsFields>,
+    ) {
         if let Some(record) = &mut self.record {
             record.upstream_host = Some(upstream);
             record.upstream_local_address = Some(local);
         }
+        self.connected(tls);
+    }
+
+    fn connected(&mut self, tls: impl FnOnce() -> Option<TlsFields>) {
+        if let Some(record) = &mut self.record {
+            record.more.attempts = Some(1);
+            if self.pen.wanted().tls {
+                record.more.upstream_tls = tls();
+            }
+        }
+    }
+
+    /// The upstream connection, where it is one to a unix socket.
+    pub fn upstream_socket(&mut self, path: Arc<Path>, tls: impl FnOnce() -> Option<TlsFields>) {
+        if let Some(record) = &mut self.record {
+            record.more.upstream_socket = Some(path);
+        }
+        self.connected(tls);
     }
 
     /// There is no upstream connection (LOG-54).
@@ -76,16 +116,17 @@ impl ConnectionAccount {
     ) {
         if let Some(record) = &mut self.record {
             record.upstream_host = tried;
+            record.more.attempts = Some(u32::from(tried.is_some()));
             record.flags = flags;
             record.upstream_transport_failure_reason = why;
         }
     }
 
     /// The proxy itself ended the connection.
-    pub fn terminated(&mut self, flag: Option<Flag>, why: &'static str) {
+    pub fn terminated(&mut self, flag: Option<Flag>, why: impl Into<Cow<'static, str>>) {
         if let Some(record) = &mut self.record {
             record.flags.extend(flag);
-            record.connection_termination_details = Some(Cow::Borrowed(why));
+            record.connection_termination_details = Some(why.into());
         }
     }
 
@@ -106,7 +147,14 @@ impl ConnectionAccount {
     fn write(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.duration = self.accepted.elapsed();
-            self.log.write(record);
+            if self.ech {
+                let noted = match record.connection_termination_details.take() {
+                    Some(why) => Cow::Owned(format!("{why},{ECH}")),
+                    None => Cow::Borrowed(ECH),
+                };
+                record.connection_termination_details = Some(noted);
+            }
+            self.pen.write(record);
         }
     }
 }

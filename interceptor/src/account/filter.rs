@@ -32,6 +32,7 @@ pub struct Filter {
     request_headers: bool,
     response_headers: bool,
     trailers: bool,
+    tls: bool,
 }
 
 /// Why an expression cannot be used.
@@ -75,9 +76,11 @@ impl Filter {
         let names = |what: &str| expression.contains(what);
         Ok(Self {
             source: expression.to_owned(),
-            request_headers: names("headers") && names("request"),
+            request_headers: (names("headers") || names("referer")) && names("request"),
             response_headers: names("headers") && names("response"),
             trailers: names("trailers"),
+            // Whatever way an attribute of it is named.
+            tls: names("upstream"),
             program,
         })
     }
@@ -91,8 +94,9 @@ impl Filter {
         matches!(self.program.execute(&context), Ok(Value::Bool(true)))
     }
 
-    /// Asks for the headers that the expression may look at.
+    /// Asks for what the expression may look at.
     pub(super) fn want(&self, wanted: &mut Wanted) {
+        wanted.tls |= self.tls;
         for (asked, head) in [
             (self.request_headers, Head::Request),
             (self.response_headers, Head::Response),
@@ -168,11 +172,17 @@ fn attributes(record: &Record) -> [(&'static str, Value); 8] {
             .with("port", at.map(|at| i64::from(at.port())))
     };
     let tls = record.more.upstream_tls.as_ref();
-    let upstream = address(record.upstream_host)
+    let upstream = match &record.more.upstream_socket {
+        Some(path) => Attributes::default().with("address", Some(path.display().to_string())),
+        None => address(record.upstream_host),
+    };
+    let upstream = upstream
         .with("local_address", record.upstream_local_address.map(|at| at.to_string()))
         .text("transport_failure_reason", record.upstream_transport_failure_reason.as_deref())
         .text("tls_version", tls.and_then(|tls| tls.version.as_deref()))
         .text("subject_peer_certificate", tls.and_then(|tls| tls.peer_subject.as_deref()))
+        .text("dns_san_peer_certificate", tls.and_then(|tls| tls.peer_dns_san.as_deref()))
+        .text("uri_san_peer_certificate", tls.and_then(|tls| tls.peer_uri_san.as_deref()))
         .with("request_attempt_count", record.more.attempts.map(i64::from));
     let connection = Attributes::default()
         .with("mtls", Some(false))

@@ -87,7 +87,7 @@ enum Template {
 
 /// A part of a format string.
 #[derive(Debug, Clone, PartialEq)]
-enum Piece {
+pub(super) enum Piece {
     Literal(String),
     Operator(Operator),
 }
@@ -177,7 +177,7 @@ impl Format {
         }
     }
 
-    /// Adds the headers that lines of this format print.
+    /// Adds what lines of this format print.
     pub(super) fn want(&self, wanted: &mut Wanted) {
         match &self.0 {
             Shape::Text(pieces) => want_pieces(pieces, wanted),
@@ -218,17 +218,22 @@ fn object(
     labels.iter().map(read).collect()
 }
 
-fn want_pieces(pieces: &[Piece], wanted: &mut Wanted) {
+pub(super) fn want_pieces(pieces: &[Piece], wanted: &mut Wanted) {
     for piece in pieces {
-        if let Piece::Operator(Operator { what: What::Header(head, name, other), .. }) = piece {
-            wanted.add(*head, name);
-            other.iter().for_each(|other| wanted.add(*head, other));
+        let Piece::Operator(Operator { what, .. }) = piece else { continue };
+        match what {
+            What::Header(head, name, other) => {
+                wanted.add(*head, name);
+                other.iter().for_each(|other| wanted.add(*head, other));
+            }
+            What::Plain(plain) => wanted.tls |= plain.is_tls(),
+            _ => {}
         }
     }
 }
 
 /// Reads a format string.
-fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
+pub(super) fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
     let mut pieces = Vec::new();
     let mut done = 0;
     while let Some(found) = format[done..].find('%') {

@@ -263,6 +263,7 @@ fn operators() {
             response_headers: vec![("server".into(), "nginx".into())],
             response_trailers: vec![("grpc-status".into(), "0".into())],
             request_duration: Some(Duration::from_millis(3)),
+            sending_duration: Some(Duration::from_millis(4)),
             response_duration: Some(Duration::from_millis(9)),
             upstream_protocol: Some("HTTP/2"),
             attempts: Some(2),
@@ -271,7 +272,12 @@ fn operators() {
                 version: Some("TLSv1.3".into()),
                 cipher: Some("TLS_AES_256_GCM_SHA384".into()),
                 peer_subject: Some("CN=example.com".into()),
+                peer_issuer: Some("CN=somebody".into()),
+                peer_dns_san: Some("example.com,example.org".into()),
+                peer_uri_san: Some("spiffe://x/y".into()),
+                peer_ip_san: Some("192.0.2.1".into()),
             }),
+            upstream_socket: None,
         },
         ..http_record()
     };
@@ -326,6 +332,19 @@ fn operators() {
         ("%UPSTREAM_TLS_VERSION%", "TLSv1.3", "-"),
         ("%UPSTREAM_TLS_CIPHER%", "TLS_AES_256_GCM_SHA384", "-"),
         ("%UPSTREAM_PEER_SUBJECT%", "CN=example.com", "-"),
+        ("%UPSTREAM_PEER_ISSUER%", "CN=somebody", "-"),
+        ("%UPSTREAM_PEER_DNS_SAN%", "example.com,example.org", "-"),
+        ("%UPSTREAM_PEER_URI_SAN%", "spiffe://x/y", "-"),
+        ("%UPSTREAM_PEER_IP_SAN%", "192.0.2.1", "-"),
+        ("%REQUEST_TX_DURATION%", "4", "-"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_RX_END:ms)%", "3", "-"),
+        ("%COMMON_DURATION(DS_RX_END:US_TX_BEG:us)%", "1000", "-"),
+        ("%COMMON_DURATION(US_TX_END:US_RX_BEG:ns)%", "5000000", "-"),
+        ("%COMMON_DURATION(DS_TX_BEG:US_RX_END:ms)%", "3", "-"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ms)%", "12", "2082"),
+        ("%COMMON_DURATION(DS_TX_END:DS_RX_BEG:ms)%", "-", "-"),
+        ("%ACCESS_LOG_TYPE%", "DownstreamEnd", "TcpConnectionEnd"),
+        ("%QUERY_PARAM(a)%", "-", "-"),
         ("%DOWNSTREAM_TLS_VERSION%", "-", "-"),
         ("%DYNAMIC_METADATA(a:b)%", "-", "-"),
         ("%FILTER_STATE(wasm.a:PLAIN):10%", "-", "-"),
@@ -357,6 +376,7 @@ fn mistakes_in_formats() {
         ("%REQ(A):x%", "character 1: REQ: a length follows the colon"),
         ("%PROTOCOL(x)%", "character 1: PROTOCOL takes no argument"),
         ("%ENVIRONMENT%", "character 1: ENVIRONMENT needs a variable's name"),
+        ("%QUERY_PARAM%", "character 1: QUERY_PARAM needs a parameter's name"),
         (
             "50% off",
             "character 3: a % starts an operator like %PROTOCOL%; write %% for the sign itself",
@@ -364,6 +384,12 @@ fn mistakes_in_formats() {
         ("%START_TIME(%Q)%", "character 1: %Q is not a conversion of times known here"),
     ] {
         assert_eq!(Format::text(format).expect_err(format).to_string(), expected);
+    }
+    for wrong in
+        ["", "(DS_RX_BEG)", "(DS_RX_BEG:DS_RX_END)", "(A:DS_RX_END:ms)", "(DS_RX_BEG:DS_RX_END:s)"]
+    {
+        let error = Format::text(&format!("%COMMON_DURATION{wrong}%")).expect_err(wrong);
+        assert!(error.to_string().contains("needs two points and a precision"), "{error}");
     }
     let unknown = Format::text("a %PROTOCOLS%").expect_err("unknown").to_string();
     assert!(

@@ -8,10 +8,12 @@ mod format;
 mod operators;
 mod sink;
 mod strftime;
+mod substitution;
 mod writer;
 
 pub use connection::ConnectionAccount;
 pub use filter::{Filter, FilterError};
 pub use format::{Encoding, Format, FormatError};
 pub use record::{Flag, HttpFields, More, Record, TlsFields};
-pub use sink::{AccessLog, Captured, LogSettings, LogTarget};
+pub use sink::{AccessLog, Captured, LogSettings, LogTarget, Pen};
+pub use substitution::Substitution;

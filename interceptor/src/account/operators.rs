@@ -25,6 +25,10 @@ pub(super) enum What {
     Header(Head, String, Option<String>),
     /// Known when the format was read: HOSTNAME, ENVIRONMENT.
     Fixed(Option<String>),
+    /// A parameter of the request's query.
+    Query(String),
+    /// Between two points of an exchange, in parts of a second of which so many make one.
+    Between(Point, Point, Precision),
     Plain(Plain),
     /// A real operator about something that this proxy never has.
     Never,
@@ -35,6 +39,39 @@ pub(super) enum What {
 pub(super) enum Moment {
     Start,
     End,
+}
+
+/// A point of an exchange, as COMMON_DURATION names them (DS: client, US: upstream, RX: received,
+/// TX: sent, BEG and END: first and last byte).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Point {
+    DsRxBeg,
+    DsRxEnd,
+    UsTxBeg,
+    UsTxEnd,
+    UsRxBeg,
+    UsRxEnd,
+    DsTxBeg,
+    DsTxEnd,
+}
+
+const POINTS: &[(&str, Point)] = &[
+    ("DS_RX_BEG", Point::DsRxBeg),
+    ("DS_RX_END", Point::DsRxEnd),
+    ("US_TX_BEG", Point::UsTxBeg),
+    ("US_TX_END", Point::UsTxEnd),
+    ("US_RX_BEG", Point::UsRxBeg),
+    ("US_RX_END", Point::UsRxEnd),
+    ("DS_TX_BEG", Point::DsTxBeg),
+    ("DS_TX_END", Point::DsTxEnd),
+];
+
+/// The unit of a duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Precision {
+    Milliseconds,
+    Microseconds,
+    Nanoseconds,
 }
 
 /// Whose headers.
@@ -82,6 +119,12 @@ pub(super) enum Plain {
     UpstreamTlsVersion,
     UpstreamTlsCipher,
     UpstreamPeerSubject,
+    UpstreamPeerIssuer,
+    UpstreamPeerDnsSan,
+    UpstreamPeerUriSan,
+    UpstreamPeerIpSan,
+    RequestTxDuration,
+    LogType,
 }
 
 /// Operators without arguments and their names.
@@ -128,12 +171,17 @@ const PLAIN: &[(&str, Plain)] = &[
     ("UPSTREAM_TLS_VERSION", Plain::UpstreamTlsVersion),
     ("UPSTREAM_TLS_CIPHER", Plain::UpstreamTlsCipher),
     ("UPSTREAM_PEER_SUBJECT", Plain::UpstreamPeerSubject),
+    ("UPSTREAM_PEER_ISSUER", Plain::UpstreamPeerIssuer),
+    ("UPSTREAM_PEER_DNS_SAN", Plain::UpstreamPeerDnsSan),
+    ("UPSTREAM_PEER_URI_SAN", Plain::UpstreamPeerUriSan),
+    ("UPSTREAM_PEER_IP_SAN", Plain::UpstreamPeerIpSan),
+    ("REQUEST_TX_DURATION", Plain::RequestTxDuration),
+    ("ACCESS_LOG_TYPE", Plain::LogType),
 ];
 
 /// Operators of Envoy about things that this proxy never has: TLS is never terminated, filters and
 /// their state are Envoy's own, bytes are not counted on the wire.
 const NEVER: &[&str] = &[
-    "ACCESS_LOG_TYPE",
     "CUSTOM_FLAGS",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
     "DOWNSTREAM_HEADER_BYTES_RECEIVED",
@@ -166,7 +214,6 @@ const NEVER: &[&str] = &[
     "GRPC_STATUS_NUMBER",
     "LOCAL_REPLY_BODY",
     "REQUEST_HEADERS_BYTES",
-    "REQUEST_TX_DURATION",
     "RESPONSE_HEADERS_BYTES",
     "RESPONSE_TRAILERS_BYTES",
     "ROUNDTRIP_DURATION",
@@ -191,10 +238,6 @@ const NEVER: &[&str] = &[
     "UPSTREAM_PEER_CERT",
     "UPSTREAM_PEER_CERT_V_END",
     "UPSTREAM_PEER_CERT_V_START",
-    "UPSTREAM_PEER_DNS_SAN",
-    "UPSTREAM_PEER_IP_SAN",
-    "UPSTREAM_PEER_ISSUER",
-    "UPSTREAM_PEER_URI_SAN",
     "UPSTREAM_SERVER_NAME",
     "UPSTREAM_TLS_SESSION_ID",
     "UPSTREAM_WIRE_BYTES_RECEIVED",
@@ -205,19 +248,26 @@ const NEVER: &[&str] = &[
 /// The same, of those that take arguments, which are not looked at.
 const NEVER_WITH_ARGUMENTS: &[&str] = &[
     "CLUSTER_METADATA",
-    "COMMON_DURATION",
     "DYNAMIC_METADATA",
     "FILTER_STATE",
     "GRPC_STATUS",
     "METADATA",
-    "QUERY_PARAM",
     "UPSTREAM_FILTER_STATE",
     "UPSTREAM_METADATA",
 ];
 
 /// Operators with arguments of their own.
-const WITH_ARGUMENTS: &[&str] =
-    &["START_TIME", "EMIT_TIME", "REQ", "RESP", "TRAILER", "HOSTNAME", "ENVIRONMENT"];
+const WITH_ARGUMENTS: &[&str] = &[
+    "START_TIME",
+    "EMIT_TIME",
+    "REQ",
+    "RESP",
+    "TRAILER",
+    "HOSTNAME",
+    "ENVIRONMENT",
+    "COMMON_DURATION",
+    "QUERY_PARAM",
+];
 
 /// A value to print.
 #[derive(Debug, Clone, PartialEq)]
@@ -250,6 +300,11 @@ impl Operator {
                 return Err(format!("{name} needs a header: %{name}(X-NAME)%"));
             }
             ("ENVIRONMENT", _) => return Err("ENVIRONMENT needs a variable's name".into()),
+            ("COMMON_DURATION", points) => common_duration(points.unwrap_or_default())?,
+            ("QUERY_PARAM", Some(parameter)) if !parameter.is_empty() => {
+                What::Query(parameter.to_owned())
+            }
+            ("QUERY_PARAM", _) => return Err("QUERY_PARAM needs a parameter's name".into()),
             (name, _) if NEVER_WITH_ARGUMENTS.contains(&name) => What::Never,
             (name, argument) => {
                 let plain = PLAIN.iter().find(|(known, _)| *known == name);
@@ -283,6 +338,12 @@ impl Operator {
                 text(found)
             }
             What::Fixed(value) => text(value.as_deref().map(Cow::Borrowed)),
+            What::Query(parameter) => borrowed(query_parameter(record, parameter)),
+            What::Between(from, to, precision) => {
+                let between = to.of(record).zip(from.of(record));
+                let between = between.and_then(|(to, from)| to.checked_sub(from));
+                number(between.map(|time| precision.count(time)))
+            }
             What::Plain(plain) => plain.value(record),
             What::Never => Value::Missing,
         };
@@ -333,6 +394,11 @@ impl Plain {
             Self::ResponseTxDuration => {
                 millis(more.response_duration.map(|start| record.duration.saturating_sub(start)))
             }
+            Self::Address(End::UpstreamRemote) | Self::Ip(End::UpstreamRemote)
+                if more.upstream_socket.is_some() =>
+            {
+                text(more.upstream_socket.as_ref().map(|path| path.to_string_lossy()))
+            }
             Self::Address(end) => text(end.of(record).map(|at| at.to_string().into())),
             Self::Ip(end) => text(end.of(record).map(|at| at.ip().to_string().into())),
             Self::Port(end) => {
@@ -348,7 +414,62 @@ impl Plain {
             Self::UpstreamTlsVersion => tls(|tls| tls.version.as_deref()),
             Self::UpstreamTlsCipher => tls(|tls| tls.cipher.as_deref()),
             Self::UpstreamPeerSubject => tls(|tls| tls.peer_subject.as_deref()),
+            Self::UpstreamPeerIssuer => tls(|tls| tls.peer_issuer.as_deref()),
+            Self::UpstreamPeerDnsSan => tls(|tls| tls.peer_dns_san.as_deref()),
+            Self::UpstreamPeerUriSan => tls(|tls| tls.peer_uri_san.as_deref()),
+            Self::UpstreamPeerIpSan => tls(|tls| tls.peer_ip_san.as_deref()),
+            Self::RequestTxDuration => millis(Point::UsTxEnd.of(record)),
+            Self::LogType => Value::Text(Cow::Borrowed(match record.http {
+                Some(_) => "DownstreamEnd",
+                None => "TcpConnectionEnd",
+            })),
         }
+    }
+}
+
+impl Plain {
+    /// Whether it says something about TLS towards the upstream.
+    pub(super) fn is_tls(self) -> bool {
+        matches!(
+            self,
+            Self::UpstreamTlsVersion
+                | Self::UpstreamTlsCipher
+                | Self::UpstreamPeerSubject
+                | Self::UpstreamPeerIssuer
+                | Self::UpstreamPeerDnsSan
+                | Self::UpstreamPeerUriSan
+                | Self::UpstreamPeerIpSan
+        )
+    }
+}
+
+impl Point {
+    /// When it was, from the start of the request; `None` where it was not, or for a connection,
+    /// of which only its start and end are known. Bytes are passed on as they come: the last byte of
+    /// a request leaves as it arrives, or with the attempt that has all of it, and an answer's first
+    /// and last leave for the client as they come.
+    fn of(self, record: &Record) -> Option<Duration> {
+        let more = &record.more;
+        match self {
+            Self::DsRxBeg => Some(Duration::ZERO),
+            Self::DsRxEnd => more.request_duration,
+            Self::UsTxBeg => more.sending_duration,
+            Self::UsTxEnd => Some(more.request_duration?.max(more.sending_duration?)),
+            Self::UsRxBeg | Self::DsTxBeg => more.response_duration,
+            Self::UsRxEnd => more.response_duration.map(|_| record.duration),
+            Self::DsTxEnd => Some(record.duration),
+        }
+    }
+}
+
+impl Precision {
+    fn count(self, time: Duration) -> u64 {
+        let count = match self {
+            Self::Milliseconds => time.as_millis(),
+            Self::Microseconds => time.as_micros(),
+            Self::Nanoseconds => time.as_nanos(),
+        };
+        u64::try_from(count).unwrap_or(u64::MAX)
     }
 }
 
@@ -432,6 +553,37 @@ fn header(operator: &str, argument: &str) -> Result<What, String> {
     }
     let lower = str::to_ascii_lowercase;
     Ok(What::Header(head, lower(name), alternative.map(lower)))
+}
+
+/// `START:END:PRECISION`.
+fn common_duration(argument: &str) -> Result<What, String> {
+    let usage = || {
+        let points: Vec<_> = POINTS.iter().map(|(name, _)| *name).collect();
+        format!(
+            "COMMON_DURATION needs two points and a precision, \
+             %COMMON_DURATION(DS_RX_BEG:US_RX_BEG:ms)%; points: {}; precisions: ms, us, ns",
+            points.join(", ")
+        )
+    };
+    let parts: Vec<_> = argument.split(':').collect();
+    let &[from, to, precision] = parts.as_slice() else { return Err(usage()) };
+    let point = |text: &str| {
+        POINTS.iter().find(|(name, _)| *name == text).map(|(_, point)| *point).ok_or_else(usage)
+    };
+    let precision = match precision {
+        "ms" => Precision::Milliseconds,
+        "us" => Precision::Microseconds,
+        "ns" => Precision::Nanoseconds,
+        _ => return Err(usage()),
+    };
+    Ok(What::Between(point(from)?, point(to)?, precision))
+}
+
+/// The parameter's first value, as it was sent.
+fn query_parameter<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
+    let (_, query) = record.http.as_ref()?.path.split_once('?')?;
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 fn time_format(argument: Option<&str>) -> Result<TimeFormat, String> {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -55,24 +56,29 @@ pub struct Record {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct More {
     /// Request headers as received, names in lower case: those that
-    /// [`AccessLog::wanted_headers`](super::AccessLog::wanted_headers) asks for, no others.
+    /// [`Pen::wanted`](super::Pen::wanted) asks for, no others.
     pub request_headers: Vec<(String, String)>,
     /// Response headers as sent to the client, likewise.
     pub response_headers: Vec<(String, String)>,
     /// Response trailers, likewise.
     pub response_trailers: Vec<(String, String)>,
-    /// Start to the last byte of the request.
+    /// Start to the last byte of the request from the client.
     pub request_duration: Option<Duration>,
+    /// Start to the first byte of the (last) attempt upstream.
+    pub sending_duration: Option<Duration>,
     /// Start to the first byte of the upstream's answer.
     pub response_duration: Option<Duration>,
     /// `HTTP/1.1` or `HTTP/2` towards the upstream.
     pub upstream_protocol: Option<&'static str>,
-    /// How often the request was sent upstream, retries included.
+    /// How often an upstream was tried, retries included; `None` where this proxy tries none, as
+    /// for flows that pass it by.
     pub attempts: Option<u32>,
     /// Number of the client's connection, unique while the daemon runs.
     pub connection_id: Option<u64>,
     /// TLS that was originated towards the upstream.
     pub upstream_tls: Option<TlsFields>,
+    /// The unix socket that stands in the place of `upstream_host`.
+    pub upstream_socket: Option<Arc<Path>>,
 }
 
 /// What a log line may say of a TLS session.
@@ -82,8 +88,16 @@ pub struct TlsFields {
     pub version: Option<String>,
     /// As OpenSSL writes it: `TLS_AES_256_GCM_SHA384`.
     pub cipher: Option<String>,
-    /// The server certificate's subject.
+    /// The server certificate's subject, the most specific part first (RFC 2253).
     pub peer_subject: Option<String>,
+    /// Who signed it, likewise.
+    pub peer_issuer: Option<String>,
+    /// Its names, joined by commas.
+    pub peer_dns_san: Option<String>,
+    /// Its URIs, likewise.
+    pub peer_uri_san: Option<String>,
+    /// Its addresses, likewise.
+    pub peer_ip_san: Option<String>,
 }
 
 impl Record {
@@ -149,7 +163,7 @@ pub enum Flag {
     DC,
     /// Request timeout at upstream.
     UT,
-    /// Upstream reset the stream.
+    /// Upstream reset the stream (HTTP/2).
     UR,
     /// Upstream closed the connection mid-request.
     UC,

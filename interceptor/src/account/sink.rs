@@ -5,13 +5,13 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
 use super::format::{Encoding, Format};
 use super::wanted::Wanted;
-use super::writer::Lines;
+use super::writer::{Lines, Progress};
 use super::{Filter, Record};
 
 /// The access log: cheap to clone, shared by every connection; every clone sees new settings.
@@ -62,15 +62,47 @@ pub struct Captured(Arc<Mutex<Vec<Record>>>);
 #[derive(Debug)]
 struct Shared {
     outputs: ArcSwap<Outputs>,
-    /// Lines lost by outputs that are no longer there.
-    lost: AtomicU64,
+    /// Lines lost so far, because a queue was full or a target refused them.
+    dropped: Arc<AtomicU64>,
+    /// Writers of earlier settings: whatever began under these may still write.
+    earlier: Mutex<Vec<Progress>>,
 }
 
 /// The settings in force.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Outputs {
     list: Vec<Output>,
-    wanted: Arc<Wanted>,
+    wanted: Wanted,
+}
+
+/// The settings that were in force at one moment. What begins then is logged by them, whatever
+/// comes later (MESH-20).
+#[derive(Debug, Clone)]
+pub struct Pen(Arc<Outputs>);
+
+impl Pen {
+    /// What a [`Record`] has to carry for these formats and filters. Whoever makes records of
+    /// requests fills [`More`](super::record::More) with [`Names::pick`]:
+    /// `record.more.request_headers = pen.wanted().request.pick(&parts.headers)`.
+    ///
+    /// [`Names::pick`]: super::wanted::Names::pick
+    pub fn wanted(&self) -> &Wanted {
+        &self.0.wanted
+    }
+
+    /// Hands one record to the writers. Never blocks: a full queue drops the line and counts it.
+    pub fn write(&self, record: Record) {
+        for output in &self.0.list {
+            match output {
+                Output::Memory(captured) => captured.lock().push(record.clone()),
+                Output::Lines(settings, lines) => {
+                    if let Some(line) = settings.line(&record) {
+                        lines.hand_over(line);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -85,82 +117,84 @@ impl AccessLog {
     /// # Errors
     /// A target cannot be opened, or no thread can be started.
     pub fn open(settings: &[LogSettings]) -> io::Result<Self> {
-        Ok(Self::of(Outputs::open(settings, &[])?))
+        let dropped = Arc::default();
+        Ok(Self::of(Outputs::open(settings, &[], &dropped)?, dropped))
     }
 
     /// A log that keeps its records, for whoever wants to look at them instead of at lines.
     pub fn memory() -> (Self, Captured) {
         let captured = Captured::default();
         let list = vec![Output::Memory(captured.clone())];
-        (Self::of(Outputs { list, wanted: Arc::default() }), captured)
+        (Self::of(Outputs { list, ..Outputs::default() }, Arc::default()), captured)
     }
 
-    fn of(outputs: Outputs) -> Self {
-        let shared = Shared { outputs: ArcSwap::from_pointee(outputs), lost: AtomicU64::new(0) };
-        Self { shared: Arc::new(shared) }
+    fn of(outputs: Outputs, dropped: Arc<AtomicU64>) -> Self {
+        let outputs = ArcSwap::from_pointee(outputs);
+        Self { shared: Arc::new(Shared { outputs, dropped, earlier: Mutex::default() }) }
+    }
+
+    /// The settings in force now.
+    pub fn pen(&self) -> Pen {
+        Pen(self.shared.outputs.load_full())
     }
 
     /// Goes over to other settings (MESH-20): a target that stays is not opened again, and what was
-    /// handed over before is written before this returns.
+    /// handed over before is written before this returns. Whoever holds a [`Pen`] keeps writing by
+    /// the earlier settings, whose targets stay open until then.
     ///
     /// # Errors
     /// A target cannot be opened; then everything stays as it was.
     pub async fn replace(&self, settings: &[LogSettings]) -> io::Result<()> {
         let before = self.shared.outputs.load_full();
-        let outputs = Outputs::open(settings, &before.list)?;
-        self.shared.outputs.store(Arc::new(outputs));
-        let now = self.shared.outputs.load_full();
+        let outputs = Arc::new(Outputs::open(settings, &before.list, &self.shared.dropped)?);
+        self.shared.outputs.store(Arc::clone(&outputs));
+        {
+            let mut earlier = self.earlier();
+            earlier.retain(|writer| !writer.ended());
+            let stays = |lines: &&Arc<Lines>| outputs.lines().any(|kept| Arc::ptr_eq(kept, lines));
+            earlier.extend(
+                before.lines().filter(|lines| !stays(lines)).map(|lines| lines.progress.clone()),
+            );
+        }
         for lines in before.lines() {
-            lines.flush().await;
-            if !now.lines().any(|kept| Arc::ptr_eq(kept, lines)) {
-                self.shared.lost.fetch_add(lines.dropped(), Ordering::Relaxed);
-            }
+            lines.progress.flush().await;
         }
         Ok(())
     }
 
-    /// Headers that a [`Record`] has to carry for the formats and filters in force. Whoever makes
-    /// records of requests fills [`More`](super::record::More) with [`Names::pick`]:
-    /// `record.more.request_headers = log.wanted_headers().request.pick(&parts.headers)`.
-    ///
-    /// [`Names::pick`]: super::wanted::Names::pick
-    pub fn wanted_headers(&self) -> Arc<Wanted> {
-        Arc::clone(&self.shared.outputs.load().wanted)
-    }
-
-    /// Hands one record to the writers. Never blocks: a full queue drops the line and counts it.
+    /// Hands one record of something that is not under way, but has just happened, to the writers.
+    /// Never blocks: a full queue drops the line and counts it.
     pub fn write(&self, record: Record) {
-        for output in &self.shared.outputs.load().list {
-            match output {
-                Output::Memory(captured) => captured.lock().push(record.clone()),
-                Output::Lines(settings, lines) => {
-                    if let Some(line) = settings.line(&record) {
-                        lines.hand_over(line);
-                    }
-                }
-            }
-        }
+        self.pen().write(record);
     }
 
     /// Lines lost so far, because a queue was full or a target refused them.
     pub fn dropped(&self) -> u64 {
-        let now = self.shared.outputs.load();
-        let lost: u64 = now.lines().map(|lines| lines.dropped()).sum();
-        self.shared.lost.load(Ordering::Relaxed) + lost
+        self.shared.dropped.load(Ordering::Relaxed)
     }
 
     /// Waits until every line handed over so far is written (or was refused by its target).
     pub async fn flush(&self) {
-        let now = self.shared.outputs.load_full();
-        for lines in now.lines() {
-            lines.flush().await;
+        let now = self.pen();
+        let earlier = self.earlier().clone();
+        for progress in now.0.lines().map(|lines| &lines.progress).chain(&earlier) {
+            progress.flush().await;
         }
+    }
+
+    fn earlier(&self) -> MutexGuard<'_, Vec<Progress>> {
+        // Nothing in here is ever half done.
+        self.shared.earlier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Outputs {
     /// Opens what is not open yet: one writer a target, also for several outputs.
-    fn open(settings: &[LogSettings], before: &[Output]) -> io::Result<Self> {
+    fn open(
+        settings: &[LogSettings],
+        before: &[Output],
+        dropped: &Arc<AtomicU64>,
+    ) -> io::Result<Self> {
         let mut list: Vec<Output> = Vec::new();
         let mut wanted = Wanted::default();
         for one in settings {
@@ -168,7 +202,7 @@ impl Outputs {
             let open = writers.into_iter().find(|lines| lines.target == one.target).cloned();
             let lines = match open {
                 Some(lines) => lines,
-                None => Arc::new(Lines::open(&one.target)?),
+                None => Arc::new(Lines::open(&one.target, dropped)?),
             };
             one.format.want(&mut wanted);
             if let Some(filter) = &one.filter {
@@ -176,7 +210,7 @@ impl Outputs {
             }
             list.push(Output::Lines(one.clone(), lines));
         }
-        Ok(Self { list, wanted: Arc::new(wanted) })
+        Ok(Self { list, wanted })
     }
 
     /// Every writer once.
@@ -206,7 +240,7 @@ impl Captured {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Record>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Record>> {
         // A push that panicked left the list whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -297,7 +331,7 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(20));
         let outputs = log.shared.outputs.load();
         let Output::Lines(_, lines) = &outputs.list[0] else { panic!("lines") };
-        let taken = lines.handed_over.load(Ordering::Acquire);
+        let taken = lines.progress.handed_over.load(Ordering::Acquire);
         assert!(log.dropped() > 2000, "{}", log.dropped());
         assert_eq!(taken + log.dropped(), (QUEUE_LINES + 4096) as u64);
     }
@@ -327,8 +361,8 @@ mod tests {
         assert_eq!((read("a"), read("b")), ("3\n7\n".into(), "x3\n3\n7\n".into()));
     }
 
-    /// MESH-20: settings change under writers; every line goes where it went at its time, and what
-    /// was lost stays counted.
+    /// MESH-20: settings change under writers; what began under the earlier ones is written by
+    /// them, what begins later is not, and what was lost stays counted.
     #[tokio::test]
     async fn settings_are_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -342,16 +376,22 @@ mod tests {
             AccessLog::open(&[settings("a", "1"), text_to(LogTarget::File("/dev/full".into()))])
                 .expect("opens");
         let held = log.clone();
+        let begun = held.pen();
         held.write(tcp_record());
         log.replace(&[settings("a", "2 %REQ(X-A)%"), settings("b", "3")]).await.expect("opens");
-        assert!(!held.wanted_headers().request.is_empty());
+        assert!(begun.wanted().request.is_empty());
+        assert!(!held.pen().wanted().request.is_empty());
         held.write(tcp_record());
         log.replace(&[]).await.expect("opens");
-        assert!(held.wanted_headers().request.is_empty());
+        assert!(held.pen().wanted().request.is_empty());
         held.write(tcp_record());
+        begun.write(tcp_record());
+        log.flush().await;
         let read = |name| std::fs::read_to_string(dir.path().join(name)).expect("reads");
-        assert_eq!((read("a"), read("b")), ("1\n2 -\n".into(), "3\n".into()));
-        assert_eq!(log.dropped(), 1);
+        assert_eq!((read("a"), read("b")), ("1\n2 -\n1\n".into(), "3\n".into()));
+        assert_eq!(log.dropped(), 2);
+        drop(begun);
+        log.flush().await;
         let nowhere = LogTarget::File(dir.path().join("no/such/place"));
         log.replace(&[text_to(nowhere)]).await.expect_err("cannot be opened");
     }

@@ -1,4 +1,5 @@
-//! Which headers a record has to carry: those that a format prints or a filter asks for.
+//! What a record has to carry besides what every record has: the headers that a format prints or a
+//! filter asks for, and what certificates say.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +7,7 @@ use http::HeaderMap;
 
 use super::operators::{ALWAYS_THERE, Head};
 
-/// The headers that the log in force asks for.
+/// What the log in force asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
     /// Of the request, as received.
@@ -15,6 +16,8 @@ pub struct Wanted {
     pub response: Names,
     /// Of the response's trailers.
     pub trailers: Names,
+    /// Anything about TLS towards the upstream: reading certificates takes a while.
+    pub tls: bool,
 }
 
 /// Names of headers, in lower case.

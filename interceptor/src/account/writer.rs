@@ -29,45 +29,27 @@ pub(super) const ROTATION_CHECK: Duration = Duration::from_secs(1);
 pub(super) struct Lines {
     pub(super) target: LogTarget,
     queue: SyncSender<String>,
-    pub(super) handed_over: AtomicU64,
     shared: Arc<Shared>,
+    pub(super) progress: Progress,
+}
+
+/// What both ends of the queue count.
+#[derive(Debug)]
+struct Shared {
+    queued_bytes: AtomicUsize,
+    /// Lines lost by all writers of one log.
+    dropped: Arc<AtomicU64>,
+}
+
+/// How far a writer has come.
+#[derive(Debug, Clone)]
+pub(super) struct Progress {
+    pub(super) handed_over: Arc<AtomicU64>,
     /// How many lines the writer is done with.
     done: watch::Receiver<u64>,
 }
 
-/// What both ends of the queue count.
-#[derive(Debug, Default)]
-struct Shared {
-    queued_bytes: AtomicUsize,
-    dropped: AtomicU64,
-}
-
-impl Lines {
-    /// Opens the target and starts its writer, which ends when this is dropped and the queue empty.
-    ///
-    /// # Errors
-    /// The target cannot be opened, or no thread can be started.
-    pub(super) fn open(target: &LogTarget) -> io::Result<Self> {
-        let output = match target {
-            LogTarget::Stdout => Output::descriptor(io::stdout())?,
-            LogTarget::Stderr => Output::descriptor(io::stderr())?,
-            LogTarget::File(path) => Output::path(path)?,
-        };
-        let (queue, lines) = sync_channel(QUEUE_LINES);
-        let (progress, done) = watch::channel(0);
-        let shared = Arc::new(Shared::default());
-        let writers_share = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || write_lines(&lines, output, &writers_share, &progress))?;
-        Ok(Self { target: target.clone(), queue, handed_over: AtomicU64::new(0), shared, done })
-    }
-
-    /// Lines lost so far, because the queue was full or the target refused them.
-    pub(super) fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
-    }
-
+impl Progress {
     /// Waits until every line handed over so far is written (or was refused by the target).
     pub(super) async fn flush(&self) {
         let goal = self.handed_over.load(Ordering::Acquire);
@@ -75,12 +57,42 @@ impl Lines {
         let _ = self.done.clone().wait_for(|done| *done >= goal).await;
     }
 
+    /// Whether the writer has ended, its queue empty.
+    pub(super) fn ended(&self) -> bool {
+        self.done.has_changed().is_err()
+    }
+}
+
+impl Lines {
+    /// Opens the target and starts its writer, which ends when this is dropped and the queue empty.
+    /// Lines that are lost are counted in `dropped`.
+    ///
+    /// # Errors
+    /// The target cannot be opened, or no thread can be started.
+    pub(super) fn open(target: &LogTarget, dropped: &Arc<AtomicU64>) -> io::Result<Self> {
+        let output = match target {
+            LogTarget::Stdout => Output::descriptor(io::stdout())?,
+            LogTarget::Stderr => Output::descriptor(io::stderr())?,
+            LogTarget::File(path) => Output::path(path)?,
+        };
+        let (queue, lines) = sync_channel(QUEUE_LINES);
+        let (progress, done) = watch::channel(0);
+        let shared =
+            Arc::new(Shared { queued_bytes: AtomicUsize::new(0), dropped: Arc::clone(dropped) });
+        let writers_share = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write_lines(&lines, output, &writers_share, &progress))?;
+        let progress = Progress { handed_over: Arc::default(), done };
+        Ok(Self { target: target.clone(), queue, shared, progress })
+    }
+
     /// Never blocks: a full queue drops the line and counts it.
     pub(super) fn hand_over(&self, line: String) {
         let bytes = line.len();
         let queued = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         if queued + bytes <= QUEUE_BYTES && self.queue.try_send(line).is_ok() {
-            self.handed_over.fetch_add(1, Ordering::Release);
+            self.progress.handed_over.fetch_add(1, Ordering::Release);
         } else {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);

@@ -2,23 +2,31 @@
 //! the load balancer, within the limits, behind a PROXY header, inside TLS, through a proxy.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
 use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
-use super::dial::{DialError, Dialer};
+use super::dial::{DialError, Dialer, Dialled};
 use super::preamble;
-use super::tls::{Alpn, Originator, Secrets, TlsError};
+use super::tls::{Alpn, Originator, Secrets, TlsError, TlsSession};
 use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
+use crate::policy::Enforcement;
+use crate::sniff::prefixed::Prefixed;
+
+/// The ends of a connection to a unix socket: none that could be told.
+pub const UNNAMED: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 /// Mirrored requests under way at a time; what is beyond is not mirrored.
 const MIRRORS_MAX: usize = 64;
@@ -82,6 +90,39 @@ pub enum Stream {
     Wrapped(Box<dyn Io>),
 }
 
+impl Stream {
+    /// Returns when the other side has said something, or has ended; nothing of it is lost. Can be
+    /// dropped and called again.
+    pub async fn speaks(&mut self) {
+        let stream = match self {
+            Self::Plain(socket) => {
+                // An error is for whoever reads.
+                let _ = socket.readable().await;
+                return;
+            }
+            Self::Wrapped(stream) => stream,
+        };
+        let mut words = BytesMut::with_capacity(FIRST_WORDS);
+        // An error or the end will be met again by whoever reads on.
+        let _ = stream.read_buf(&mut words).await;
+        let nothing: Box<dyn Io> = Box::new(tokio::io::empty());
+        let inner = std::mem::replace(stream, nothing);
+        *stream = Box::new(Prefixed::new(words.freeze(), inner));
+    }
+}
+
+/// How much of a wrapped stream's first words is read ahead.
+const FIRST_WORDS: usize = 4096;
+
+/// A stream in TLS, and what TLS agreed on.
+fn wrapped<S>(stream: TlsStream<S>) -> (Stream, Arc<TlsSession>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let session = Arc::new(TlsSession::of(stream.get_ref().1));
+    (Stream::Wrapped(Box::new(stream)), session)
+}
+
 /// A connection to a destination.
 pub struct Carried {
     /// Carries the bytes.
@@ -90,6 +131,10 @@ pub struct Carried {
     pub upstream: SocketAddr,
     /// Our end.
     pub local: SocketAddr,
+    /// What TLS agreed on, where it was originated.
+    pub tls: Option<Arc<TlsSession>>,
+    /// The unix socket in place of addresses, which are [`UNNAMED`] then.
+    pub socket: Option<Arc<Path>>,
     /// Held while the connection lives.
     pub held: Held,
 }
@@ -161,6 +206,8 @@ pub struct Choice {
     order: Option<Vec<SocketAddr>>,
     /// How many endpoints the cluster has.
     total: usize,
+    /// Any of them will do on which the workload's connection has a connection already.
+    spreads: bool,
 }
 
 impl Choice {
@@ -174,21 +221,12 @@ impl Choice {
         self.total
     }
 
-    /// Whether `address` would do for `traffic`: the very choice, or, where the balancer only
-    /// spreads load and this workload's connection has one already, any that is not ruled out.
-    pub fn suits(
-        &self,
-        address: SocketAddr,
-        destination: &Destination,
-        avoid: &[SocketAddr],
-    ) -> bool {
-        let spreads = matches!(
-            destination.traffic.load_balancer,
-            LoadBalancer::LeastRequest | LoadBalancer::Random | LoadBalancer::Passthrough
-        ) && !matches!(destination.upstream, Upstream::Static(_));
+    /// Whether a kept connection to `address` would do: one to the very choice, since every request
+    /// is balanced (RES-2, RES-3); else any that is not ruled out.
+    pub fn suits(&self, address: SocketAddr, avoid: &[SocketAddr]) -> bool {
         match &self.order {
             None => !avoid.contains(&address),
-            Some(order) if spreads => order.contains(&address) && !avoid.contains(&address),
+            Some(order) if self.spreads => order.contains(&address) && !avoid.contains(&address),
             Some(order) => order.first() == Some(&address),
         }
     }
@@ -211,13 +249,20 @@ impl Carrier {
         let cluster = self.outbound.clusters.get(name);
         let dialer = self.dialer_for(&destination.traffic);
         let Some(candidates) = dialer.candidates(&destination.upstream).await? else {
-            return Ok(Choice { cluster, order: None, total: 1 });
+            return Ok(Choice { cluster, order: None, total: 1, spreads: false });
         };
-        // The workload's resolver has balanced over a name's addresses already; an operator's list
-        // of endpoints is ours to balance.
+        // In strict the workload's resolver has balanced over a name's addresses already: its choice
+        // stands, and so does the connection made for it. An operator's list of endpoints is ours
+        // to balance, and in istio all are (RES-3).
         let is_named = matches!(destination.upstream, Upstream::Dns { .. });
+        let heeds_client = is_named && dialer.enforcement == Enforcement::Strict;
         let dialled = ask.dst.addr().ip();
-        let own = candidates.iter().find(|one| is_named && one.address.ip() == dialled);
+        let own = candidates.iter().find(|one| heeds_client && one.address.ip() == dialled);
+        let spreads = heeds_client
+            && matches!(
+                destination.traffic.load_balancer,
+                LoadBalancer::LeastRequest | LoadBalancer::Random | LoadBalancer::Passthrough
+            );
         let wish = Wish {
             balancer: &destination.traffic.load_balancer,
             outlier: destination.traffic.outlier.as_ref(),
@@ -229,7 +274,7 @@ impl Carrier {
         if order.is_empty() {
             return Err(DialError::NoEndpoint.into());
         }
-        Ok(Choice { cluster, total: candidates.len(), order: Some(order) })
+        Ok(Choice { cluster, total: candidates.len(), order: Some(order), spreads })
     }
 
     /// Connects for a client's bytes as they are (TCP and TLS). That the limit of connections is
@@ -308,34 +353,56 @@ impl Carrier {
         let report = |address, outcome| {
             choice.cluster.report(address, outcome, traffic.outlier.as_ref(), choice.total);
         };
-        let dialled = match choice.order {
-            None => dialer.dial(&destination.upstream, ask.dst).await?,
-            Some(order) => {
-                let equals = matches!(destination.upstream, Upstream::Static(_));
-                dialer.connect(order, equals, |address| report(address, Outcome::Failure)).await?
+        let (mut stream, upstream, local, socket) = match (&destination.upstream, choice.order) {
+            (Upstream::Unix(sockets), _) => {
+                let (stream, path) = dialer.dial_unix(sockets).await?;
+                (Stream::Wrapped(Box::new(stream)), UNNAMED, UNNAMED, Some(path))
+            }
+            (upstream, None) => {
+                let Dialled { stream, upstream, local } = dialer.dial(upstream, ask.dst).await?;
+                (Stream::Plain(stream), upstream, local, None)
+            }
+            (upstream, Some(order)) => {
+                let equals = matches!(upstream, Upstream::Static(_));
+                let failed = |address| report(address, Outcome::Failure);
+                let Dialled { stream, upstream, local } =
+                    dialer.connect(order, equals, failed).await?;
+                (Stream::Plain(stream), upstream, local, None)
             }
         };
-        let (upstream, local) = (dialled.upstream, dialled.local);
-        let held = Held { _permit: Some(permit), _busy: Some(choice.cluster.busy(upstream)) };
-        let mut stream = dialled.stream;
+        // A request counts while it is under way, not the connection kept for the next one.
+        let busy = ask.host.is_none().then(|| choice.cluster.busy(upstream));
+        let held = Held { _permit: Some(permit), _busy: busy };
         let late =
             || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
         if let Some(version) = traffic.proxy_protocol {
             let header = preamble::proxy_header(version, ask.src, ask.dst.addr());
-            timeout_at(deadline, stream.write_all(&header))
+            let written = async {
+                match &mut stream {
+                    Stream::Plain(stream) => stream.write_all(&header).await,
+                    Stream::Wrapped(stream) => stream.write_all(&header).await,
+                }
+            };
+            timeout_at(deadline, written)
                 .await
                 .map_err(|_| late())?
                 .map_err(|source| DialError::Connect { tried: upstream, source })?;
         }
-        let stream = match handshake {
-            None => Stream::Plain(stream),
+        let (stream, tls) = match handshake {
+            None => (stream, None),
             Some(handshake) => {
-                let shaken = timeout_at(deadline, handshake.run(stream)).await;
+                let shaken = async {
+                    match stream {
+                        Stream::Plain(stream) => handshake.run(stream).await.map(wrapped),
+                        Stream::Wrapped(stream) => handshake.run(stream).await.map(wrapped),
+                    }
+                };
+                let shaken = timeout_at(deadline, shaken).await;
                 match shaken
                     .map_err(|_| late())
                     .inspect_err(|_| report(upstream, Outcome::Failure))?
                 {
-                    Ok(stream) => Stream::Wrapped(Box::new(stream)),
+                    Ok((stream, session)) => (stream, Some(session)),
                     Err(error) => {
                         report(upstream, Outcome::Failure);
                         return Err(CarryError::Tls { tried: Some(upstream), error });
@@ -346,7 +413,7 @@ impl Carrier {
         if ask.host.is_none() {
             report(upstream, Outcome::Success);
         }
-        Ok(Carried { stream, upstream, local, held })
+        Ok(Carried { stream, upstream, local, tls, socket, held })
     }
 
     fn timeout(&self, traffic: &TrafficPolicy) -> Duration {

@@ -6,21 +6,23 @@ mod socket;
 use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::cluster::Candidate;
 use super::race::{Lost, alternate_families, race};
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
-use crate::decide::{Endpoint, Upstream};
+use crate::decide::{Endpoint, Place, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
+use crate::policy::Enforcement;
 use crate::resolve::{ResolveError, Resolver};
 
 /// Head start of one address over the next (RFC 8305 section 5).
@@ -38,8 +40,9 @@ pub struct Dialer {
     pub resolver: Arc<Resolver>,
     /// Bound on resolving and connecting, all tries together (MESH-6).
     pub connect_timeout: Duration,
-    /// Whether resolved addresses in special ranges are dialled (istio) or refused (strict, T-40).
-    pub dial_special: bool,
+    /// Whether resolved addresses in special ranges are dialled (istio) or refused (strict, T-40),
+    /// and whether the address that the workload dialled counts (docs/profiles.md).
+    pub enforcement: Enforcement,
 }
 
 /// An open upstream connection.
@@ -79,6 +82,14 @@ pub enum DialError {
         /// Why.
         source: io::Error,
     },
+    /// The connect to a unix socket failed (UF).
+    #[error("connect to {path}: {source}", path = .path.display())]
+    Unix {
+        /// The socket tried last.
+        path: Arc<Path>,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl DialError {
@@ -94,7 +105,7 @@ impl DialError {
     /// LOG-48, DR-11): `delayed_connect_error:_111`, `connection_timeout`; for what failed before a
     /// connect, the message with `_` for spaces.
     pub fn details(&self) -> String {
-        if let Self::Connect { source, .. } = self {
+        if let Self::Connect { source, .. } | Self::Unix { source, .. } = self {
             if let Some(errno) = source.raw_os_error() {
                 return format!("delayed_connect_error:_{errno}");
             }
@@ -107,6 +118,11 @@ impl DialError {
 }
 
 impl Dialer {
+    /// T-40.
+    fn dials_special(&self) -> bool {
+        self.enforcement == Enforcement::Istio
+    }
+
     /// Connects to one of `upstream`'s addresses. Where several are allowed they are tried a moment
     /// apart, and the first to answer is used.
     ///
@@ -142,13 +158,34 @@ impl Dialer {
             Upstream::Dns { endpoints, round_robin } => {
                 self.dial_names(endpoints, *round_robin, dialled.ip(), deadline).await
             }
-            Upstream::None | Upstream::NoCluster => Err(DialError::NoEndpoint),
+            // They have a door of their own: what comes of them is no TCP connection.
+            Upstream::Unix(_) | Upstream::None | Upstream::NoCluster => Err(DialError::NoEndpoint),
         }
     }
 
+    /// Connects to one of `sockets`, drawn by weight; the others stand in where it does not answer.
+    ///
+    /// # Errors
+    /// [`DialError::Unix`] of the last one, or there is none.
+    pub async fn dial_unix(
+        &self,
+        sockets: &[Endpoint<Arc<Path>>],
+    ) -> Result<(UnixStream, Arc<Path>), DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let mut failure = DialError::NoEndpoint;
+        for path in by_weight(sockets) {
+            let made = timeout_at(deadline, socket::connect_unix(path)).await;
+            match made.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => return Ok((stream, Arc::clone(path))),
+                Err(source) => failure = DialError::Unix { path: Arc::clone(path), source },
+            }
+        }
+        Err(failure)
+    }
+
     /// The addresses among which `upstream` may be balanced, each with its weight (RES-2, RES-3);
-    /// `None` where there is nothing to balance: the dialled address itself, or the first of the
-    /// latest answer (RES-4). Names that do not resolve have no part, and those that are slower
+    /// `None` where there is nothing to balance: the dialled address itself, the first of the latest
+    /// answer (RES-4), or unix sockets. Names that do not resolve have no part, and those that are slower
     /// than the first by more than a moment have none this time.
     ///
     /// # Errors
@@ -160,6 +197,7 @@ impl Dialer {
         let endpoints = match upstream {
             Upstream::OriginalDst { .. }
             | Upstream::VerifiedOriginalDst { .. }
+            | Upstream::Unix(_)
             | Upstream::Dns { round_robin: true, .. } => return Ok(None),
             Upstream::None | Upstream::NoCluster => return Err(DialError::NoEndpoint),
             Upstream::Static(endpoints) => {
@@ -175,8 +213,7 @@ impl Dialer {
         let mut lookups = endpoints
             .iter()
             .map(|endpoint| async move {
-                let (host, port) = &endpoint.target;
-                (endpoint.weight, self.resolve(host, *port, deadline).await)
+                (endpoint.weight, self.addresses(&endpoint.target, deadline).await)
             })
             .collect::<FuturesUnordered<_>>();
         let (mut candidates, mut failure) = (Vec::<Candidate>::new(), DialError::NoEndpoint);
@@ -223,7 +260,7 @@ impl Dialer {
     /// [`DialError::Special`] for an address that no name may lead to (T-40).
     pub async fn verify(&self, hosts: &[HostName], dst: OriginalDst) -> Result<(), DialError> {
         let dst = dst.addr();
-        if !self.dial_special && is_special(dst.ip()) {
+        if !self.dials_special() && is_special(dst.ip()) {
             return Err(DialError::Special(dst));
         }
         let deadline = Instant::now() + self.connect_timeout;
@@ -241,7 +278,7 @@ impl Dialer {
     /// when it has none or none answers (RES-3, RES-4).
     async fn dial_names(
         &self,
-        endpoints: &[Endpoint<(HostName, u16)>],
+        endpoints: &[Endpoint<(Place, u16)>],
         round_robin: bool,
         dialled: IpAddr,
         deadline: Instant,
@@ -252,19 +289,15 @@ impl Dialer {
         };
         let mut endpoints = by_weight(endpoints);
         let mut failure = DialError::NoEndpoint;
-        for (host, port) in endpoints.by_ref() {
-            match self.resolve(host, *port, deadline).await {
+        for target in endpoints.by_ref() {
+            match self.addresses(target, deadline).await {
                 Ok(addresses) => {
                     let others = async {
                         let mut all = Vec::new();
-                        for (host, port) in endpoints {
+                        for target in endpoints {
                             // One that does not resolve has no address to try.
-                            all.extend(
-                                self.resolve(host, *port, deadline)
-                                    .await
-                                    .map(order_of)
-                                    .unwrap_or_default(),
-                            );
+                            let found = self.addresses(target, deadline).await;
+                            all.extend(found.map(order_of).unwrap_or_default());
                         }
                         all
                     };
@@ -287,11 +320,24 @@ impl Dialer {
         }
         let mut others = addresses
             .iter()
-            .filter(|&&ip| ip != dialled.ip() && (self.dial_special || !is_special(ip)))
+            .filter(|&&ip| ip != dialled.ip() && (self.dials_special() || !is_special(ip)))
             .map(|&ip| SocketAddr::new(ip, dialled.port()))
             .collect::<Vec<_>>();
         others.sort_by_key(|other| other.is_ipv4() == dialled.is_ipv4());
         alternate_families(others)
+    }
+
+    /// The addresses of an endpoint that may be dialled; at least one. An address that the entry
+    /// itself gives may always be: T-40 is about what names resolve to.
+    async fn addresses(
+        &self,
+        (place, port): &(Place, u16),
+        deadline: Instant,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        match place {
+            Place::Ip(ip) => Ok(vec![SocketAddr::new(*ip, *port)]),
+            Place::Name(host) => self.resolve(host, *port, deadline).await,
+        }
     }
 
     /// The addresses of `host` that may be dialled; at least one.
@@ -308,7 +354,7 @@ impl Dialer {
         let (special, mut fit) = (found.iter().map(|&ip| SocketAddr::new(ip, port)))
             .partition::<Vec<_>, _>(|address| is_special(address.ip()));
         match special.first() {
-            Some(_) if self.dial_special => {
+            Some(_) if self.dials_special() => {
                 // In the order of the answer.
                 fit = found.iter().map(|&ip| SocketAddr::new(ip, port)).collect();
             }

@@ -55,6 +55,8 @@ pub enum RelayEnd {
     Idle,
     /// It had lasted as long as it may.
     TooLong,
+    /// It was cut; both sides were reset.
+    Cut,
 }
 
 /// How long a relay may be idle, and last (DR-9). `None`: no bound.
@@ -130,15 +132,24 @@ impl Progress {
 /// A FIN is passed on once everything before it is; the other direction goes on (T-54). A reset of
 /// either side resets the other one, after what the dead side had sent was passed on if the other
 /// side takes it within half a second.
-pub async fn relay(client: Prefixed<TcpStream>, upstream: Stream, limits: RelayLimits) -> Relayed {
+///
+/// When `cut` resolves first, both sides are reset at once.
+pub async fn relay(
+    mut client: Prefixed<TcpStream>,
+    upstream: Stream,
+    limits: RelayLimits,
+    cut: impl Future<Output = ()>,
+) -> Relayed {
     let mut upstream = match upstream {
-        Stream::Plain(upstream) => return plain(client, upstream, limits).await,
+        Stream::Plain(upstream) => return plain(client, upstream, limits, cut).await,
         Stream::Wrapped(upstream) => upstream,
     };
     let (received, sent) = (Arc::default(), Arc::default());
-    let mut client = client;
-    let end = join(&mut client, &mut upstream, limits, &received, &sent).await;
-    if end == RelayEnd::UpstreamReset {
+    let end = tokio::select! {
+        end = join(&mut client, &mut upstream, limits, &received, &sent) => end,
+        () = cut => RelayEnd::Cut,
+    };
+    if matches!(end, RelayEnd::UpstreamReset | RelayEnd::Cut) {
         block::reset(client.into_parts().1);
     }
     Relayed {
@@ -149,15 +160,21 @@ pub async fn relay(client: Prefixed<TcpStream>, upstream: Stream, limits: RelayL
 }
 
 /// Between two sockets.
-async fn plain(client: Prefixed<TcpStream>, upstream: TcpStream, limits: RelayLimits) -> Relayed {
+async fn plain(
+    client: Prefixed<TcpStream>,
+    upstream: TcpStream,
+    limits: RelayLimits,
+    cut: impl Future<Output = ()>,
+) -> Relayed {
     let (prefix, client) = client.into_parts();
     let start = Instant::now();
     let (up, down) = (Progress::new(start), Progress::new(start));
     let end = tokio::select! {
         end = run(&prefix, &client, &upstream, limits.idle, &up, &down) => end,
         () = overdue(limits.duration) => RelayEnd::TooLong,
+        () = cut => RelayEnd::Cut,
     };
-    if matches!(end, RelayEnd::ClientReset | RelayEnd::UpstreamReset) {
+    if matches!(end, RelayEnd::ClientReset | RelayEnd::UpstreamReset | RelayEnd::Cut) {
         block::reset(client);
         block::reset(upstream);
     }

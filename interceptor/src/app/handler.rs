@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 use interceptor_common::Namespace;
 use ipnet::IpNet;
 
+use super::cut::{self, Ended};
 use crate::account::AccessLog;
 use crate::admin::report::{
     Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table,
@@ -17,7 +18,9 @@ use crate::admin::{ExecInfo, Handler};
 use crate::conn::Counts;
 use crate::kernel::Kernel;
 use crate::netns::NetNs;
-use crate::policy::{Enforcement, Outbound, Store};
+use crate::policy::{Enforcement, OnRemoval, Outbound, Store};
+use crate::resolve::Resolver;
+use crate::workloads::cgroup::Cgroup;
 
 /// The parts that status reads and the control socket changes.
 pub(super) struct Running {
@@ -28,6 +31,11 @@ pub(super) struct Running {
     pub(super) log: AccessLog,
     pub(super) counts: Arc<Counts>,
     pub(super) namespaces: Vec<(Arc<NetNs>, Namespace)>,
+    /// The covered cgroups.
+    pub(super) cgroups: Vec<Cgroup>,
+    /// Direct connections that were cut.
+    pub(super) ended: Ended,
+    pub(super) resolver: Arc<Resolver>,
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) exec: ExecInfo,
     /// How the last change of the policy files went.
@@ -93,8 +101,17 @@ impl Handler for Running {
     }
 
     fn bypass_del(&self, net: IpNet) -> Result<(), String> {
-        match self.kernel.tables().bypass_del(net) {
-            Ok(true) => Ok(()),
+        let removed = self.kernel.tables().bypass_del(net);
+        match removed {
+            Ok(true) => {
+                if self.policy.current().on_removal == OnRemoval::Cut {
+                    let count = cut::bypassed(self, net);
+                    eprintln!(
+                        "interceptor: {net} is bypassed no more: {count} direct connections cut"
+                    );
+                }
+                Ok(())
+            }
             Ok(false) => {
                 Err(format!("{net} is not bypassed; `interceptor bypass list` shows what is"))
             }

@@ -1,5 +1,6 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
+mod cut;
 mod enrol;
 mod explain;
 mod handler;
@@ -19,9 +20,6 @@ use crate::kernel::{KernelError, PinError, Pins};
 use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
-
-/// The workload namespace of a dev box.
-const NAMESPACE: &str = "default";
 
 /// SIGTERM to SIGKILL for what remains in a covered cgroup.
 const GRACE: Duration = Duration::from_secs(5);

@@ -1,5 +1,6 @@
 //! Reload: files change, the new set is loaded and compiled beside the one in force, and takes its
-//! place whole or not at all (T-61, T-62). Connections keep the decision that they got (MESH-20).
+//! place whole or not at all (T-61, T-62). Connections keep the decision that they got (MESH-20),
+//! unless `onPolicyRemoval: cut` ends what is no longer allowed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,11 +10,13 @@ use interceptor_common::Settings;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::cli;
 use super::handler::Running;
-use super::run::{caller, log_settings};
+use super::run::{caller, log_settings, stale_for};
+use super::{cli, cut};
 use crate::admin::report::LastReload;
-use crate::policy::{self, Inventory, LoadErrors, Loaded, Notice, Snapshot, Sources, Watch};
+use crate::policy::{
+    self, Inventory, LoadErrors, Loaded, Notice, OnRemoval, Snapshot, Sources, Watch,
+};
 
 /// Follows the files of one daemon.
 pub(super) struct Reloader {
@@ -75,11 +78,25 @@ impl Reloader {
         log.map_err(|error| undo(format!("cannot open the access log: {error}")))?;
         let generation = snapshot.generation;
         let changes = self.inventory.changes(&loaded.inventory);
-        let later = takes_a_restart(&before, &snapshot);
+        self.running.resolver.hold(stale_for(&snapshot), snapshot.dns_refresh);
+        let cuts = snapshot.on_removal == OnRemoval::Cut;
         self.running.policy.replace(snapshot);
+        let cut = if cuts { self.cut_datagrams(before).await } else { String::new() };
         self.inventory = loaded.inventory;
         self.say(&loaded.warnings, &loaded.rejected);
-        Ok(format!("policy generation {generation}: {changes}{later}"))
+        Ok(format!("policy generation {generation}: {changes}{cut}"))
+    }
+
+    /// Ends what goes by UDP to where nothing allows it any more. Proxied connections see to
+    /// themselves.
+    async fn cut_datagrams(&self, before: Arc<Snapshot>) -> String {
+        let running = Arc::clone(&self.running);
+        let cut = move || cut::datagrams(&running, &before, &running.policy.current());
+        match tokio::task::spawn_blocking(cut).await {
+            Ok(0) => String::new(),
+            Ok(count) => format!("; {count} UDP sockets cut"),
+            Err(panic) => format!("; cutting UDP sockets broke off: {panic}"),
+        }
     }
 
     /// The tables of the kernel that follow policy.
@@ -126,15 +143,6 @@ pub(super) fn said(warnings: &[Notice], rejected: &[Notice]) -> Vec<String> {
     let warnings = warnings.iter().map(|notice| format!("warning: {notice}"));
     let rejected = rejected.iter().map(|notice| format!("left out: {notice}"));
     warnings.chain(rejected).collect()
-}
-
-/// What of a change the running parts do not follow.
-fn takes_a_restart(before: &Snapshot, after: &Snapshot) -> &'static str {
-    if before.dns_refresh != after.dns_refresh || before.enforcement != after.enforcement {
-        "; how long the resolver keeps answers (dnsRefreshRate, enforcement) changes at the next start"
-    } else {
-        ""
-    }
 }
 
 fn now() -> String {

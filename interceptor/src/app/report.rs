@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cut::{BYPASS_REMOVED, Ended};
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, EventReader, KernelEvent, Refused};
@@ -23,7 +24,8 @@ pub(super) struct Reporter {
     log: AccessLog,
     policy: Arc<Store>,
     bypass_log: bool,
-    folded: HashMap<(SocketAddr, &'static str), Folded>,
+    ended: Ended,
+    folded: HashMap<(SocketAddr, &'static str, u32), Folded>,
 }
 
 struct Folded {
@@ -33,9 +35,10 @@ struct Folded {
 }
 
 impl Reporter {
-    /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md).
-    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool) -> Self {
-        Self { log, policy, bypass_log, folded: HashMap::new() }
+    /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md). `ended`
+    /// are those that were cut.
+    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool, ended: Ended) -> Self {
+        Self { log, policy, bypass_log, ended, folded: HashMap::new() }
     }
 
     /// Whether refusals say why, and direct flows are accounted.
@@ -69,7 +72,12 @@ impl Reporter {
     fn event(&mut self, event: KernelEvent) {
         match event {
             KernelEvent::Closed(closed) if self.bypass_log && self.is_strict() => {
-                self.log.write(direct(closed));
+                let cut = closed.src.is_some_and(|src| self.ended.take(src, closed.dst));
+                let mut record = direct(closed);
+                if cut {
+                    record.connection_termination_details = Some(Cow::Borrowed(BYPASS_REMOVED));
+                }
+                self.log.write(record);
             }
             KernelEvent::Closed(_) => {}
             KernelEvent::Refused(refused) => self.refused(refused),
@@ -77,7 +85,7 @@ impl Reporter {
     }
 
     fn refused(&mut self, refused: Refused) {
-        let key = (refused.dst, refused.why);
+        let key = (refused.dst, refused.why, refused.protocol);
         if let Some(folded) = self.folded.get_mut(&key) {
             folded.more += 1;
             folded.last = refused;
@@ -118,8 +126,9 @@ impl Reporter {
         if self.is_strict() {
             let protocol = protocol_name(refused.protocol);
             record.connection_termination_details = Some(Cow::Owned(match more {
-                0 => format!("{} {protocol}", refused.why),
-                _ => format!("{} {protocol} {more} times", refused.why),
+                // Without spaces in JSON too: a word to search for is the same in both (LOG-4).
+                0 => format!("{}_{protocol}", refused.why),
+                _ => format!("{}_{protocol}_{more}_times", refused.why),
             }));
         }
         record
@@ -161,6 +170,98 @@ fn protocol_name(number: u32) -> Cow<'static, str> {
         17 => "udp".into(),
         58 => "icmpv6".into(),
         132 => "sctp".into(),
-        other => format!("protocol {other}").into(),
+        other => format!("protocol_{other}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::Captured;
+    use crate::policy::Snapshot;
+
+    const DST: &str = "192.0.2.9:443";
+
+    fn reporter(enforcement: Enforcement, bypass_log: bool) -> (Reporter, Captured) {
+        let snapshot = Snapshot {
+            generation: 1,
+            policy: Default::default(),
+            enforcement,
+            outbound: Default::default(),
+            sniff_timeout: None,
+            connect_timeout: Duration::from_secs(1),
+            dns_refresh: Duration::from_secs(1),
+            access_log: None,
+            log_format: Default::default(),
+            credentials: Default::default(),
+            on_removal: Default::default(),
+            udp_allowed: Vec::new(),
+            refuse_datagrams: true,
+        };
+        let (log, captured) = AccessLog::memory();
+        (Reporter::new(log, Arc::new(Store::new(snapshot)), bypass_log, Ended::default()), captured)
+    }
+
+    fn refused(protocol: u32) -> KernelEvent {
+        KernelEvent::Refused(Refused {
+            at: std::time::SystemTime::now(),
+            dst: DST.parse().expect("an address"),
+            why: "refused_datagram",
+            protocol,
+        })
+    }
+
+    fn details(captured: &Captured) -> Vec<String> {
+        let text = |record: &Record| record.connection_termination_details.clone();
+        captured.records().iter().map(|r| text(r).unwrap_or("-".into()).into_owned()).collect()
+    }
+
+    /// T-55: one line at once, what follows folded with its count; protocols apart; counts add up.
+    #[test]
+    fn refusals_are_folded_and_add_up() {
+        let (mut reporter, captured) = reporter(Enforcement::Strict, true);
+        for _ in 0..5 {
+            reporter.event(refused(17));
+        }
+        reporter.event(refused(41));
+        reporter.unfold(false);
+        assert_eq!(details(&captured), ["refused_datagram_udp", "refused_datagram_protocol_41"]);
+        reporter.unfold(true);
+        assert_eq!(details(&captured)[2..], ["refused_datagram_udp_4_times"]);
+        let record = captured.records().remove(0);
+        assert_eq!((record.flags, record.upstream_host), (vec![Flag::UH], None));
+        assert_eq!(record.upstream_cluster, Some(ClusterName::black_hole()));
+        assert_eq!(record.downstream_local_address.to_string(), DST);
+    }
+
+    /// profiles.md: the reason of a refusal, and the line of a direct flow, are strict's.
+    #[test]
+    fn istio_says_less() {
+        let direct = || {
+            KernelEvent::Closed(Closed {
+                resolver: true,
+                start: std::time::SystemTime::now(),
+                duration: Duration::from_millis(7),
+                src: None,
+                dst: DST.parse().expect("an address"),
+                bytes_sent: 3,
+                bytes_received: 5,
+                established: false,
+            })
+        };
+        let (mut istio, captured) = reporter(Enforcement::Istio, true);
+        istio.event(refused(17));
+        istio.event(direct());
+        assert_eq!(details(&captured), ["-"]);
+        let (mut silent, captured) = reporter(Enforcement::Strict, false);
+        silent.event(direct());
+        assert_eq!(captured.records(), []);
+        let (mut strict, captured) = reporter(Enforcement::Strict, true);
+        strict.event(direct());
+        let record = captured.records().remove(0);
+        assert_eq!(record.upstream_cluster, Some(ClusterName::bypass()));
+        assert_eq!((record.bytes_received, record.bytes_sent), (3, 5));
+        assert_eq!(record.flags, [Flag::UF, Flag::URX]);
+        assert_eq!(record.route_name.as_deref(), Some("resolver"));
     }
 }

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::cut::Ended;
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
@@ -23,7 +24,6 @@ use super::{AppError, GRACE, resolv_conf, system};
 use crate::account::{AccessLog, LogSettings, LogTarget};
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
-use crate::act::tls::NoSecrets;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
@@ -82,6 +82,7 @@ fn sources(args: &cli::Run) -> Sources {
         mesh_config: args.mesh_config.clone(),
         outbound: args.outbound,
         enforcement: args.enforcement,
+        on_removal: args.on_policy_removal,
         ..Sources::default()
     }
 }
@@ -159,10 +160,10 @@ async fn start(
     let kernel = Arc::new(kernel);
     let resolver = Arc::new(Resolver::new(ResolverConfig {
         servers: resolvers.clone(),
-        stale_for: (snapshot.enforcement == Enforcement::Strict).then_some(STALE_FOR),
+        stale_for: stale_for(&snapshot),
         refresh: snapshot.dns_refresh,
     }));
-    let strict = snapshot.enforcement == Enforcement::Strict;
+    let enforcement = snapshot.enforcement;
     let connect_timeout = snapshot.connect_timeout;
     let policy = Arc::new(Store::new(snapshot));
     let counts = Arc::new(Counts::default());
@@ -172,7 +173,9 @@ async fn start(
         labels: args.workload.labels.iter().cloned().collect(),
     });
     let (stop_reporter, stopped) = oneshot::channel::<()>();
-    let reporter = Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log);
+    let ended = Ended::default();
+    let reporter =
+        Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log, ended.clone());
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
     }));
@@ -188,9 +191,9 @@ async fn start(
                 netns: Arc::clone(&one.netns),
                 resolver: Arc::clone(&resolver),
                 connect_timeout,
-                dial_special: !strict,
+                enforcement,
             },
-            outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))),
+            outbound: Arc::new(Outbound::new(Arc::clone(&policy) as _)),
             log: log.clone(),
             workload: Arc::clone(&workload),
             counts: Arc::clone(&counts),
@@ -207,6 +210,9 @@ async fn start(
         log,
         counts,
         namespaces,
+        cgroups: cgroups.clone(),
+        ended,
+        resolver,
         resolvers,
         exec: ExecInfo {
             cgroup: exec_cgroup(args, session, &cgroups),
@@ -228,6 +234,11 @@ async fn start(
     let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
     Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
+}
+
+/// T-42: strict leans on old answers for a while only.
+pub(super) fn stale_for(snapshot: &Snapshot) -> Option<Duration> {
+    (snapshot.enforcement == Enforcement::Strict).then_some(STALE_FOR)
 }
 
 /// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::host::HostName;
@@ -129,14 +130,41 @@ pub enum Upstream {
     /// Names that the daemon resolves (RES-3, RES-4).
     Dns {
         /// What to resolve, each with its port.
-        endpoints: Arc<[Endpoint<(HostName, u16)>]>,
+        endpoints: Arc<[Endpoint<(Place, u16)>]>,
         /// First address of the latest answer only (RES-4).
         round_robin: bool,
     },
+    /// Unix sockets given by the entry (SE-4, SE-7), balanced by weight; in strict there are none.
+    Unix(Arc<[Endpoint<Arc<Path>>]>),
     /// The entry has no endpoint: UH (RES-2).
     None,
     /// There is no such cluster: NC (VS-21).
     NoCluster,
+}
+
+/// How an endpoint is given where names are resolved (RES-3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The daemon resolves it.
+    Name(HostName),
+    /// It stands for itself.
+    Ip(IpAddr),
+}
+
+impl From<HostName> for Place {
+    fn from(name: HostName) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "{name}"),
+            Self::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+            Self::Ip(ip) => write!(f, "{ip}"),
+        }
+    }
 }
 
 /// One upstream endpoint and its share.
@@ -226,6 +254,8 @@ pub enum Reason {
     Malformed,
     /// The verdict needed bytes that did not come in time (T-28).
     SniffTimeout,
+    /// The client closed before it had sent the bytes that the verdict needed (LIS-25).
+    EarlyClose,
     /// A name without an address behind it that the daemon itself knows (R3).
     AddressNotVerified,
     /// A special address that no entry names (T-13, T-40).
@@ -258,6 +288,7 @@ impl Reason {
             Self::WrongProtocol => "wrong_protocol",
             Self::Malformed => "malformed",
             Self::SniffTimeout => "sniff_timeout",
+            Self::EarlyClose => "early_close",
             Self::AddressNotVerified => "address_not_verified",
             Self::SpecialAddress => "special_address",
             Self::NoOriginalDst => "no_original_dst",
@@ -295,6 +326,7 @@ impl Reason {
             Self::SniffTimeout => {
                 "the verdict needs the client's first bytes, and they did not come in time"
             }
+            Self::EarlyClose => "the client closed before it had sent what the verdict needs",
             Self::AddressNotVerified => {
                 "the dialled address does not belong to the host as this machine resolves it; \
                  list it in the addresses of the ServiceEntry if it is right"

@@ -45,6 +45,13 @@ impl HostName {
         &self.0
     }
 
+    /// Whether every label is one by RFC 1123: no `_`, no `-` at its ends. Clients show other names
+    /// as well, resources may not (SEV-1).
+    pub fn is_rfc_1123(&self) -> bool {
+        !self.0.contains('_')
+            && self.0.split('.').all(|label| !label.starts_with('-') && !label.ends_with('-'))
+    }
+
     /// Every proper parent of this name, the longest first: `b.test` and `test` for `a.b.test`.
     ///
     /// These are the suffixes whose [`HostPattern::Wildcard`] matches this name, in the order in

@@ -180,7 +180,8 @@ impl Tables {
 
     pub(super) fn by_hello(&self, rules: &Inner, dst: SocketAddr, hello: &Hello) -> Decision {
         let name = match hello {
-            Hello::Tls(hello) => hello.sni.as_ref(),
+            // HTTP-5: with a trailing dot it matches no chain's name.
+            Hello::Tls(hello) => hello.sni.as_ref().filter(|_| !hello.dotted),
             // T-19, T-20, R4: what has two readings is refused in both profiles.
             Hello::Malformed(_) => return refuse(Block::Close, Reason::Malformed),
             _ => None,

@@ -28,6 +28,7 @@ pub use decision::*;
 pub(crate) use service::{Cluster, Group, RouteTo, Service, StreamRule, Target};
 
 use self::pattern::HostIndex;
+pub use self::request::canonical_host;
 use self::request::{Host, effective_host};
 use self::route::{Destination, Forward};
 use self::service::Asked;
@@ -49,6 +50,8 @@ struct Inner {
     outbound: Outbound,
     egress_proxy: Option<RouteTo>,
     dynamic_tls: Option<Arc<Origination>>,
+    gateway: bool,
+    unknown: Arc<TrafficPolicy>,
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
@@ -67,6 +70,10 @@ pub(crate) struct Rules {
     pub(crate) egress_proxy: Option<RouteTo>,
     /// TLS for requests of ALLOW_ANY_DYNAMIC_DNS (MESH-31).
     pub(crate) dynamic_tls: Option<Arc<Origination>>,
+    /// They are a gateway's: what it does not serve is not found (GW-5), whatever the mode.
+    pub(crate) gateway: bool,
+    /// What carries unknown traffic, but for the protocol, which is the client's (MESH-18, MESH-25).
+    pub(crate) unknown: TrafficPolicy,
 }
 
 #[derive(Debug)]
@@ -78,7 +85,9 @@ enum Tables {
 impl Policy {
     /// Compiles `rules` for workloads of `namespace`.
     pub(crate) fn new(namespace: &str, enforcement: Enforcement, rules: Rules) -> Self {
-        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls } = rules;
+        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls, gateway, unknown } =
+            rules;
+        let unknown = Arc::new(TrafficPolicy { protocol: UpstreamProtocol::AsClient, ..unknown });
         let mut known = HostIndex::default();
         for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
             known.insert(service.host(), id);
@@ -88,8 +97,17 @@ impl Policy {
             Enforcement::Istio => Tables::Istio(istio::Tables::new(&services, &listeners)),
         };
         let namespace = namespace.into();
-        let inner =
-            Inner { namespace, outbound, egress_proxy, dynamic_tls, services, known, tables };
+        let inner = Inner {
+            namespace,
+            outbound,
+            egress_proxy,
+            dynamic_tls,
+            gateway,
+            unknown,
+            services,
+            known,
+            tables,
+        };
         Self { inner: Some(Arc::new(inner)) }
     }
 
@@ -123,7 +141,7 @@ pub fn by_hello(policy: &Policy, flow: &Flow<'_>, hello: &Hello) -> Decision {
     let Some(rules) = policy.rules(flow) else { return no_policy() };
     if *hello == Hello::Closed {
         // Nothing was asked for, so nothing is refused either: no cluster (LIS-25).
-        return Decision { cluster: None, ..refuse(Block::Close, Reason::SniffTimeout) };
+        return Decision { cluster: None, ..refuse(Block::Close, Reason::EarlyClose) };
     }
     match &rules.tables {
         Tables::Strict(tables) => tables.by_hello(rules, flow.dst.addr(), hello),
@@ -187,7 +205,7 @@ impl Inner {
     /// Whether an unknown connection passes. To a capture port it never does: that would be a way
     /// past the proxy (CAP-11).
     fn passes_unknown(&self, dst: SocketAddr) -> bool {
-        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port())
+        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port()) && !self.gateway
     }
 
     /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).
@@ -197,10 +215,7 @@ impl Inner {
             weight: 1,
             cluster: Some(ClusterName::passthrough()),
             upstream: Upstream::OriginalDst { port: dst.port(), name },
-            traffic: Arc::new(TrafficPolicy {
-                protocol: UpstreamProtocol::AsClient,
-                ..TrafficPolicy::default()
-            }),
+            traffic: Arc::clone(&self.unknown),
             headers: Arc::default(),
         }
     }
@@ -233,6 +248,9 @@ impl Inner {
         port: Option<u16>,
         reason: Reason,
     ) -> Decision {
+        if self.gateway {
+            return refuse_request(404, self.profile(), false, reason);
+        }
         let closed = reason == Reason::SpecialAddress;
         if closed || !self.passes_unknown(dst) {
             return block_all(self.profile(), reason);
@@ -261,7 +279,7 @@ impl Inner {
                 Upstream::Static([Endpoint { target, weight: 1 }].into())
             }
             Host::Name(name) => Upstream::Dns {
-                endpoints: [Endpoint { target: (name.clone(), port), weight: 1 }].into(),
+                endpoints: [Endpoint { target: (name.clone().into(), port), weight: 1 }].into(),
                 round_robin: false,
             },
         };

@@ -36,6 +36,14 @@ impl EntryHost {
         if host.contains('*') {
             return Err(BadHostName("a wildcard must be the first label"));
         }
+        // The text in front of a partial wildcard's `-` makes it the middle of a label.
+        let partial = text.strip_prefix("*-").filter(|rest| !rest.starts_with('.'));
+        let labels = HostName::parse(partial.unwrap_or(host))?;
+        if !labels.is_rfc_1123() {
+            return Err(BadHostName(
+                "a label of a host consists of letters, digits and, inside, '-'",
+            ));
+        }
         HostName::parse(host).map(kind)
     }
 
@@ -194,8 +202,14 @@ mod tests {
 
     #[test]
     fn sev_1_and_sev_3_refused_hosts() {
-        for host in ["*", "", "a.*.com", "*.*.com", "*.", "a..b", "1.2.3.4", "a b.com", "é.com"] {
+        for host in [
+            "*", "", "a.*.com", "*.*.com", "*.", "a..b", "1.2.3.4", "a b.com", "é.com", "-a.com",
+            "a-.com", "a_b.com", "*.-a.com", "*--a.com", "*-.com",
+        ] {
             assert!(EntryHost::parse(host).is_err(), "{host:?}");
+        }
+        for host in ["a-b.com", "xn--exmple-cua.com", "*-a.com", "1a.b2"] {
+            assert!(EntryHost::parse(host).is_ok(), "{host:?}");
         }
     }
 }

@@ -69,6 +69,22 @@ pub(super) fn effective_host(
     Ok((host, port))
 }
 
+/// The one form of `host[:port]` that is passed on: the name in lower case without a trailing dot,
+/// an address as it is written canonically, the port as it was given. `None` for what is no host, or
+/// more than one. Who reads this again reads what was judged (R4, T-20).
+pub fn canonical_host(text: &str) -> Option<String> {
+    let (host, port) = parse(text, false).ok()?;
+    let host = match host {
+        Host::Name(name) => name.to_string(),
+        Host::Ip(IpAddr::V4(ip)) => ip.to_string(),
+        Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
+    };
+    Some(match port {
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    })
+}
+
 /// Reads `host[:port]`: one name or one canonical IP literal, nothing else.
 fn parse(text: &str, strict: bool) -> Result<(Host, Option<u16>), BadHost> {
     if let Some(rest) = text.strip_prefix('[') {
@@ -169,6 +185,25 @@ mod tests {
             let row = format!("{authority:?} {hosts:?}");
             assert_eq!(host(*authority, hosts, Enforcement::Strict).as_deref(), *strict, "{row}");
             assert_eq!(host(*authority, hosts, Enforcement::Istio).as_deref(), *istio, "{row}");
+        }
+    }
+
+    #[test]
+    fn r_4_and_t_20_canonical_hosts() {
+        for (sent, passed_on) in [
+            ("a.com", Some("a.com")),
+            ("A.Com.", Some("a.com")),
+            ("a.com:80", Some("a.com:80")),
+            ("A.com.:0080", Some("a.com:80")),
+            ("203.0.113.1:81", Some("203.0.113.1:81")),
+            ("[2001:DB8:0::1]:80", Some("[2001:db8::1]:80")),
+            ("[::ffff:203.0.113.1]", Some("203.0.113.1")),
+            ("a.com..", None),
+            ("a.com,b.com", None),
+            ("u@a.com", None),
+            ("", None),
+        ] {
+            assert_eq!(canonical_host(sent).as_deref(), passed_on, "{sent}");
         }
     }
 

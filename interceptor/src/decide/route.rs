@@ -57,8 +57,11 @@ pub struct RouteActions {
     pub cors: Option<Cors>,
 }
 
+/// VS-40: the base of the waits between attempts, unless a resource says otherwise.
+pub const BACK_OFF: Duration = Duration::from_millis(25);
+
 /// When a failed attempt is repeated.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retries {
     /// Attempts after the first; 0 = none.
     pub attempts: u32,
@@ -70,6 +73,27 @@ pub struct Retries {
     pub statuses: Vec<u16>,
     /// strict: only requests with idempotent methods, unless a resource says so (GAP-17).
     pub idempotent_only: bool,
+    /// `backoff`: the first wait is below this, each next below twice as much and more, none longer
+    /// than ten times this (VS-40).
+    pub back_off: Duration,
+    /// Whether an endpoint that was tried is avoided where there are others (VS-40;
+    /// `retryIgnorePreviousHosts`).
+    pub elsewhere: bool,
+}
+
+impl Default for Retries {
+    /// None.
+    fn default() -> Self {
+        Self {
+            attempts: 0,
+            per_try_timeout: None,
+            on: Vec::new(),
+            statuses: Vec::new(),
+            idempotent_only: false,
+            back_off: BACK_OFF,
+            elsewhere: true,
+        }
+    }
 }
 
 /// One condition of `retryOn`.
@@ -133,7 +157,8 @@ pub struct HeaderChanges {
     pub response: HeaderOps,
 }
 
-/// Operations on one side's headers.
+/// Operations on one side's headers. Values are texts with operators between percent signs, as in
+/// the access log's formats ([`Substitution`](crate::account::Substitution)), `%%` the sign itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderOps {
     /// Replaces.

@@ -219,7 +219,8 @@ impl Cluster {
             }
             (Target::Fixed(upstream), _) => upstream.clone(),
             (Target::Concrete { port, round_robin }, Some(name)) => Upstream::Dns {
-                endpoints: [super::Endpoint { target: (name.clone(), *port), weight: 1 }].into(),
+                endpoints: [super::Endpoint { target: (name.clone().into(), *port), weight: 1 }]
+                    .into(),
                 round_robin: *round_robin,
             },
             // Without a name there is nothing to resolve.

@@ -5,7 +5,7 @@
 //! passed over instead of ending the search.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,8 +16,8 @@ use super::pattern::HostIndex;
 use super::request::Host;
 use super::service::{Asked, longest};
 use super::{
-    Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Reason, Service, Target,
-    Upstream, judge_requests, refuse,
+    Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Place, Reason, Service,
+    StreamRule, Target, Upstream, judge_requests, refuse,
 };
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::Hello;
@@ -25,9 +25,12 @@ use crate::sniff::Hello;
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     ports: HashMap<u16, Port>,
-    /// What chain numbers stand for: a service, and the rule in place of its own chain.
-    chains: Vec<(u32, Option<u32>)>,
+    /// What chain numbers stand for.
+    chains: Vec<Chain>,
 }
+
+/// A service, and the rule in place of its own chain.
+type Chain = (u32, Option<u32>);
 
 /// What the registry says of one port.
 #[derive(Debug, Default)]
@@ -47,9 +50,19 @@ struct Port {
     /// Services by a literal Host (HTTP-7).
     literals: HashMap<IpAddr, u32>,
     /// Address-less TCP services: theirs is what their hosts resolve to (GAP-1).
-    tcp_claims: Vec<Claiming>,
+    tcp_claims: Claims,
     /// The same, and address-less sniffed ones.
-    all_claims: Vec<Claiming>,
+    all_claims: Claims,
+}
+
+/// Who claims the addresses of names on one port.
+#[derive(Debug, Default)]
+struct Claims {
+    /// Hosts, each with the chain of what its addresses get.
+    hosts: Vec<Claiming>,
+    /// The verdicts, made once, so that a decision costs the same however many there are; `None`
+    /// where one depends on the dialled address (a rule that leads to where the workload dialled).
+    ready: Option<Arc<[Claim]>>,
 }
 
 /// A host, and the chain of what its addresses get.
@@ -76,6 +89,17 @@ impl Tables {
         let mut tables = Self::default();
         for (id, service) in (0..).zip(services) {
             tables.add(id, service);
+        }
+        let chains = &tables.chains;
+        for (number, port) in &mut tables.ports {
+            let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), *number);
+            let same = port.tcp_claims.hosts.len() == port.all_claims.hosts.len();
+            port.all_claims.prepare(services, chains, any);
+            if same {
+                port.tcp_claims.ready.clone_from(&port.all_claims.ready);
+            } else {
+                port.tcp_claims.prepare(services, chains, any);
+            }
         }
         tables
     }
@@ -105,6 +129,11 @@ impl Tables {
         Some(rules.service(*id).relay(*rule, &asked(dst, name)))
     }
 
+    /// What a chain's service is.
+    fn group(&self, rules: &Inner, number: u32) -> Option<Group> {
+        self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group)
+    }
+
     /// How well the address condition of a chain holds, if it does.
     fn rank(&self, rules: &Inner, dst: SocketAddr, number: u32) -> Option<Rank> {
         let (id, rule) = self.chains.get(number as usize)?;
@@ -131,8 +160,7 @@ impl Tables {
         }
         // MESH-21: nothing that a client says changes the verdict on what nobody claims, so the
         // bytes are only noticed in passing and a server may speak first.
-        let silent = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-        ByAddress::Inspect { unless_client_speaks: self.nameless(port, rules, dst, silent) }
+        ByAddress::Inspect { unless_client_speaks: self.silent(port, rules, dst) }
     }
 
     pub(super) fn by_hello(&self, rules: &Inner, dst: SocketAddr, hello: &Hello) -> Decision {
@@ -146,10 +174,7 @@ impl Tables {
                 let otherwise = unknown(rules, dst, None, Block::Reset, reason);
                 self.nameless(port, rules, dst, otherwise)
             }
-            Hello::Silent | Hello::Closed => {
-                let otherwise = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
-                self.nameless(port, rules, dst, otherwise)
-            }
+            Hello::Silent | Hello::Closed => self.silent(port, rules, dst),
             // Where names decide, bytes that hide the name are refused. On a port that no entry
             // with names uses, ALLOW_ANY passes any bytes, these included.
             Hello::Malformed(_) => match rules.outbound {
@@ -203,7 +228,7 @@ impl Tables {
         dst: SocketAddr,
         sni: Option<&HostName>,
     ) -> Decision {
-        let claims = port.map_or(&[][..], |port| &port.tcp_claims);
+        let claims = port.map(|port| &port.tcp_claims);
         let candidates =
             || sni.zip(port).into_iter().flat_map(|(name, port)| port.tls.matches(name));
         let named =
@@ -229,7 +254,22 @@ impl Tables {
         self.by_resolution(rules, dst, claims, otherwise)
     }
 
-    /// Bytes without a name, or no bytes: by address only.
+    /// No bytes, or too few to tell: what takes any bytes passes, so that its server may speak
+    /// first. Where a name could still refuse, silence is refused at the time-out, or a client
+    /// would say the name afterwards (T-28).
+    fn silent(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
+        let otherwise = unknown(rules, dst, None, Block::Close, Reason::SniffTimeout);
+        let (Some(closed), Action::Block(_)) = (port, &otherwise.action) else {
+            return self.nameless(port, rules, dst, otherwise);
+        };
+        match closed.opaque.find(dst.ip()) {
+            Some((_, number)) if self.group(rules, *number) != Some(Group::Tcp) => otherwise,
+            Some((_, number)) => self.relay(rules, dst, None, *number).unwrap_or(otherwise),
+            None => self.by_resolution(rules, dst, Some(&closed.tcp_claims), otherwise),
+        }
+    }
+
+    /// Bytes without a name: by address only.
     fn nameless(
         &self,
         port: Option<&Port>,
@@ -242,22 +282,21 @@ impl Tables {
         if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;
         }
-        self.by_resolution(rules, dst, &port.all_claims, otherwise)
+        self.by_resolution(rules, dst, Some(&port.all_claims), otherwise)
     }
 
     /// Plaintext HTTP is judged request by request on every port, unless the port is for opaque
     /// bytes, or the address is more specifically.
     fn http(&self, port: Option<&Port>, rules: &Inner, dst: SocketAddr) -> Decision {
         let Some(port) = port else { return judge_requests() };
-        let group =
-            |number: u32| self.chains.get(number as usize).map(|(id, _)| rules.service(*id).group);
         let owner = port.opaque.find(dst.ip()).filter(|(rank, number)| {
-            group(**number) == Some(Group::Tcp) && (rank.is_some() || port.http.is_empty())
+            self.group(rules, **number) == Some(Group::Tcp)
+                && (rank.is_some() || port.http.is_empty())
         });
         if let Some(decision) = owner.and_then(|(_, n)| self.relay(rules, dst, None, *n)) {
             return decision;
         }
-        let claims = if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };
+        let claims = port.http.is_empty().then_some(&port.tcp_claims);
         self.by_resolution(rules, dst, claims, judge_requests())
     }
 
@@ -266,25 +305,62 @@ impl Tables {
         &self,
         rules: &Inner,
         dst: SocketAddr,
-        claims: &[Claiming],
+        claims: Option<&Claims>,
         otherwise: Decision,
     ) -> Decision {
+        let Some(claims) = claims.filter(|claims| !claims.hosts.is_empty()) else {
+            return otherwise;
+        };
+        let claims = match &claims.ready {
+            Some(ready) => Arc::clone(ready),
+            None => claims.made(&rules.services, &self.chains, dst),
+        };
+        let hanging = ByResolution { claims, otherwise: otherwise.clone() };
+        Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
+    }
+}
+
+impl Claims {
+    /// Makes the verdicts that are the same for every dialled address; `any` stands for all of them.
+    fn prepare(&mut self, services: &[Service], chains: &[Chain], any: SocketAddr) {
+        let varies = |(_, number): &Claiming| {
+            let rule = rule_of(services, chains, *number);
+            let clusters =
+                rule.into_iter().flat_map(|rule| rule.to.iter()).flat_map(|to| &to.cluster);
+            clusters.into_iter().any(|cluster| matches!(cluster.target(), Target::Original(_)))
+        };
+        if !self.hosts.iter().any(varies) {
+            self.ready = Some(self.made(services, chains, any));
+        }
+    }
+
+    /// The verdicts for a dialled address.
+    fn made(&self, services: &[Service], chains: &[Chain], dst: SocketAddr) -> Arc<[Claim]> {
         let claim = |(host, number): &Claiming| {
-            let (id, rule) = self.chains.get(*number as usize)?;
-            let service = rules.service(*id);
+            let (id, rule) = chains.get(*number as usize)?;
+            let service = services.get(*id as usize)?;
             let decision = match rule {
                 None => service.relay_to(service.cluster.claimed(dst.port())),
                 rule => service.relay(*rule, &asked(dst, Some(host))),
             };
             Some(Claim { host: host.clone(), decision })
         };
-        let claims: Arc<[Claim]> = claims.iter().filter_map(claim).collect();
-        if claims.is_empty() {
-            return otherwise;
-        }
-        let hanging = ByResolution { claims, otherwise: otherwise.clone() };
-        Decision { action: Action::ByResolution(Box::new(hanging)), ..otherwise }
+        self.hosts.iter().filter_map(claim).collect()
     }
+
+    /// Adds a host's first chain; a host has one service on a port, its chains come one after the
+    /// other.
+    fn add(&mut self, host: &HostName, number: u32) {
+        if self.hosts.last().is_none_or(|(other, _)| other != host) {
+            self.hosts.push((host.clone(), number));
+        }
+    }
+}
+
+/// The rule that a chain number stands for, if it stands for one.
+fn rule_of<'s>(services: &'s [Service], chains: &[Chain], number: u32) -> Option<&'s StreamRule> {
+    let (id, rule) = chains.get(number as usize)?;
+    services.get(*id as usize)?.chains.get((*rule)? as usize)
 }
 
 /// The candidate that claims the address most specifically; the first among equals.
@@ -350,16 +426,13 @@ impl Port {
         if !unconditional || !service.cluster.addresses.is_empty() {
             return;
         }
-        let mut claims = match service.group {
-            Group::Tcp => vec![&mut self.tcp_claims, &mut self.all_claims],
-            Group::Sniffed => vec![&mut self.all_claims],
-            Group::Http | Group::Tls => return,
-        };
-        for claims in &mut claims {
-            // A host has one service on a port; its chains come one after the other.
-            if claims.last().is_none_or(|(other, _)| other != host) {
-                claims.push((host.clone(), number));
+        match service.group {
+            Group::Tcp => {
+                self.tcp_claims.add(host, number);
+                self.all_claims.add(host, number);
             }
+            Group::Sniffed => self.all_claims.add(host, number),
+            Group::Http | Group::Tls => {}
         }
     }
 
@@ -396,10 +469,19 @@ impl<T: Copy> Addresses<T> {
             return;
         }
         self.anywhere.get_or_insert(value);
-        if let Target::Fixed(Upstream::Static(endpoints)) = &service.cluster.target {
-            for endpoint in endpoints.iter() {
-                self.endpoints.entry(endpoint.target.ip()).or_insert(value);
+        let mut own = |ip| _ = self.endpoints.entry(ip).or_insert(value);
+        match &service.cluster.target {
+            Target::Fixed(Upstream::Static(endpoints)) => {
+                endpoints.iter().for_each(|endpoint| own(endpoint.target.ip()));
             }
+            Target::Fixed(Upstream::Dns { endpoints, .. }) => {
+                for endpoint in endpoints.iter() {
+                    if let (Place::Ip(ip), _) = &endpoint.target {
+                        own(*ip);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 

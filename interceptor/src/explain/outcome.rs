@@ -10,10 +10,9 @@ use serde::Serialize;
 use super::question::Question;
 use super::{Dialled, Names};
 use crate::account::{Encoding, Flag, Format, HttpFields, Record};
-use crate::decide::host::HostName;
 use crate::decide::route::{Abort, Destination, Forward, LocalReply};
 use crate::decide::traffic::{Origination, Trust, UpstreamProtocol, Verify};
-use crate::decide::{Action, Block, Decision, Endpoint, Upstream};
+use crate::decide::{Action, Block, Decision, Place, Upstream};
 use crate::policy::Enforcement;
 
 /// What can be observed, under the names of scenario files' expectations. What is not known
@@ -276,7 +275,9 @@ impl Draft {
             }
             let rewrite = forward.route.rewrite.as_ref();
             let path = rewrite.and_then(|rewrite| rewrite.path.clone());
-            let host = rewrite.and_then(|rewrite| rewrite.authority.clone());
+            let own = first.headers.request.set.iter().find(|(name, _)| name == ":authority");
+            let host = own.map(|(_, host)| host).or(rewrite.and_then(|r| r.authority.as_ref()));
+            let host = host.cloned();
             self.expect.upstream_path = Some(path.unwrap_or_else(|| question.path.clone()));
             self.expect.upstream_host_header = Some(host.unwrap_or_else(|| question.authority()));
             self.expect.upstream_protocol = Some(match first.traffic.protocol {
@@ -317,15 +318,19 @@ enum Places {
 
 fn places(upstream: &Upstream, question: &Question, names: &Names<'_>) -> Places {
     let dialled = |port| Places::Known(vec![SocketAddr::new(names.dialled.addr.ip(), port)]);
-    let of_names = |targets: &[(&HostName, u16)]| {
+    let of_names = |targets: &[(Place, u16)]| {
         let mut known = Vec::new();
-        for (name, port) in targets {
-            match names.lookup(name) {
+        for (place, port) in targets {
+            let found = match place {
+                Place::Ip(ip) => Some(vec![*ip]),
+                Place::Name(name) => names.lookup(name).map(|addresses| addresses.to_vec()),
+            };
+            match found {
                 Some(addresses) => {
                     known.extend(addresses.iter().map(|ip| SocketAddr::new(*ip, *port)));
                 }
                 None => {
-                    let named = targets.iter().map(|(name, port)| format!("{name}:{port}"));
+                    let named = targets.iter().map(|(place, port)| format!("{place}:{port}"));
                     return Places::Named(named.collect());
                 }
             }
@@ -338,17 +343,15 @@ fn places(upstream: &Upstream, question: &Question, names: &Names<'_>) -> Places
             if names.owns(host, question) {
                 dialled(*port)
             } else {
-                of_names(&[(host, *port)])
+                of_names(&[(host.clone().into(), *port)])
             }
         }
         Upstream::Static(endpoints) => {
             Places::Known(endpoints.iter().map(|endpoint| endpoint.target).collect())
         }
         Upstream::Dns { endpoints, round_robin } => {
-            let targets: Vec<_> = endpoints
-                .iter()
-                .map(|Endpoint { target: (name, port), .. }| (name, *port))
-                .collect();
+            let targets: Vec<_> =
+                endpoints.iter().map(|endpoint| endpoint.target.clone()).collect();
             match of_names(&targets) {
                 Places::Known(mut all) if *round_robin => {
                     all.truncate(1);
@@ -356,6 +359,10 @@ fn places(upstream: &Upstream, question: &Question, names: &Names<'_>) -> Places
                 }
                 places => places,
             }
+        }
+        Upstream::Unix(sockets) => {
+            let paths = sockets.iter().map(|one| format!("unix://{}", one.target.display()));
+            Places::Named(paths.collect())
         }
         Upstream::None | Upstream::NoCluster => Places::Known(Vec::new()),
     }

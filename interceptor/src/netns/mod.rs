@@ -1,5 +1,6 @@
-//! Network namespaces: opening one, making a socket in it, and following its routes.
+//! Network namespaces: opening one, making a socket in it, following its routes, ending its sockets.
 
+pub mod diag;
 mod routes;
 
 use std::fs::File;

@@ -9,17 +9,20 @@ use ipnet::IpNet;
 
 use super::Enforcement;
 use super::Outbound;
-use super::entry::{Entry, Protocol, ServicePort, Workload, selected};
+use super::entry::{Entry, Protocol, ServicePort};
 use super::fields::Findings;
+use super::gateway::Gateway;
 use super::reader::exported;
 use super::registry::{Carriage, Registry};
+use super::selection::{Workload, select_endpoints};
 use super::service_entry::Resolution;
 use super::sidecar::{self, Imports, Sidecar};
 use super::virtual_service::VirtualService;
 use super::virtual_service::compile::{Binder, Clusters, Settings};
+use crate::decide::http_route::HttpRoutes;
 use crate::decide::pattern::EntryHost;
-use crate::decide::route::HeaderChanges;
-use crate::decide::traffic::Origination;
+use crate::decide::route::{HeaderChanges, RouteActions};
+use crate::decide::traffic::{Origination, TrafficPolicy};
 use crate::decide::{
     Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
 };
@@ -30,6 +33,7 @@ pub(super) struct Input {
     pub(super) entries: Vec<Entry>,
     pub(super) virtual_services: Vec<VirtualService>,
     pub(super) sidecars: Vec<Sidecar>,
+    pub(super) gateways: Vec<Gateway>,
     pub(super) workloads: Vec<Workload>,
 }
 
@@ -41,7 +45,11 @@ pub(super) struct Mesh<'a> {
     pub(super) virtual_service_export: Vec<String>,
     pub(super) outbound: Outbound,
     pub(super) dns_capture: bool,
+    /// See [`super::load::Sources::gateway`].
+    pub(super) gateway: Option<IpAddr>,
     pub(super) dynamic_tls: Option<Arc<Origination>>,
+    /// What carries unknown traffic (MESH-18).
+    pub(super) unknown: TrafficPolicy,
     pub(super) settings: Settings<'a>,
     /// What carries the traffic of an entry's port, or of a subset of it; `None` = no such subset.
     pub(super) carriage: &'a Carry<'a>,
@@ -65,7 +73,13 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     let caller = mesh.settings.caller;
     let namespace = caller.namespace.as_str();
     input.sidecars.sort_by_cached_key(|s| (s.meta.created.clone(), s.meta.name.clone()));
-    let sidecar = sidecar::select(&input.sidecars, caller, mesh.root);
+    let own: Vec<&Gateway> =
+        input.gateways.iter().filter(|gateway| gateway.selects(caller)).collect();
+    // Sidecars are for sidecars (SC-1).
+    let sidecar = match mesh.gateway {
+        None => sidecar::select(&input.sidecars, caller, mesh.root),
+        Some(_) => None,
+    };
     note_listeners(sidecar, out);
     let mut imports = Imports::new(sidecar, namespace);
 
@@ -75,7 +89,11 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
         .filter(|service| {
             let owner = &service.meta.namespace;
             let seen = exported(&service.export_to, &mesh.virtual_service_export, owner, namespace);
-            service.in_mesh() && !service.hosts.is_empty() && seen && imports.brings(service)
+            let bound = match mesh.gateway {
+                None => service.in_mesh(),
+                Some(_) => own.iter().any(|gateway| gateway.binds(service)),
+            };
+            bound && !service.hosts.is_empty() && seen && imports.brings(service)
         })
         .collect();
     bound.sort_by_cached_key(|service| {
@@ -88,9 +106,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     }
 
     for entry in &mut input.entries {
-        if let Some(selector) = &entry.selector {
-            entry.endpoints = selected(&input.workloads, &entry.meta.namespace, selector);
-        }
+        select_endpoints(entry, &input.workloads, mesh.settings.profile, out);
     }
     let entries = visible(input.entries, mesh, namespace);
     let mut compiled = Compiled::default();
@@ -114,9 +130,29 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
             headers: Arc::new(HeaderChanges::default()),
         }),
         dynamic_tls: mesh.dynamic_tls.clone(),
+        gateway: false,
+        unknown: mesh.unknown.clone(),
     };
-    let mut binder = Binder::new(&mesh.settings, &registry, &bound, &input.virtual_services);
-    compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
+    let all = &input.virtual_services;
+    match mesh.gateway {
+        None => {
+            let mut binder = Binder::new(&mesh.settings, &registry, &bound, all);
+            compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
+        }
+        Some(address) => {
+            compiled.rules.gateway = true;
+            let actions = mesh.settings.default_actions();
+            for gateway in own {
+                let settings =
+                    Settings { gateway: Some(gateway.id.clone()), ..mesh.settings.clone() };
+                let bound: Vec<_> =
+                    bound.iter().copied().filter(|service| gateway.binds(service)).collect();
+                let mut binder = Binder::new(&settings, &registry, &bound, all);
+                let served = gateway.services(address, &entries, &mut binder, &actions);
+                compiled.rules.services.extend(served);
+            }
+        }
+    }
     compiled
 }
 
@@ -139,22 +175,30 @@ fn visible(mut entries: Vec<Entry>, mesh: &Mesh<'_>, namespace: &str) -> Vec<Ent
 fn services<'a>(
     entries: &'a [Entry],
     imports: &Imports<'_>,
-    automatic: &HashMap<&EntryHost, [IpNet; 2]>,
+    automatic: &HashMap<&EntryHost, Vec<IpNet>>,
     namespace: &str,
     registry: &mut Registry<'a>,
     out: &mut Findings,
     udp: &mut Vec<(IpNet, u16)>,
 ) -> Vec<Service> {
     // REG-2, REG-5: one namespace owns a host: a platform Service's, else the workload's own if it
-    // has it, else the first's.
-    let mut owners: HashMap<&EntryHost, &Entry> = HashMap::new();
-    let rank = |entry: &Entry| (entry.platform.is_none(), *entry.meta.namespace != *namespace);
+    // has it, else the first's. Among what a Sidecar imports: the earliest item's, then the
+    // workload's own before a platform Service's (REG-7).
+    let mut owners: HashMap<&EntryHost, ((usize, bool, bool), &Entry)> = HashMap::new();
+    let rank = |entry: &Entry, host: &EntryHost| {
+        let (foreign, entry_only) = (*entry.meta.namespace != *namespace, entry.platform.is_none());
+        match imports.item(&entry.meta.namespace, host) {
+            None => (0, entry_only, foreign),
+            Some(item) => (item, foreign, entry_only),
+        }
+    };
     let seen = |entry: &&Entry, host: &EntryHost| imports.sees(&entry.meta.namespace, host);
     for entry in entries {
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
-            let owner = owners.entry(host).or_insert(entry);
-            if rank(entry) < rank(owner) {
-                *owner = entry;
+            let rank = rank(entry, host);
+            let owner = owners.entry(host).or_insert((rank, entry));
+            if rank < owner.0 {
+                *owner = (rank, entry);
             }
         }
     }
@@ -162,7 +206,7 @@ fn services<'a>(
     let mut taken: HashMap<&EntryHost, HashSet<u16>> = HashMap::new();
     for entry in entries {
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
-            let owner = owners.get(host).copied().unwrap_or(entry);
+            let owner = owners.get(host).map_or(entry, |(_, owner)| *owner);
             if !std::ptr::eq(owner, entry) && !merges(owner, entry) {
                 let message = format!(
                     "host {host} is ignored here: {} has it first (REG-3, REG-5)",
@@ -180,8 +224,9 @@ fn services<'a>(
                     udp.extend(allowed.filter(|_| reached));
                     continue;
                 };
-                let addresses: Arc<[IpNet]> = match automatic.get(host) {
-                    Some(automatic) => automatic.to_vec().into(),
+                let own = !entry.addresses.is_empty() || entry.platform.is_some();
+                let addresses: Arc<[IpNet]> = match automatic.get(host).filter(|_| !own) {
+                    Some(automatic) => automatic.clone().into(),
                     None => entry.addresses.clone().into(),
                 };
                 let cluster = registry.add(entry, host, port, addresses);
@@ -278,55 +323,75 @@ fn bind<C: Clusters>(
             .collect();
         let covered = |host: &EntryHost| on_port.iter().any(|known| host.covers(known));
         for (host, routes) in binder.nominal(PORT, covered) {
-            let cluster = Cluster {
-                name: ClusterName::outbound(PORT, &host.to_string()),
-                host,
-                addresses: Arc::default(),
-                target: Target::Fixed(Upstream::None),
-                traffic: Arc::default(),
-            };
-            services.push(Service {
-                cluster: Arc::new(cluster),
-                port: PORT,
-                group: Group::Http,
-                exclusive: false,
-                rule: routes.rule.clone(),
-                aliases: Arc::default(),
-                routes: Some(routes),
-                chains: Arc::default(),
-                actions: Arc::clone(&actions),
-                nominal: true,
-            });
+            services.push(nominal(host, PORT, routes, &actions));
         }
     }
     services
 }
 
-/// RES-18, RES-19: with DNS capture, entries without addresses are recognised by automatic ones,
-/// one of each family for each host.
-fn automatic_addresses(entries: &[Entry], capture: bool) -> HashMap<&EntryHost, [IpNet; 2]> {
-    let mut addresses = HashMap::new();
+/// A host that only routes know.
+pub(super) fn nominal(
+    host: EntryHost,
+    port: u16,
+    routes: Arc<HttpRoutes>,
+    actions: &Arc<RouteActions>,
+) -> Service {
+    let cluster = Cluster {
+        name: ClusterName::outbound(port, &host.to_string()),
+        host,
+        addresses: Arc::default(),
+        target: Target::Fixed(Upstream::None),
+        traffic: Arc::default(),
+    };
+    Service {
+        cluster: Arc::new(cluster),
+        port,
+        group: Group::Http,
+        exclusive: false,
+        rule: routes.rule.clone(),
+        aliases: Arc::default(),
+        routes: Some(routes),
+        chains: Arc::default(),
+        actions: Arc::clone(actions),
+        nominal: true,
+    }
+}
+
+/// RES-18, RES-19: with DNS capture, entries without addresses are recognised by automatic ones:
+/// those that a control plane allocated, else one of each family for each host.
+fn automatic_addresses(entries: &[Entry], capture: bool) -> HashMap<&EntryHost, Vec<IpNet>> {
+    let mut addresses: HashMap<&EntryHost, Vec<IpNet>> = HashMap::new();
     if !capture {
         return addresses;
     }
-    let off = ("networking.istio.io/enable-autoallocate-ip".to_owned(), "false".to_owned());
-    let eligible = entries.iter().filter(|entry| {
-        entry.addresses.is_empty()
-            && entry.platform.is_none()
-            && entry.resolution != Resolution::None
-            && entry.hosts.iter().all(|host| host.exact().is_some())
-            && !entry.meta.labels.contains(&off)
-    });
-    let mut free = (0..=255_u8).flat_map(|high| (1..=254_u8).map(move |low| (high, low)));
-    for host in eligible.flat_map(|entry| &entry.hosts) {
-        if addresses.contains_key(host) {
-            continue;
-        }
-        let Some((high, low)) = free.next() else { break };
+    let eligible = || {
+        entries.iter().filter(|entry| {
+            entry.addresses.is_empty()
+                && entry.platform.is_none()
+                && entry.resolution != Resolution::None
+                && entry.meta.allocates()
+        })
+    };
+    let allocated = eligible().flat_map(|entry| &entry.allocated);
+    for (host, ip) in allocated {
+        addresses.entry(host).or_default().push(IpNet::from(*ip));
+    }
+    let taken: HashSet<IpNet> = addresses.values().flatten().copied().collect();
+    let pair = |high: u8, low: u8| {
         let four = IpAddr::V4(Ipv4Addr::new(240, 240, high, low));
         let tail = u16::from_be_bytes([high, low]);
         let six = IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0xf0f0, tail));
-        addresses.insert(host, [IpNet::from(four), IpNet::from(six)]);
+        vec![IpNet::from(four), IpNet::from(six)]
+    };
+    let mut free = (0..=255_u8)
+        .flat_map(|high| (1..=254_u8).map(move |low| pair(high, low)))
+        .filter(|pair| !pair.iter().any(|one| taken.contains(one)));
+    for host in eligible().flat_map(|entry| &entry.hosts).filter(|host| host.exact().is_some()) {
+        if addresses.contains_key(host) {
+            continue;
+        }
+        let Some(pair) = free.next() else { break };
+        addresses.insert(host, pair);
     }
     addresses
 }

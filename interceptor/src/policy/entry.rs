@@ -1,6 +1,7 @@
 //! A ServiceEntry that holds: its parts in parsed form.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ pub(super) struct Entry {
     pub(super) selector: Option<Vec<(String, String)>>,
     /// Sorted; empty = the mesh default (SE-9).
     pub(super) export_to: Vec<String>,
+    /// Automatic addresses that a control plane has allocated, by host (RES-18).
+    pub(super) allocated: Vec<(EntryHost, IpAddr)>,
     /// Identities of the upstream where TLS is originated (SE-10).
     pub(super) subject_alt_names: Vec<String>,
     /// Set where it stands for a Kubernetes Service.
@@ -67,34 +70,18 @@ pub(super) struct ServiceEndpoint {
     pub(super) labels: Vec<(String, String)>,
 }
 
-/// A workload that entries may select (SE-8, SE-11).
-#[derive(Debug, Clone)]
-pub(super) struct Workload {
-    pub(super) namespace: Arc<str>,
-    pub(super) labels: Vec<(String, String)>,
-    pub(super) endpoint: ServiceEndpoint,
-}
-
-/// The endpoints that a selector of `namespace` takes; one without labels takes none (SEV-10).
-pub(super) fn selected(
-    workloads: &[Workload],
-    namespace: &str,
-    selector: &[(String, String)],
-) -> Vec<ServiceEndpoint> {
-    let takes = |workload: &&Workload| {
-        *workload.namespace == *namespace
-            && !selector.is_empty()
-            && selector.iter().all(|label| workload.labels.contains(label))
-    };
-    workloads.iter().filter(takes).map(|workload| workload.endpoint.clone()).collect()
-}
-
 /// What an endpoint's address may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EndpointAddress {
     Ip(IpAddr),
     Name(HostName),
+    /// `unix:///absolute/path`.
+    Unix(Arc<Path>),
 }
+
+/// Why strict opens no unix socket for a workload.
+pub(super) const NO_SOCKETS: &str = "the daemon would open this unix socket with its own rights, \
+    and strict reaches none for a workload (T-12); use an IP address, or enforcement istio";
 
 /// What a port's `protocol` means (SE-3, SE-13 to SE-16).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

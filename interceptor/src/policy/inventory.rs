@@ -8,11 +8,14 @@ use std::sync::Arc;
 
 use super::fields::Context;
 use super::node::{Node, parse};
+use super::parts::Known;
 
 /// The resources in force, by name (`ServiceEntry default/google`).
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
     resources: BTreeMap<Arc<str>, Kept>,
+    /// What the next load need not read again.
+    known: Arc<Known>,
 }
 
 /// Where a resource's version in force stands.
@@ -58,7 +61,16 @@ impl Inventory {
                 resources.insert(id, Kept { digest, file, text: Arc::clone(text) });
             }
         }
-        Self { resources }
+        Self { resources, known: Arc::default() }
+    }
+
+    /// The same, with what the next load need not read again.
+    pub(super) fn with_known(self, known: Known) -> Self {
+        Self { known: Arc::new(known), ..self }
+    }
+
+    pub(super) fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.known)
     }
 
     /// Whether nothing is in force.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,12 @@ use super::inventory::{Inventory, Substitutes};
 use super::mesh::MeshConfig;
 use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
+use super::parts::Known;
 use super::registry::Carriage;
 use super::resource::Resources;
 use super::virtual_service::compile::Settings;
 use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, Outbound, Snapshot, telemetry, validate};
+use super::{Enforcement, OnRemoval, Outbound, Snapshot, telemetry};
 use crate::decide::pattern::EntryHost;
 use crate::decide::{Group, Policy, Service};
 
@@ -39,9 +41,14 @@ pub struct Sources {
     pub outbound: Option<Outbound>,
     /// Overrides `InterceptorConfig`'s `enforcement`.
     pub enforcement: Option<Enforcement>,
+    /// Overrides `InterceptorConfig`'s `onPolicyRemoval`.
+    pub on_removal: Option<OnRemoval>,
     /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
     /// addresses are recognised by automatic ones (RES-18, RES-19).
     pub dns_capture: bool,
+    /// The workload is a gateway at this address (GW-1): it serves what its Gateways list, and
+    /// nothing else.
+    pub gateway: Option<IpAddr>,
 }
 
 /// The workload that the rules are compiled for.
@@ -133,14 +140,15 @@ pub fn load_over(
     before: &Inventory,
 ) -> Result<Loaded, LoadErrors> {
     let again = !before.is_empty();
-    let loaded = load_once(sources, caller, again, Substitutes::new())?;
+    let known = before.known();
+    let loaded = load_once(sources, caller, again, Substitutes::new(), &known)?;
     let names = loaded.rejected.iter().filter_map(|notice| notice.resource.as_deref());
     let substitutes = before.documents(names);
     if substitutes.is_empty() {
         return Ok(loaded);
     }
     let mut kept: Vec<_> = substitutes.keys().cloned().collect();
-    let mut second = load_once(sources, caller, again, substitutes)?;
+    let mut second = load_once(sources, caller, again, substitutes, &known)?;
     // What was good once need not be beside other settings.
     kept.retain(|id| second.rejected.iter().all(|notice| notice.resource.as_deref() != Some(id)));
     second.inventory.keep(before, kept.iter());
@@ -160,10 +168,12 @@ fn load_once(
     caller: &Caller,
     again: bool,
     substitutes: Substitutes,
+    known: &Arc<Known>,
 ) -> Result<Loaded, LoadErrors> {
     let namespace = caller.namespace.as_str();
     let mut out = Findings::default();
-    let mut resources = Resources { substitutes, ..Resources::default() };
+    let known = Arc::clone(known);
+    let mut resources = Resources { substitutes, known, ..Resources::default() };
     let mut texts = HashMap::new();
     let mut read = |path: &Path, out: &mut Findings| {
         let text: Arc<str> = read(path, again, out)?.into();
@@ -202,14 +212,11 @@ fn load_once(
         let message = "a second mesh configuration; give one only";
         out.errors.push(context.notice(At { line: 1, column: 1 }, "", message));
     }
-    check_unique(&resources, &mut out);
-
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
-    let mut entries: Vec<_> = resources
-        .service_entries
-        .iter()
-        .filter_map(|entry| validate::check(entry, profile, &mut out))
-        .collect();
+    let mut known = Known::new();
+    let written = std::mem::take(&mut resources.service_entries).into_iter();
+    let mut entries: Vec<_> =
+        written.filter_map(|entry| entry.check(profile, &mut known, &mut out)).collect();
     reject_partial(&mut resources, profile, &mut out);
     if !out.errors.is_empty() {
         let mut all = out.errors;
@@ -239,10 +246,12 @@ fn load_once(
         })
     }));
     let workloads = resources.workload_entries.iter().filter_map(WorkloadEntry::to_workload);
+    let workloads = workloads.chain(std::mem::take(&mut resources.pods));
     let input = Input {
         entries,
         virtual_services,
         sidecars: std::mem::take(&mut resources.sidecars),
+        gateways: std::mem::take(&mut resources.gateways),
         workloads: workloads.collect(),
     };
     let compiled = compile_for(caller, input, &mesh, sources, &rules, &mut out);
@@ -264,11 +273,13 @@ fn load_once(
         log_format: mesh.log_format,
         udp_allowed: compiled.udp,
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+        credentials: resources.secrets.keyring(namespace),
+        on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
     };
     let inventory = {
         let rejected: HashSet<_> =
             out.rejected.iter().filter_map(|notice| notice.resource.as_deref()).collect();
-        Inventory::of(resources.seen, &texts, |id| rejected.contains(id))
+        Inventory::of(resources.seen, &texts, |id| rejected.contains(id)).with_known(known)
     };
     Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary, inventory })
 }
@@ -290,6 +301,7 @@ fn destination_rules(
         profile,
     };
     DestinationRules::new(std::mem::take(&mut resources.destination_rules), defaults, out)
+        .in_mesh(mesh.h2_upgrade, mesh.default_policy.clone())
 }
 
 /// GAP-18: rules that wrap what is TLS already.
@@ -331,10 +343,13 @@ fn compile_for(
         service_export: or_all(&service_export),
         virtual_service_export: or_all(&config.virtual_service_export),
         outbound: sources.outbound.or(config.outbound).unwrap_or_default(),
-        dns_capture: sources.dns_capture,
+        dns_capture: sources.dns_capture || config.dns_capture,
+        gateway: sources.gateway,
         dynamic_tls: config.dynamic_tls.clone(),
+        unknown: rules.of_unknown(),
         settings: Settings {
             caller,
+            gateway: None,
             profile,
             normalization: config.normalization,
             retries: config.retries.clone(),
@@ -372,21 +387,6 @@ fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) ->
                 out.warnings.push(context.notice(timeout.at, &timeout.path, message));
             }
             Some(STRICT_SNIFF_TIMEOUT)
-        }
-    }
-}
-
-/// Two resources of one name would shadow each other silently.
-fn check_unique(resources: &Resources, out: &mut Findings) {
-    let mut seen = std::collections::HashSet::new();
-    let entries =
-        resources.service_entries.iter().map(|e| ("ServiceEntry", &e.meta, &e.context, e.spec.at));
-    let routes =
-        resources.virtual_services.iter().map(|v| ("VirtualService", &v.meta, &v.context, v.at.at));
-    for (kind, meta, context, at) in entries.chain(routes) {
-        if !seen.insert((kind, &meta.namespace, &meta.name)) {
-            let message = "a second resource of this name; rename or remove one";
-            out.errors.push(context.notice(at, "metadata.name", message));
         }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Outbound;
-use super::fields::{Context, Fields, Findings, Located};
-use super::node::Node;
+use super::destination_rule::{self, Blocks};
+use super::fields::{Context, Fields, Findings, Located, text};
+use super::node::{Node, Value};
 use super::providers::{self, Provider};
 use super::reader::Reader;
 use super::service_entry::one_of;
@@ -40,10 +41,16 @@ pub(super) struct MeshConfig {
     pub(super) destination_rule_export: Vec<String>,
     /// MESH-16.
     pub(super) retries: Option<Retries>,
+    /// `h2UpgradePolicy: UPGRADE` (MESH-12).
+    pub(super) h2_upgrade: bool,
+    /// MESH-18.
+    pub(super) default_policy: Blocks,
     /// `pathNormalization` (VS-11).
     pub(super) normalization: Normalization,
     /// `outboundTrafficPolicy.tls` (MESH-31).
     pub(super) dynamic_tls: Option<Arc<Origination>>,
+    /// `defaultConfig.proxyMetadata` switches DNS capture on (RES-18).
+    pub(super) dns_capture: bool,
 }
 
 /// Fields of MeshConfig that have no effect here (yet). Anything outside this list is a mistake.
@@ -52,15 +59,12 @@ const UNUSED: &[&str] = &[
     "caCertificates",
     "certificates",
     "configSources",
-    "defaultConfig",
-    "defaultTrafficPolicy",
     "disableEnvoyListenerLog",
     "discoverySelectors",
     "enableAutoMtls",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "enableTracing",
-    "h2UpgradePolicy",
     "hboneIdleTimeout",
     "inboundClusterStatName",
     "inboundTrafficPolicy",
@@ -130,8 +134,15 @@ impl MeshConfig {
             virtual_service_export: values(&mut f, "defaultVirtualServiceExportTo", cx, out),
             destination_rule_export: values(&mut f, "defaultDestinationRuleExportTo", cx, out),
             retries: retries(&mut f, cx, out),
+            h2_upgrade: {
+                let names = [("DO_NOT_UPGRADE", false), ("UPGRADE", true)];
+                let found = one_of(f.text("h2UpgradePolicy", cx, out), &names, cx, out);
+                found.unwrap_or_default()
+            },
+            default_policy: default_policy(&mut f, cx, out),
             normalization: normalization(&mut f, cx, out),
             dynamic_tls,
+            dns_capture: dns_capture(&mut f, cx, out),
         };
         for (key, _) in f.rest() {
             let path = f.path_of(&key.name);
@@ -153,16 +164,58 @@ fn outbound(
 ) -> (Option<Outbound>, Option<Arc<Origination>>) {
     let Some(policy) = f.take_present("outboundTrafficPolicy") else { return (None, None) };
     let mut inner = Fields::of(policy.value, policy.path, cx, out);
-    let mode = inner.text("mode", cx, out);
+    let mode = mode(&mut inner, cx, out);
     let tls = inner.take("tls").map(|node| Arc::new(dynamic_tls(&node, cx, out)));
     inner.finish(cx, out);
-    let Some(mode) = mode else { return (Some(Outbound::RegistryOnly), None) };
+    (Some(mode.unwrap_or(Outbound::RegistryOnly)), tls.filter(|_| mode.is_some()))
+}
+
+/// By name, or by the enumeration's number, as protobuf's JSON takes either (MESH-1).
+fn mode(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Option<Outbound> {
     let modes = [
         ("REGISTRY_ONLY", Outbound::RegistryOnly),
         ("ALLOW_ANY", Outbound::AllowAny),
         ("ALLOW_ANY_DYNAMIC_DNS", Outbound::AllowAnyDynamicDns),
     ];
-    (one_of(Some(mode), &modes, cx, out), tls)
+    let found = f.take("mode")?;
+    let numbers = [(0, modes[0].1), (1, modes[1].1), (3, modes[2].1)];
+    let number = match found.value.value {
+        Value::Int(given) => numbers.iter().find(|(number, _)| *number == given),
+        _ => None,
+    };
+    match number {
+        Some((_, mode)) => Some(*mode),
+        None => one_of(text(found, cx, out), &modes, cx, out),
+    }
+}
+
+/// RES-18, RES-19. Nothing else of the proxy's own configuration has an effect here.
+fn dns_capture(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> bool {
+    let Some(node) = f.take("defaultConfig") else { return false };
+    let mut config = Fields::of(node.value, node.path, cx, out);
+    let metadata = config.entries("proxyMetadata", cx, out).unwrap_or_default();
+    let unused = |path: &str, at| cx.notice(at, path, "not used by interceptor");
+    for (key, _) in config.rest() {
+        out.warnings.push(unused(&config.path_of(&key.name), key.at));
+    }
+    let mut capture = false;
+    for (name, node) in metadata {
+        let (path, at) = (node.path.clone(), node.at);
+        let Some(value) = text(node, cx, out) else { continue };
+        match name.as_str() {
+            "ISTIO_META_DNS_CAPTURE" if value.value == "true" => {
+                capture = true;
+                let message = "entries without addresses are reached by automatic ones only \
+                               (RES-19), and interceptor does not answer DNS itself: the workload \
+                               has to learn those elsewhere, or give the entries addresses";
+                out.warnings.push(cx.notice(at, &path, message));
+            }
+            // Automatic addresses come with capture, as in every current version.
+            "ISTIO_META_DNS_CAPTURE" | "ISTIO_META_DNS_AUTO_ALLOCATE" => {}
+            _ => out.warnings.push(unused(&path, at)),
+        }
+    }
+    capture
 }
 
 /// TLS towards whatever a request names: the system's roots or a file of them (MESH-31).
@@ -196,6 +249,16 @@ fn retries(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Option<Retri
     let bad = out.rejected.split_off(rejected);
     out.errors.extend(bad);
     Some(retries)
+}
+
+/// MESH-18. What does not hold makes the mesh configuration unusable.
+fn default_policy(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Blocks {
+    let Some(node) = f.take("defaultTrafficPolicy") else { return Blocks::default() };
+    let rejected = out.rejected.len();
+    let blocks = Blocks::read_default(&node, &mut destination_rule::Reader::new(cx, out));
+    let bad = out.rejected.split_off(rejected);
+    out.errors.extend(bad);
+    blocks
 }
 
 /// VS-11.

@@ -1,19 +1,23 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
+mod base64;
 mod compile;
 mod destination_rule;
 mod entry;
 mod fields;
+mod gateway;
 mod inventory;
 mod kubernetes;
 mod load;
 mod mesh;
 mod node;
 mod notice;
+mod parts;
 mod providers;
 mod reader;
 mod registry;
 mod resource;
+mod selection;
 mod service_entry;
 mod sidecar;
 mod telemetry;
@@ -31,6 +35,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 pub use self::inventory::{Changes, Inventory};
+pub use self::kubernetes::{Credentials, Keyring};
 pub use self::load::{Caller, Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
 pub use self::watch::Watch;
@@ -77,6 +82,17 @@ impl Outbound {
     }
 }
 
+/// What happens to established connections that a change of policy no longer allows
+/// (`onPolicyRemoval`, T-62).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum OnRemoval {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They are ended, and the log says why.
+    Cut,
+}
+
 /// One compiled, immutable set of rules and settings.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -105,18 +121,25 @@ pub struct Snapshot {
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in
     /// strict with REGISTRY_ONLY).
     pub refuse_datagrams: bool,
+    /// What `credentialName` means to the workload (TLS-9).
+    pub credentials: Keyring,
+    /// What happens to what is no longer allowed when this comes into force.
+    pub on_removal: OnRemoval,
 }
 
 /// The current snapshot, swapped whole.
 #[derive(Debug)]
 pub struct Store {
     current: ArcSwap<Snapshot>,
+    /// The generation in force.
+    changes: tokio::sync::watch::Sender<u64>,
 }
 
 impl Store {
     /// Starts with `snapshot`.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { current: ArcSwap::from_pointee(snapshot) }
+        let changes = tokio::sync::watch::Sender::new(snapshot.generation);
+        Self { current: ArcSwap::from_pointee(snapshot), changes }
     }
 
     /// The newest snapshot.
@@ -126,6 +149,13 @@ impl Store {
 
     /// Replaces the snapshot for everything that asks from now on.
     pub fn replace(&self, snapshot: Snapshot) {
+        let generation = snapshot.generation;
         self.current.store(Arc::new(snapshot));
+        self.changes.send_replace(generation);
+    }
+
+    /// Says when a snapshot is replaced from now on; subscribe before reading the current one.
+    pub fn subscribe(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 }

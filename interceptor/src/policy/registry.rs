@@ -13,7 +13,7 @@ use super::service_entry::Resolution;
 use super::virtual_service::compile::Clusters;
 use crate::decide::pattern::EntryHost;
 use crate::decide::traffic::TrafficPolicy;
-use crate::decide::{Cluster, ClusterName, Endpoint, Target, Upstream};
+use crate::decide::{Cluster, ClusterName, Endpoint, Place, Target, Upstream};
 
 /// What carries a cluster's traffic, and which of its endpoints.
 #[derive(Debug, Clone, Default)]
@@ -114,7 +114,7 @@ fn target(
         // the name that the client shows.
         Resolution::Dns | Resolution::DnsRoundRobin => match host.exact() {
             Some(name) => Target::Fixed(Upstream::Dns {
-                endpoints: [Endpoint { target: (name.clone(), own_port), weight: 1 }].into(),
+                endpoints: [Endpoint { target: (name.clone().into(), own_port), weight: 1 }].into(),
                 round_robin,
             }),
             None => Target::Concrete { port: own_port, round_robin },
@@ -122,8 +122,8 @@ fn target(
     }
 }
 
-/// The endpoints of an entry for one of its ports (SE-4): all addresses, or all names. A subset
-/// takes those with its labels (DR-8).
+/// The endpoints of an entry for one of its ports (SE-4). A subset takes those with its labels
+/// (DR-8). Where there are addresses only, nothing is resolved.
 fn given(
     entry: &Entry,
     port: &ServicePort,
@@ -131,7 +131,8 @@ fn given(
     round_robin: bool,
 ) -> Upstream {
     let mut addresses = Vec::new();
-    let mut names = Vec::new();
+    let mut places = Vec::new();
+    let mut sockets = Vec::new();
     for endpoint in &entry.endpoints {
         if !labels.iter().all(|label| endpoint.labels.contains(label)) {
             continue;
@@ -142,16 +143,22 @@ fn given(
         match &endpoint.address {
             EndpointAddress::Ip(ip) => {
                 addresses.push(Endpoint { target: SocketAddr::new(*ip, number), weight });
+                places.push(Endpoint { target: (Place::Ip(*ip), number), weight });
             }
             EndpointAddress::Name(name) => {
-                names.push(Endpoint { target: (name.clone(), number), weight });
+                places.push(Endpoint { target: (name.clone().into(), number), weight });
+            }
+            EndpointAddress::Unix(path) => {
+                sockets.push(Endpoint { target: Arc::clone(path), weight });
             }
         }
     }
-    if !names.is_empty() {
-        Upstream::Dns { endpoints: Arc::from(names), round_robin }
+    if places.len() > addresses.len() {
+        Upstream::Dns { endpoints: Arc::from(places), round_robin }
     } else if !addresses.is_empty() {
         Upstream::Static(Arc::from(addresses))
+    } else if !sockets.is_empty() {
+        Upstream::Unix(Arc::from(sockets))
     } else {
         Upstream::None
     }

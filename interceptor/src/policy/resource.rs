@@ -1,20 +1,24 @@
 //! From documents to resources: what kind, whose, and what of it is understood.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Enforcement;
 use super::destination_rule::DestinationRule;
 use super::fields::{Context, Fields, Findings};
+use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
-use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore};
+use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
 use super::mesh::MeshConfig;
-use super::node::{At, Node, Value, parse};
+use super::node::{At, BadYaml, Node, Value, parse};
+use super::parts::{self, Known, Origin, Part, Piece, Written};
+use super::selection::Workload;
 use super::service_entry::{ServiceEntry, string_map};
 use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
 use super::virtual_service::VirtualService;
 use super::workload_entry::WorkloadEntry;
+use super::{Enforcement, OnRemoval};
 
 /// Name, namespace and age.
 #[derive(Debug, Clone)]
@@ -27,12 +31,25 @@ pub(super) struct Meta {
     pub(super) labels: Vec<(String, String)>,
 }
 
+impl Meta {
+    /// Whether its owner lets automatic addresses be allocated (RES-18).
+    pub(super) fn allocates(&self) -> bool {
+        let off = |(key, value): &(String, String)| {
+            key == "networking.istio.io/enable-autoallocate-ip"
+                && value.eq_ignore_ascii_case("false")
+        };
+        !self.labels.iter().any(off)
+    }
+}
+
 /// Everything that the files hold, as written.
 #[derive(Debug, Default)]
 pub(super) struct Resources {
-    pub(super) service_entries: Vec<ServiceEntry>,
+    pub(super) service_entries: Vec<Written>,
     pub(super) destination_rules: Vec<DestinationRule>,
     pub(super) workload_entries: Vec<WorkloadEntry>,
+    /// Pods that run (SE-8).
+    pub(super) pods: Vec<Workload>,
     pub(super) services: Vec<KubernetesService>,
     pub(super) endpoint_slices: Vec<EndpointSlice>,
     pub(super) secrets: SecretStore,
@@ -41,12 +58,19 @@ pub(super) struct Resources {
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
+    /// See [`Gateway`]: for workloads that are one.
+    pub(super) gateways: Vec<Gateway>,
+    pub(super) on_removal: Option<OnRemoval>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
     pub(super) seen: Vec<Seen>,
     /// What to read in place of some resources.
     pub(super) substitutes: Substitutes,
+    /// The resources so far of kinds that would shadow each other.
+    pub(super) names: HashSet<Arc<str>>,
+    /// What need not be read again.
+    pub(super) known: Arc<Known>,
 }
 
 /// Istio kinds that come with a later part and whose absence opens nothing that the outbound mode
@@ -68,12 +92,86 @@ fn is_kubernetes(version: &str) -> bool {
     matches!(group, "apps" | "autoscaling" | "batch" | "policy") || group.ends_with(".k8s.io")
 }
 
+/// A piece of a file that was understood.
+enum Parsed<'t> {
+    Known(Arc<str>, Arc<Part>),
+    Nodes(Piece<'t>, Vec<Node>),
+}
+
 impl Resources {
-    /// Reads one file's text.
+    /// Reads one file's text: every document of it or, where one cannot be parsed, none.
     pub(super) fn read(&mut self, file: &Arc<Path>, text: &str, out: &mut Findings) {
-        for (index, node) in documents(file, text, out).iter().enumerate() {
-            let context = Context::new(file, index + 1);
-            self.document(node, context, out);
+        let pieces = parts::cut(text);
+        let mut parsed = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            let known = self.known.get_key_value(piece.text);
+            let known = known.filter(|(_, part)| !self.substitutes.contains_key(&part.id));
+            if let Some((text, part)) = known {
+                parsed.push(Parsed::Known(Arc::clone(text), Arc::clone(part)));
+                continue;
+            }
+            match parse(piece.text) {
+                Ok(nodes) => parsed.push(Parsed::Nodes(*piece, nodes)),
+                Err(bad) if pieces.len() == 1 => return unreadable(file, bad, out),
+                // The whole text has the message, and the last word.
+                Err(_) => {
+                    let whole = Piece { text, line: 0 };
+                    parsed = vec![Parsed::Nodes(whole, documents(file, text, out))];
+                    break;
+                }
+            }
+        }
+        let mut index = 0;
+        for (parsed, piece) in parsed.into_iter().zip(&pieces) {
+            let mut cx = Context::new(file, index + 1);
+            match parsed {
+                // Its name is taken: it is read again, which says so and where.
+                Parsed::Known(text, part) if !self.names.insert(Arc::clone(&part.id)) => {
+                    cx.shift.line = piece.line;
+                    self.read_piece(&Piece { text: &text, line: piece.line }, &cx, out);
+                    index += 1;
+                }
+                Parsed::Known(text, part) => {
+                    cx.shift.line = piece.line;
+                    cx.resource = Some(Arc::clone(&part.id));
+                    out.warnings.extend(part.read(&cx));
+                    let (id, digest) = (Arc::clone(&part.id), part.digest);
+                    self.seen.push(Seen { id, digest, file: Arc::clone(file) });
+                    self.service_entries.push(Written::Known { part, text, context: cx });
+                    self.documents += 1;
+                    index += 1;
+                }
+                Parsed::Nodes(piece, nodes) => {
+                    cx.shift.line = piece.line;
+                    index += nodes.len();
+                    self.nodes(&piece, &nodes, &cx, out);
+                }
+            }
+        }
+    }
+
+    /// Reads one piece, known to parse, whose first document is `cx`.
+    pub(super) fn read_piece(&mut self, piece: &Piece<'_>, cx: &Context, out: &mut Findings) {
+        self.nodes(piece, &parse(piece.text).unwrap_or_default(), cx, out);
+    }
+
+    fn nodes(&mut self, piece: &Piece<'_>, nodes: &[Node], first: &Context, out: &mut Findings) {
+        let before = (self.documents, self.seen.len(), self.service_entries.len());
+        let said = out.warnings.len();
+        for (index, node) in nodes.iter().enumerate() {
+            let mut cx = Context::new(&first.file, first.document + index);
+            cx.shift = first.shift;
+            self.document(node, cx, out);
+        }
+        // A piece that is one ServiceEntry and nothing else can be remembered.
+        let after = (self.documents, self.seen.len(), self.service_entries.len());
+        if after == (before.0 + 1, before.1 + 1, before.2 + 1)
+            && let Some(Written::New { origin, .. }) = self.service_entries.last_mut()
+            && let Some(seen) = self.seen.last()
+        {
+            let (text, id) = (piece.text.into(), Arc::clone(&seen.id));
+            let read = out.warnings[said..].to_vec();
+            *origin = Some(Origin { text, id, digest: seen.digest, read });
         }
     }
 
@@ -158,7 +256,7 @@ impl Resources {
             }
             "Telemetry" => &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"],
             "IstioOperator" => &["install.istio.io/v1alpha1"],
-            "ConfigMap" | "Service" | "Secret" => &["v1"],
+            "ConfigMap" | "Service" | "Secret" | "Pod" => &["v1"],
             "EndpointSlice" => &["discovery.k8s.io/v1"],
             "InterceptorConfig" => &["egress.interceptor.io/v1alpha1"],
             _ => &[],
@@ -173,11 +271,16 @@ impl Resources {
             out.errors.push(cx.notice(at, "apiVersion", message));
             return;
         }
+        self.check_unique(&kind.value, node, &cx, out);
         match kind.value.as_str() {
             "ServiceEntry" => {
-                top.take("status");
+                let status = top.take("status");
                 let spec = spec(&mut top, node, &cx, out);
-                self.service_entries.push(ServiceEntry::read(meta, spec, &cx, out));
+                let mut entry = ServiceEntry::read(meta, spec, &cx, out);
+                if let Some(status) = status {
+                    entry.read_status(status.value);
+                }
+                self.service_entries.push(Written::New { entry: entry.into(), origin: None });
             }
             "DestinationRule" => {
                 top.take("status");
@@ -192,6 +295,10 @@ impl Resources {
             "Service" => {
                 let spec = spec(&mut top, node, &cx, out);
                 self.services.extend(KubernetesService::read(meta, node, spec, &cx, out));
+                return;
+            }
+            "Pod" => {
+                self.pods.extend(read_pod(&meta, node));
                 return;
             }
             "EndpointSlice" => {
@@ -239,6 +346,10 @@ impl Resources {
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
             {
+                // Sidecars have no use for it, and `run` has no other role yet.
+                if other == "Gateway" {
+                    self.gateways.push(Gateway::read(&meta, node));
+                }
                 out.warnings.push(cx.notice(
                     kind.at,
                     "kind",
@@ -253,6 +364,16 @@ impl Resources {
             }
         }
         top.finish(&cx, out);
+    }
+
+    /// Two resources of one name would shadow each other silently.
+    fn check_unique(&mut self, kind: &str, node: &Node, cx: &Context, out: &mut Findings) {
+        let Some(id) = cx.resource.as_ref().filter(|_| shadows(kind)) else { return };
+        if !self.names.insert(Arc::clone(id)) {
+            let name = node.get("metadata").and_then(|metadata| metadata.get("name"));
+            let message = "a second resource of this name; rename or remove one";
+            out.errors.push(cx.notice(name.map_or(node.at, |n| n.at), "metadata.name", message));
+        }
     }
 
     /// `spec.meshConfig` of an IstioOperator, the kind itself given or not.
@@ -281,8 +402,10 @@ impl Resources {
         };
         let mut inside = cx.clone();
         // A block scalar's position is that of its first character, indent included.
-        inside.shift =
-            At { line: mesh.at.line.saturating_sub(1), column: mesh.at.column.saturating_sub(1) };
+        inside.shift = At {
+            line: cx.shift.line + mesh.at.line.saturating_sub(1),
+            column: mesh.at.column.saturating_sub(1),
+        };
         match parse(inner) {
             Ok(nodes) => {
                 let empty = Node { at: mesh.at, value: Value::Null };
@@ -307,6 +430,11 @@ impl Resources {
         if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
             self.enforcement = Some(value);
         }
+        let names = [("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)];
+        let found = spec.text("onPolicyRemoval", cx, out);
+        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
+            self.on_removal = Some(value);
+        }
         let later = [
             "mode",
             "bypassCIDRs",
@@ -314,7 +442,6 @@ impl Resources {
             "resolvers",
             "fastPath",
             "onDaemonLoss",
-            "onPolicyRemoval",
             "accessLog",
             "limits",
             "egressProxy",
@@ -337,10 +464,14 @@ impl Context {
 
 fn documents(file: &Arc<Path>, text: &str, out: &mut Findings) -> Vec<Node> {
     parse(text).unwrap_or_else(|bad| {
-        let message = format!("not readable as YAML: {}", bad.message);
-        out.errors.push(Context::new(file, 0).notice(bad.at, "", message));
+        unreadable(file, bad, out);
         Vec::new()
     })
+}
+
+fn unreadable(file: &Arc<Path>, bad: BadYaml, out: &mut Findings) {
+    let message = format!("not readable as YAML: {}", bad.message);
+    out.errors.push(Context::new(file, 0).notice(bad.at, "", message));
 }
 
 fn spec<'n>(top: &mut Fields<'n>, node: &'n Node, cx: &Context, out: &mut Findings) -> Fields<'n> {
@@ -365,6 +496,11 @@ const NAMED: [&str; 9] = [
     "VirtualService",
     "Sidecar",
 ];
+
+/// Whether a second resource of this kind and name would take the first one's place.
+fn shadows(kind: &str) -> bool {
+    NAMED.contains(&kind) || kind == "ConfigMap"
+}
 
 fn read_meta(
     node: &Node,

@@ -1,9 +1,12 @@
 //! ServiceEntry as written: every field of the schema, typed and located (SE-1 to SE-18).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fields::{Context, Fields, Findings, Located, int, text};
+use super::node::Node;
 use super::resource::Meta;
+use crate::decide::pattern::EntryHost;
 
 /// A ServiceEntry whose shape is right; whether it makes sense is `validate`'s question.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub(super) struct ServiceEntry {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) selector: Option<Located<Vec<(String, String)>>>,
     pub(super) export_to: Vec<Located<String>>,
+    /// `status.addresses` (RES-18).
+    pub(super) allocated: Vec<(EntryHost, IpAddr)>,
     /// Checked by nobody (SEV-25).
     pub(super) subject_alt_names: Vec<String>,
 }
@@ -96,6 +101,7 @@ impl ServiceEntry {
                 .collect(),
             selector,
             export_to: f.texts("exportTo", cx, out),
+            allocated: Vec::new(),
             subject_alt_names: f
                 .texts("subjectAltNames", cx, out)
                 .into_iter()
@@ -111,7 +117,7 @@ impl ServiceEntry {
 }
 
 impl Port {
-    fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
+    fn read(node: Located<&Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
         let absent = |field: &str| (node.at, format!("{}.{field}", node.path));
         let or_empty = |found: Option<Located<String>>, field: &str| {
@@ -134,21 +140,9 @@ impl Port {
 }
 
 impl Endpoint {
-    fn read(node: Located<&super::node::Node>, cx: &Context, out: &mut Findings) -> Self {
+    fn read(node: Located<&Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path.clone(), cx, out);
-        for (field, effect) in [
-            ("locality", "all endpoints are equally near"),
-            ("serviceAccount", "no identity is checked"),
-        ] {
-            if let Some(found) = f.take(field) {
-                not_yet(cx, out, &found, effect);
-            }
-        }
-        let network = f.text("network", cx, out);
-        if let Some(found) = &network {
-            let message = "not supported yet: all endpoints are dialled directly";
-            out.warnings.push(cx.notice(found.at, &found.path, message));
-        }
+        let network = without_effect(&mut f, cx, out);
         let ports = f.entries("ports", cx, out).unwrap_or_default();
         let mut labels = string_map(f.entries("labels", cx, out), cx, out);
         labels.sort();
@@ -171,6 +165,28 @@ impl Endpoint {
     }
 }
 
+/// What an endpoint may say that changes nothing here, said so; gives its `network`.
+pub(super) fn without_effect(
+    f: &mut Fields<'_>,
+    cx: &Context,
+    out: &mut Findings,
+) -> Option<Located<String>> {
+    let locality = f.text("locality", cx, out);
+    let account = f.text("serviceAccount", cx, out);
+    let network = f.text("network", cx, out);
+    for (found, why) in [
+        (&locality, "where the workload runs is not known, so all endpoints are equally near"),
+        (&account, "no mesh identity is checked; list names in subjectAltNames"),
+        (&network, "endpoints are dialled directly, in whatever network they are"),
+    ] {
+        if let Some(found) = found {
+            let message = format!("has no effect here: {why}");
+            out.warnings.push(cx.notice(found.at, &found.path, message));
+        }
+    }
+    network
+}
+
 /// The meaning of an enumerated text, or an error that lists what is allowed.
 pub(super) fn one_of<T: Copy>(
     found: Option<Located<String>>,
@@ -190,7 +206,7 @@ pub(super) fn one_of<T: Copy>(
 
 /// Labels and the like.
 pub(super) fn string_map(
-    entries: Option<Vec<(String, Located<&super::node::Node>)>>,
+    entries: Option<Vec<(String, Located<&Node>)>>,
     cx: &Context,
     out: &mut Findings,
 ) -> Vec<(String, String)> {
@@ -204,6 +220,18 @@ pub(super) fn not_yet<T>(cx: &Context, out: &mut Findings, at: &Located<T>, effe
 }
 
 impl ServiceEntry {
+    /// Takes over what a control plane wrote into `status`. It is nobody's mistake if that is not
+    /// understood, so nothing is said of it.
+    pub(super) fn read_status(&mut self, status: &Node) {
+        let address = |item: &Node| {
+            let host = EntryHost::parse(item.get_text("host")?).ok()?;
+            let ip: IpAddr = item.get_text("value")?.parse().ok()?;
+            Some((host, ip.to_canonical()))
+        };
+        let items = status.get("addresses").and_then(Node::items).unwrap_or_default();
+        self.allocated = items.iter().filter_map(address).collect();
+    }
+
     /// `ServiceEntry default/google`.
     pub(super) fn id(&self) -> crate::decide::RuleId {
         crate::decide::RuleId {

@@ -1,5 +1,7 @@
 //! Telemetry, as far as access logging goes (TEL-1 to TEL-7).
 
+mod shapes;
+
 use std::sync::Arc;
 
 use super::fields::{Context, Fields, Findings, Located};
@@ -7,7 +9,7 @@ use super::mesh::MeshConfig;
 use super::node::{At, Node};
 use super::providers::Writes;
 use super::resource::Meta;
-use super::service_entry::{not_yet, one_of, string_map};
+use super::service_entry::{one_of, string_map};
 use crate::account::{Filter, LogSettings, LogTarget};
 
 /// The provider that exists without being defined (TEL-6).
@@ -61,11 +63,7 @@ impl Telemetry {
         let mut f = spec;
         let rejected = out.rejected.len();
         let scope = scope(&mut f, cx, out);
-        for field in ["metrics", "tracing"] {
-            if let Some(found) = f.take(field) {
-                not_yet(cx, out, &found, "only accessLogging is read");
-            }
-        }
+        shapes::read_unused(&mut f, cx, out);
         let items = f.list("accessLogging", cx, out);
         let access_logging =
             items.into_iter().map(|item| AccessLogging::read(item, cx, out)).collect();
@@ -107,30 +105,46 @@ fn scope(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Scope {
 impl AccessLogging {
     fn read(node: Located<&Node>, cx: &Context, out: &mut Findings) -> Self {
         let mut f = Fields::of(node.value, node.path, cx, out);
-        let mut providers = Vec::new();
-        for item in f.list("providers", cx, out) {
-            let mut provider = Fields::of(item.value, item.path.clone(), cx, out);
-            match provider.text("name", cx, out).filter(|name| !name.value.is_empty()) {
-                Some(name) => providers.push(name),
-                None => {
-                    let path = provider.path_of("name");
-                    out.rejected.push(cx.notice(item.at, &path, "missing"));
-                }
-            }
-            provider.finish(cx, out);
-        }
-        let mut outbound = true;
-        if let Some(found) = f.take("match") {
-            let mut inner = Fields::of(found.value, found.path, cx, out);
-            let modes = [("CLIENT_AND_SERVER", true), ("CLIENT", true), ("SERVER", false)];
-            outbound = one_of(inner.text("mode", cx, out), &modes, cx, out).unwrap_or(true);
-            inner.finish(cx, out);
-        }
+        let providers = providers(&mut f, cx, out);
+        let outbound = matched(&mut f, cx, out, |_, _, _| {});
         let filter = f.take("filter").and_then(|found| filter(found, cx, out));
         let disabled = f.boolean("disabled", cx, out).is_some_and(|d| d.value);
         f.finish(cx, out);
         Self { providers, disabled, filter, outbound }
     }
+}
+
+/// `providers[]`, by name.
+fn providers(f: &mut Fields<'_>, cx: &Context, out: &mut Findings) -> Vec<Located<String>> {
+    let mut providers = Vec::new();
+    for item in f.list("providers", cx, out) {
+        let mut provider = Fields::of(item.value, item.path.clone(), cx, out);
+        match provider.text("name", cx, out).filter(|name| !name.value.is_empty()) {
+            Some(name) => providers.push(name),
+            None => {
+                let path = provider.path_of("name");
+                out.rejected.push(cx.notice(item.at, &path, "missing"));
+            }
+        }
+        provider.finish(cx, out);
+    }
+    providers
+}
+
+/// `match`: whether its mode concerns outbound traffic (TEL-4). `more` reads what else is in it.
+fn matched(
+    f: &mut Fields<'_>,
+    cx: &Context,
+    out: &mut Findings,
+    more: impl FnOnce(&mut Fields<'_>, &Context, &mut Findings),
+) -> bool {
+    let Some(found) = f.take("match") else { return true };
+    let mut inner = Fields::of(found.value, found.path, cx, out);
+    let modes = [("CLIENT_AND_SERVER", true), ("CLIENT", true), ("SERVER", false)];
+    let outbound = one_of(inner.text("mode", cx, out), &modes, cx, out).unwrap_or(true);
+    more(&mut inner, cx, out);
+    inner.finish(cx, out);
+    outbound
 }
 
 /// TEL-5: the expression has to parse.

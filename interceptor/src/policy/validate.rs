@@ -3,16 +3,19 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 
 use super::Enforcement;
 use super::destination_rule::PortKind;
 use super::entry::{
-    EndpointAddress, Entry, Protocol, ServiceEndpoint, ServicePort, is_dns_label, parse_network,
+    EndpointAddress, Entry, NO_SOCKETS, Protocol, ServiceEndpoint, ServicePort, is_dns_label,
+    parse_network,
 };
 use super::fields::{Findings, Located};
 use super::service_entry::{Endpoint, Resolution, ServiceEntry};
+use super::workload_entry::bad_label;
 use crate::decide::Group;
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;
@@ -48,6 +51,7 @@ pub(super) fn check(
         endpoints,
         selector: entry.selector.as_ref().map(|s| s.value.clone()),
         export_to,
+        allocated: entry.allocated.clone(),
         subject_alt_names: entry.subject_alt_names.clone(),
         platform: None,
         notice_at: entry.spec.clone(),
@@ -72,12 +76,6 @@ impl Check<'_> {
     fn warn<T>(&mut self, at: &Located<T>, message: impl Into<String>) {
         let notice = self.entry.context.notice(at.at, &at.path, message);
         self.out.warnings.push(notice);
-    }
-
-    fn unsupported<T>(&mut self, at: &Located<T>, message: &str) {
-        self.good = false;
-        let message = format!("not supported yet: {message}");
-        self.out.errors.push(self.entry.context.notice(at.at, &at.path, message));
     }
 
     /// SEV-1 to SEV-3.
@@ -179,11 +177,6 @@ impl Check<'_> {
                 self.reject(&port.protocol, message);
                 continue;
             };
-            let upper = port.protocol.value.to_ascii_uppercase();
-            if matches!(upper.as_str(), "HTTP2" | "GRPC" | "GRPC-WEB") {
-                let message = "not supported yet: HTTP/2 to the upstream (SE-15); treated as HTTP";
-                self.warn(&port.protocol, message);
-            }
             let name = port.name.value.clone();
             let kind = PortKind::of(&port.protocol.value);
             ports.extend(number.map(|number| ServicePort {
@@ -249,16 +242,24 @@ impl Check<'_> {
                     |weight| weight.max(1),
                 ),
             };
+            for (key, value) in &endpoint.labels {
+                if let Some(why) = bad_label(key, value) {
+                    self.reject(&endpoint.address, why);
+                }
+            }
             if let Some(address) = self.endpoint_address(endpoint) {
                 let labels = endpoint.labels.clone();
                 endpoints.push(ServiceEndpoint { address, ports: own_ports, weight, labels });
             }
         }
-        let names = endpoints.iter().filter(|e| matches!(e.address, EndpointAddress::Name(_)));
-        let names = names.count();
-        if self.good && names > 0 && names < endpoints.len() {
+        let is_socket = |one: &&ServiceEndpoint| matches!(one.address, EndpointAddress::Unix(_));
+        let sockets = endpoints.iter().filter(is_socket).count();
+        if self.good && sockets > 0 && sockets < endpoints.len() {
             let at = &entry.endpoints[0].address;
-            self.unsupported(at, "names and IP addresses among the endpoints of one entry");
+            self.reject(
+                at,
+                "not supported: addresses beside unix sockets; give each its own entry",
+            );
         }
         endpoints
     }
@@ -284,8 +285,10 @@ impl Check<'_> {
                 self.reject(address, "a unix socket has no ports (SEV-13)");
             } else if entry.ports.len() != 1 {
                 self.reject(address, "a unix socket needs exactly one port in the entry (SEV-13)");
+            } else if self.profile == Enforcement::Strict {
+                self.reject(address, NO_SOCKETS);
             } else {
-                self.unsupported(address, "unix sockets as endpoints");
+                return Some(EndpointAddress::Unix(Path::new(path).into()));
             }
             return None;
         }
@@ -295,6 +298,10 @@ impl Check<'_> {
         match HostName::parse(&address.value) {
             Ok(_) if fixed => {
                 self.reject(address, "STATIC needs IP addresses; use resolution DNS (SEV-12)");
+                None
+            }
+            Ok(name) if !name.is_rfc_1123() => {
+                self.reject(address, format!("\"{name}\" is not a host name"));
                 None
             }
             Ok(name) => Some(EndpointAddress::Name(name)),
@@ -403,7 +410,8 @@ impl Check<'_> {
         let wildcard = hosts.iter().any(|host| host.exact().is_none());
         for written in &entry.ports {
             let protocol = written.protocol.value.as_str();
-            let allocates = entry.resolution != Resolution::None && !wildcard;
+            let allocates =
+                entry.resolution != Resolution::None && !wildcard && entry.meta.allocates();
             if bare && !allocates && matches!(protocol, "" | "TCP") {
                 let message = match self.profile {
                     Enforcement::Istio => {

@@ -1,13 +1,15 @@
 //! WorkloadEntry: one endpoint that ServiceEntries select by its labels (SE-8, SE-11; SEV-24).
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::destination_rule::{Reader, string_pairs};
-use super::entry::{EndpointAddress, ServiceEndpoint, Workload, is_dns_label};
+use super::entry::{EndpointAddress, ServiceEndpoint, is_dns_label};
 use super::fields::{Context, Fields, Findings, Located, int};
 use super::resource::Meta;
+use super::selection::Workload;
+use super::service_entry::without_effect;
 use crate::decide::RuleId;
 use crate::decide::host::HostName;
 
@@ -16,27 +18,13 @@ use crate::decide::host::HostName;
 pub(crate) struct WorkloadEntry {
     pub(super) meta: Meta,
     /// `None`: only `network` is given, and nothing can be dialled directly.
-    pub(super) address: Option<WorkloadAddress>,
+    pub(super) address: Option<EndpointAddress>,
     /// By the name of the service's port.
     pub(super) ports: Vec<(String, u16)>,
     /// Sorted.
     pub(super) labels: Vec<(String, String)>,
     /// At least 1.
     pub(super) weight: u32,
-    /// `region/zone/subzone`.
-    pub(super) locality: Option<String>,
-    /// A reachability domain.
-    pub(super) network: Option<String>,
-    pub(super) service_account: Option<String>,
-}
-
-/// Where a workload listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum WorkloadAddress {
-    /// An IP address or a name.
-    Inet(EndpointAddress),
-    /// `unix:///absolute/path`.
-    Unix(PathBuf),
 }
 
 impl WorkloadEntry {
@@ -51,7 +39,7 @@ impl WorkloadEntry {
         let mut r = Reader::new(cx, out);
         let absent = Located { value: (), at: f.at(), path: f.path_of("address") };
         let ports = read_ports(&mut f, &mut r);
-        let network = f.text("network", r.cx, r.out).filter(|n| !n.value.is_empty());
+        let network = without_effect(&mut f, r.cx, r.out).filter(|n| !n.value.is_empty());
         let given = f.text("address", r.cx, r.out).filter(|n| !n.value.is_empty());
         if given.is_none() && network.is_none() {
             r.reject(&absent, "missing, and no network instead (SEV-24)");
@@ -70,16 +58,13 @@ impl WorkloadEntry {
             ports,
             labels,
             weight: r.number(&mut f, "weight").map_or(1, |weight| weight.value.max(1)),
-            locality: f.text("locality", r.cx, r.out).map(|n| n.value),
-            network: network.map(|n| n.value),
-            service_account: f.text("serviceAccount", r.cx, r.out).map(|n| n.value),
         };
         f.finish(r.cx, r.out);
         r.good.then_some(entry)
     }
 
     /// `WorkloadEntry default/vm1`.
-    pub(super) fn id(&self) -> RuleId {
+    fn id(&self) -> RuleId {
         RuleId {
             kind: "WorkloadEntry",
             namespace: Arc::clone(&self.meta.namespace),
@@ -87,10 +72,11 @@ impl WorkloadEntry {
         }
     }
 
-    /// It as entries select it, where it has an IP address or a name.
+    /// It as entries select it, where it has an address.
     pub(super) fn to_workload(&self) -> Option<Workload> {
-        let Some(WorkloadAddress::Inet(address)) = &self.address else { return None };
+        let address = self.address.as_ref()?;
         Some(Workload {
+            id: self.id(),
             namespace: Arc::clone(&self.meta.namespace),
             labels: self.labels.clone(),
             endpoint: ServiceEndpoint {
@@ -120,7 +106,7 @@ fn read_address(
     text: &Located<String>,
     has_ports: bool,
     r: &mut Reader<'_>,
-) -> Option<WorkloadAddress> {
+) -> Option<EndpointAddress> {
     if let Some(path) = text.value.strip_prefix("unix://") {
         if !path.starts_with('/') {
             r.reject(text, "a unix socket needs an absolute path (SEV-24)");
@@ -128,13 +114,17 @@ fn read_address(
         if has_ports {
             r.reject(text, "a unix socket has no ports (SEV-24)");
         }
-        return Some(WorkloadAddress::Unix(path.into()));
+        return Some(EndpointAddress::Unix(Path::new(path).into()));
     }
     if let Ok(ip) = text.value.parse::<IpAddr>() {
-        return Some(WorkloadAddress::Inet(EndpointAddress::Ip(ip.to_canonical())));
+        return Some(EndpointAddress::Ip(ip.to_canonical()));
     }
     match HostName::parse(&text.value) {
-        Ok(name) => Some(WorkloadAddress::Inet(EndpointAddress::Name(name))),
+        Ok(name) if !name.is_rfc_1123() => {
+            r.reject(text, format!("\"{name}\" is not a host name (SEV-24)"));
+            None
+        }
+        Ok(name) => Some(EndpointAddress::Name(name)),
         Err(bad) => {
             r.reject(text, format!("\"{}\": {bad} (SEV-24)", text.value));
             None

@@ -34,7 +34,6 @@ const MAX_CHAIN: usize = 16;
 pub(super) struct Servers {
     servers: Vec<TokioResolver>,
     preferred: AtomicUsize,
-    refresh: Duration,
 }
 
 /// What one family's question gave.
@@ -51,23 +50,25 @@ enum Family {
 }
 
 impl Servers {
-    pub(super) fn new(servers: &[SocketAddr], refresh: Duration) -> Self {
+    pub(super) fn new(servers: &[SocketAddr]) -> Self {
         let count = servers.len().min(MAX_SERVERS);
         // A client without TLS is made of plain values: this does not fail.
         let servers = servers.iter().take(count).filter_map(|&server| client(server, count).ok());
-        Self { servers: servers.collect(), preferred: AtomicUsize::new(0), refresh }
+        Self { servers: servers.collect(), preferred: AtomicUsize::new(0) }
     }
 
-    /// Asks the servers in order, beginning with the one that answered last, until one answers.
-    pub(super) async fn ask(&self, host: &HostName) -> Asked {
+    /// Asks the servers in order, beginning with the one that answered last, until one answers. An
+    /// answer that lacks a family holds `refresh` at most.
+    pub(super) async fn ask(&self, host: &HostName, refresh: Duration) -> Asked {
         let Some(name) = absolute(host) else {
             return Err("the name does not fit a DNS question".into());
         };
         let mut last: Asked = Err("no name server is configured".into());
         let first = self.preferred.load(Ordering::Relaxed);
+        let limit = TOTAL / u32::try_from(self.servers.len()).unwrap_or(1).max(1);
         for turn in 0..self.servers.len() {
             let index = (first + turn) % self.servers.len();
-            last = self.ask_one(&self.servers[index], &name).await;
+            last = ask_one(&self.servers[index], &name, limit, refresh).await;
             if last.is_ok() {
                 self.preferred.store(index, Ordering::Relaxed);
                 break;
@@ -75,49 +76,48 @@ impl Servers {
         }
         last
     }
+}
 
-    async fn ask_one(&self, server: &TokioResolver, name: &Name) -> Asked {
-        let limit = TOTAL / u32::try_from(self.servers.len()).unwrap_or(1).max(1);
-        let v4 = Box::pin(family(server, name, RecordType::A, limit));
-        let v6 = Box::pin(family(server, name, RecordType::AAAA, limit));
-        let (v4, v6) = match select(v4, v6).await {
-            Either::Left((v4, rest)) => {
-                let v6 = second(&v4, rest).await;
-                (v4, v6)
-            }
-            Either::Right((v6, rest)) => {
-                let v4 = second(&v6, rest).await;
-                (v4, v6)
-            }
-        };
-        self.join(v4, v6)
-    }
-
-    /// The union of both families. One that failed is missing, not fatal, but asked for again soon.
-    fn join(&self, v4: Family, v6: Family) -> Asked {
-        use Family::{Empty, Failed, Found};
-        match (v4, v6) {
-            (Found { mut addresses, ttl }, Found { addresses: mut more, ttl: other }) => {
-                // A v4-mapped AAAA may repeat an A.
-                more.retain(|ip| !addresses.contains(ip));
-                // Neither family may crowd out the other.
-                addresses.truncate(MAX_ADDRESSES - more.len().min(MAX_ADDRESSES / 2));
-                addresses.extend(more);
-                Ok(Answer { addresses, ttl: ttl.min(other) })
-            }
-            (Found { addresses, ttl }, Empty { .. }) | (Empty { .. }, Found { addresses, ttl }) => {
-                Ok(Answer { addresses, ttl })
-            }
-            (Found { addresses, ttl }, Failed(_)) | (Failed(_), Found { addresses, ttl }) => {
-                Ok(Answer { addresses, ttl: ttl.min(self.refresh) })
-            }
-            (Empty { .. }, Empty { .. })
-            | (Empty { nowhere: true }, Failed(_))
-            | (Failed(_), Empty { nowhere: true }) => {
-                Ok(Answer { addresses: Vec::new(), ttl: Duration::ZERO })
-            }
-            (Failed(why), _) | (_, Failed(why)) => Err(why),
+async fn ask_one(server: &TokioResolver, name: &Name, limit: Duration, refresh: Duration) -> Asked {
+    let v4 = Box::pin(family(server, name, RecordType::A, limit));
+    let v6 = Box::pin(family(server, name, RecordType::AAAA, limit));
+    let (v4, v6) = match select(v4, v6).await {
+        Either::Left((v4, rest)) => {
+            let v6 = second(&v4, rest).await;
+            (v4, v6)
         }
+        Either::Right((v6, rest)) => {
+            let v4 = second(&v6, rest).await;
+            (v4, v6)
+        }
+    };
+    join(v4, v6, refresh)
+}
+
+/// The union of both families. One that failed is missing, not fatal, but asked for again soon.
+fn join(v4: Family, v6: Family, refresh: Duration) -> Asked {
+    use Family::{Empty, Failed, Found};
+    match (v4, v6) {
+        (Found { mut addresses, ttl }, Found { addresses: mut more, ttl: other }) => {
+            // A v4-mapped AAAA may repeat an A.
+            more.retain(|ip| !addresses.contains(ip));
+            // Neither family may crowd out the other.
+            addresses.truncate(MAX_ADDRESSES - more.len().min(MAX_ADDRESSES / 2));
+            addresses.extend(more);
+            Ok(Answer { addresses, ttl: ttl.min(other) })
+        }
+        (Found { addresses, ttl }, Empty { .. }) | (Empty { .. }, Found { addresses, ttl }) => {
+            Ok(Answer { addresses, ttl })
+        }
+        (Found { addresses, ttl }, Failed(_)) | (Failed(_), Found { addresses, ttl }) => {
+            Ok(Answer { addresses, ttl: ttl.min(refresh) })
+        }
+        (Empty { .. }, Empty { .. })
+        | (Empty { nowhere: true }, Failed(_))
+        | (Failed(_), Empty { nowhere: true }) => {
+            Ok(Answer { addresses: Vec::new(), ttl: Duration::ZERO })
+        }
+        (Failed(why), _) | (_, Failed(why)) => Err(why),
     }
 }
 

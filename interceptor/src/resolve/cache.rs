@@ -48,8 +48,22 @@ type Flight = Shared<BoxFuture<'static, Lookup>>;
 #[derive(Debug)]
 pub(super) struct Cache {
     slots: Mutex<HashMap<HostName, Slot>>,
-    stale_for: Option<Duration>,
-    retry_after: Duration,
+    holding: Mutex<Holding>,
+}
+
+/// How long answers hold, as settings have it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Holding {
+    /// See [`super::ResolverConfig::stale_for`].
+    pub(super) stale_for: Option<Duration>,
+    /// See [`super::ResolverConfig::refresh`].
+    pub(super) refresh: Duration,
+}
+
+impl Holding {
+    fn retry_after(&self) -> Duration {
+        self.refresh.clamp(TTL_FLOOR, RETRY_AFTER)
+    }
 }
 
 /// What is known of one name.
@@ -75,11 +89,17 @@ impl Cache {
     /// A cache that serves the last good answer for `stale_for` while asking fails (`None`: for
     /// ever) and asks again after `refresh`, at the latest after five seconds.
     pub(super) fn new(stale_for: Option<Duration>, refresh: Duration) -> Self {
-        Self {
-            slots: Mutex::default(),
-            stale_for,
-            retry_after: refresh.clamp(TTL_FLOOR, RETRY_AFTER),
-        }
+        Self { slots: Mutex::default(), holding: Mutex::new(Holding { stale_for, refresh }) }
+    }
+
+    /// How long answers hold.
+    pub(super) fn holding(&self) -> Holding {
+        *self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes that, for what is known already, too.
+    pub(super) fn hold(&self, holding: Holding) {
+        *self.holding.lock().unwrap_or_else(PoisonError::into_inner) = holding;
     }
 
     /// The addresses of `host`: remembered, or by way of `ask`.
@@ -95,14 +115,14 @@ impl Cache {
             }
             let slot = slots.entry(host.clone()).or_insert_with(|| Slot::empty(now));
             slot.used = now;
-            if let Some(known) = slot.known(now, self.stale_for) {
+            if let Some(known) = slot.known(now, self.holding().stale_for) {
                 return known;
             }
             let flight = match &slot.flight {
                 Some(flight) => flight.clone(),
                 None => slot.flight.insert(self.take_off(host, ask())).clone(),
             };
-            (flight, slot.stale(now, self.stale_for))
+            (flight, slot.stale(now, self.holding().stale_for))
         };
         match stale {
             None => flight.await,
@@ -155,8 +175,8 @@ impl Cache {
             }
             Err(why) => {
                 let error = ResolveError::Failed { host: host.clone(), why };
-                slot.refused = Some((error.clone(), now + self.retry_after));
-                slot.stale(now, self.stale_for).ok_or(error)
+                slot.refused = Some((error.clone(), now + self.holding().retry_after()));
+                slot.stale(now, self.holding().stale_for).ok_or(error)
             }
         }
     }
@@ -168,7 +188,8 @@ impl Cache {
         if slots.len() < MAX_NAMES {
             return;
         }
-        slots.retain(|_, slot| slot.is_useful(now, self.stale_for));
+        let stale_for = self.holding().stale_for;
+        slots.retain(|_, slot| slot.is_useful(now, stale_for));
         if slots.len() > MAX_NAMES - EVICTED_AT_ONCE {
             let mut used = slots.values().map(|slot| slot.used).collect::<Vec<_>>();
             let (_, &mut cutoff, _) = used.select_nth_unstable(EVICTED_AT_ONCE);

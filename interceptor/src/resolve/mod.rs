@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ask::Servers;
-use cache::Cache;
+use cache::{Cache, Holding};
 
 use crate::decide::host::HostName;
 
@@ -63,8 +63,13 @@ impl Resolver {
     pub fn new(config: ResolverConfig) -> Self {
         Self {
             cache: Arc::new(Cache::new(config.stale_for, config.refresh)),
-            source: Source::Servers(Arc::new(Servers::new(&config.servers, config.refresh))),
+            source: Source::Servers(Arc::new(Servers::new(&config.servers))),
         }
+    }
+
+    /// Changes how long answers hold, as in [`ResolverConfig`]; at once, for what is known as well.
+    pub fn hold(&self, stale_for: Option<Duration>, refresh: Duration) {
+        self.cache.hold(Holding { stale_for, refresh });
     }
 
     /// A resolver that knows `table` and nothing else.
@@ -91,7 +96,8 @@ impl Resolver {
         match &self.source {
             Source::Servers(servers) => {
                 let (servers, name) = (Arc::clone(servers), host.clone());
-                self.cache.get(host, || async move { servers.ask(&name).await }).await
+                let refresh = self.cache.holding().refresh;
+                self.cache.get(host, || async move { servers.ask(&name, refresh).await }).await
             }
             #[cfg(test)]
             Source::Table(table) => {

@@ -61,6 +61,8 @@ pub(super) struct Setting {
     pub(super) values: BTreeMap<String, String>,
     /// `proxyMetadata` switches DNS capture on (RES-18).
     pub(super) dns_capture: bool,
+    /// The flow enters a gateway at this address.
+    pub(super) gateway: Option<IpAddr>,
     pub(super) workload: Workload,
     pub(super) resources: Vec<Value>,
 }

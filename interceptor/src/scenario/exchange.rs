@@ -14,10 +14,7 @@ use crate::decide::route::{
     Abort, Cors, Destination, Fault, Forward, HeaderOps, LocalReply, Retries, RetryOn, RouteActions,
 };
 use crate::decide::traffic::UpstreamProtocol;
-use crate::decide::{ClusterName, Reason};
-
-/// Wait before a repeated attempt: the base of Envoy's exponential backoff (VS-40).
-const BACKOFF: Duration = Duration::from_millis(25);
+use crate::decide::{ClusterName, Reason, canonical_host};
 
 /// A client's order to Envoy (VS-31).
 const CLIENT_TIMEOUT: &str = "x-envoy-upstream-rq-timeout-ms";
@@ -222,7 +219,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
             );
             let upstream = match found {
                 Ok(upstream) => upstream,
-                Err(nowhere) => return self.finish(to_nowhere(nowhere), None),
+                Err(nowhere) => return self.finish(to_nowhere(nowhere, self.destination), None),
             };
             self.used.push(upstream);
             self.made += 1;
@@ -242,7 +239,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
                 let exhausted = wanted && allowed > 0;
                 return self.end(attempt, upstream, exhausted);
             }
-            self.elapsed += BACKOFF;
+            self.elapsed += retries.back_off;
         }
     }
 
@@ -305,7 +302,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
                 done
             }
             Attempt::Failed(failure) => {
-                let mut done = not_connected(&failure, self.made > 1);
+                let mut done = not_connected(&failure);
                 if matches!(failure, Failure::Tls(_)) {
                     // The server saw a handshake, and no request.
                     done.seen = Some(Seen { tls: self.seen().tls, ..Seen::default() });
@@ -336,7 +333,7 @@ impl<'a, 'n> Attempts<'a, 'n> {
 
     fn host(&self) -> Option<String> {
         let rewritten = self.route.rewrite.as_ref().and_then(|rewrite| rewrite.authority.clone());
-        rewritten.or_else(|| self.request.host().map(str::to_owned))
+        rewritten.or_else(|| self.request.host().and_then(canonical_host))
     }
 
     /// What the upstream gets.
@@ -376,8 +373,15 @@ impl<'a, 'n> Attempts<'a, 'n> {
 }
 
 /// RES-8, VS-21, and refusals that came after the decision.
-fn to_nowhere(nowhere: Nowhere) -> Exchanged {
+fn to_nowhere(nowhere: Nowhere, destination: &Destination) -> Exchanged {
     match nowhere {
+        // MESH-31.
+        Nowhere::NoHost if destination.cluster == Some(ClusterName::allow_any_dynamic_dns()) => {
+            let mut done =
+                Exchanged::local(503, "dns_resolution_failure", "DNS resolution failure");
+            done.flags = vec![Flag::DF];
+            done
+        }
         Nowhere::NoHost => {
             let mut done = Exchanged::local(503, "no_healthy_upstream", "no healthy upstream");
             done.flags = vec![Flag::UH];
@@ -397,8 +401,9 @@ fn to_nowhere(nowhere: Nowhere) -> Exchanged {
     }
 }
 
-/// LOG-20, LOG-21, LOG-48, LOG-49, DR-11.
-fn not_connected(failure: &Failure, retried: bool) -> Exchanged {
+/// LOG-20, LOG-48, LOG-49, DR-11. LOG-21 would have a connect that was tried again say so in its body;
+/// the whole line of LOG-48, 152 bytes after retries, goes before it, here as in `act`.
+fn not_connected(failure: &Failure) -> Exchanged {
     let reason = failure.reason();
     let transport = failure.transport();
     let (log, people) = match &transport {
@@ -407,8 +412,7 @@ fn not_connected(failure: &Failure, retried: bool) -> Exchanged {
     };
     let details =
         format!("upstream_reset_before_response_started{{{reason}{log}}}").replace(' ', "_");
-    let latest = if retried { "retried and the latest " } else { "" };
-    let body = format!("{BEFORE_HEADERS}{latest}reset reason: {reason}{people}");
+    let body = format!("{BEFORE_HEADERS}reset reason: {reason}{people}");
     let mut done = Exchanged::local(503, details, body);
     done.flags = vec![Flag::UF];
     done.transport = transport;
@@ -441,15 +445,17 @@ fn is_idempotent(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
 }
 
-/// Remove, set, add.
+/// Remove, set, add. Of operators only `%%` is known to the model.
 fn change(headers: &mut Vec<(String, String)>, ops: &HeaderOps) {
     let is = |name: &str, other: &str| name.eq_ignore_ascii_case(other);
     headers.retain(|(name, _)| !ops.remove.iter().any(|gone| is(gone, name)));
     for (name, value) in &ops.set {
         headers.retain(|(have, _)| !is(name, have));
-        headers.push((name.to_ascii_lowercase(), value.clone()));
+        headers.push((name.to_ascii_lowercase(), value.replace("%%", "%")));
     }
-    let added = ops.add.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
+    let plain =
+        |(name, value): &(String, String)| (name.to_ascii_lowercase(), value.replace("%%", "%"));
+    let added = ops.add.iter().map(plain);
     headers.extend(added);
 }
 

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
-use super::case::{Case, Flow, Kind, Question, Setting};
+use super::case::{Case, Flow, Kind, Question, Role, Setting};
 use super::expect::Expect;
 use crate::policy::Enforcement;
 
@@ -35,7 +35,8 @@ pub struct Unreadable {
 /// scenario files are read, since the policies may stand beside them. In the order given.
 ///
 /// # Errors
-/// A path that cannot be read, a file that is no scenario file, or a directory without one.
+/// A path that cannot be read, a file that is no scenario file, a directory without one, or no case
+/// at all: a run that tested nothing must not look like one that found nothing.
 pub fn read(paths: &[PathBuf], profile: Enforcement) -> Result<Vec<Case>, Unreadable> {
     let mut cases = Vec::new();
     for path in paths {
@@ -53,6 +54,9 @@ pub fn read(paths: &[PathBuf], profile: Enforcement) -> Result<Vec<Case>, Unread
         } else {
             cases.extend(read_text(path, &text_of(path)?, profile)?);
         }
+    }
+    if let (true, Some(first)) = (cases.is_empty(), paths.first()) {
+        return Err(unreadable(first, "holds no case"));
     }
     let mut seen = std::collections::HashMap::new();
     for case in &mut cases {
@@ -171,7 +175,7 @@ impl Parts {
         id?.ok_or("id: missing")?;
         title?.ok_or("title: missing")?;
         let kind: KindName = self.take("kind")?.ok_or("kind: missing")?;
-        let setting = self.setting()?;
+        let mut setting = self.setting()?;
         let expect = self.expectation(profile)?;
         let kind = match kind {
             KindName::Validation => Kind::Validation(self.take("layer")?.ok_or("layer: missing")?),
@@ -179,6 +183,9 @@ impl Parts {
                 let network = self.take("network")?.unwrap_or_default();
                 let flow: Flow = self.take("flow")?.ok_or("flow: missing")?;
                 flow.check()?;
+                if setting.workload.role == Role::Gateway {
+                    setting.gateway = Some(flow.dst.ip());
+                }
                 Kind::Flow { network, flow: Box::new(flow) }
             }
         };
@@ -217,6 +224,7 @@ impl Parts {
             mesh,
             values,
             dns_capture,
+            gateway: None,
             workload: self.take("workload")?.unwrap_or_default(),
             resources: self.take("resources")?.unwrap_or_default(),
         })

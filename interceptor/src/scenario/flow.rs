@@ -32,6 +32,8 @@ pub(super) struct Site<'a> {
     workload: Arc<Workload>,
     lists: CaptureLists,
     sender: Sender,
+    /// It is what the flow enters: nothing captures it.
+    is_gateway: bool,
 }
 
 /// A decided connection.
@@ -60,8 +62,9 @@ impl<'a> Site<'a> {
             name: "scenario".into(),
             labels: caller.labels.clone(),
         };
+        let is_gateway = setting.gateway.is_some();
         let sender = Sender { uid: caller.uid, opted_out };
-        Ok(Self { snapshot, world, workload: Arc::new(workload), lists, sender })
+        Ok(Self { snapshot, world, workload: Arc::new(workload), lists, sender, is_gateway })
     }
 
     /// Sends `flow` `repeat` times, then what follows it.
@@ -111,12 +114,15 @@ impl<'a> Site<'a> {
         if flow.transport == Transport::Udp {
             return self.datagram(dst.addr());
         }
-        match capture(&self.lists, self.sender, dst.addr(), self.snapshot.enforcement) {
+        let profile = self.snapshot.enforcement;
+        match capture(&self.lists, self.sender, dst.addr(), profile) {
+            _ if self.is_gateway => {}
             Capture::Bypassed(why) => return self.bypassed(why, speech),
             Capture::ProxyPort => return self.proxy_port(flow, dst.addr()),
             Capture::Captured => {}
         }
         let origin = Origin {
+            id: 1,
             dst,
             src: near(dst.addr(), CLIENT_PORT),
             workload: Arc::clone(&self.workload),
@@ -224,7 +230,7 @@ impl<'a> Site<'a> {
         seen.attempts = 1;
         match (&done.failed, done.upstream) {
             (None, Some(upstream)) => {
-                account.upstream(upstream, near(upstream, UPSTREAM_PORT));
+                account.upstream(upstream, near(upstream, UPSTREAM_PORT), || None);
                 account.close(done.bytes.0, done.bytes.1);
                 seen.bytes_to_client = done.bytes.1;
                 seen.response = done.response;
@@ -312,6 +318,8 @@ impl<'a> Site<'a> {
             let mut record = self.record(speech.dst);
             record.upstream_cluster = direct.cluster;
             record.upstream_host = Some(speech.dst);
+            // One connection: the client's end is the upstream's peer.
+            record.upstream_local_address = Some(near(speech.dst, CLIENT_PORT));
             record.reason = Reason::Bypassed;
             record.bytes_received = done.bytes.0;
             record.bytes_sent = done.bytes.1;

@@ -75,6 +75,7 @@ fn rules(setting: &Setting, profile: Enforcement) -> Result<Loaded, LoadErrors> 
         mesh_text: (!setting.mesh.is_empty()).then(mesh),
         enforcement: Some(profile),
         dns_capture: setting.dns_capture,
+        gateway: setting.gateway,
         ..Sources::default()
     };
     let labels = setting.workload.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
@@ -144,6 +145,7 @@ fn judge(
     let habits = Habits {
         connect_timeout: snapshot.connect_timeout.max(Duration::from_millis(1)),
         dial_special: profile == Enforcement::Istio,
+        heeds_dialled: profile == Enforcement::Strict,
         obeys_client_timeout: profile == Enforcement::Istio,
     };
     let site = Site::new(setting, snapshot, World::new(network, habits))

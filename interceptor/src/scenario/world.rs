@@ -19,7 +19,7 @@ use crate::decide::traffic::{
     HashKey, Identity, LoadBalancer, Origination, OutlierDetection, TrafficPolicy, Trust,
     UpstreamProtocol, Verify,
 };
-use crate::decide::{Reason, Upstream};
+use crate::decide::{Place, Reason, Upstream};
 
 /// What the proxy brings along that no decision says.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,9 @@ pub(super) struct Habits {
     pub(super) connect_timeout: Duration,
     /// Whether resolved special addresses are dialled (T-40).
     pub(super) dial_special: bool,
+    /// Whether the address that the workload dialled is chosen where it is one of a name's
+    /// (docs/profiles.md).
+    pub(super) heeds_dialled: bool,
     /// Whether a client's `x-envoy-upstream-rq-timeout-ms` is obeyed; else it goes no further.
     pub(super) obeys_client_timeout: bool,
 }
@@ -201,6 +204,16 @@ impl<'n> World<'n> {
         let fresh: Vec<Candidate> =
             fit.iter().copied().filter(|(address, _)| !used.contains(address)).collect();
         let left = if fresh.is_empty() { fit } else { fresh };
+        if self.habits.heeds_dialled
+            && matches!(destination.upstream, Upstream::Dns { .. })
+            && matches!(
+                destination.traffic.load_balancer,
+                LoadBalancer::LeastRequest | LoadBalancer::Passthrough
+            )
+            && let Some((own, _)) = left.iter().find(|(address, _)| address.ip() == dialled.ip())
+        {
+            return Ok(*own);
+        }
         let draw = match &destination.traffic.load_balancer {
             LoadBalancer::Hash(key) => hashed(key, client, request),
             _ => None,
@@ -236,8 +249,12 @@ impl<'n> World<'n> {
                 let mut all = Vec::new();
                 let mut failure = Nowhere::NoHost;
                 for endpoint in endpoints.iter() {
-                    let (host, port) = &endpoint.target;
-                    match self.fit_to_dial(host, *port) {
+                    let (place, port) = &endpoint.target;
+                    let found = match place {
+                        Place::Ip(ip) => Ok(vec![SocketAddr::new(*ip, *port)]),
+                        Place::Name(host) => self.fit_to_dial(host, *port),
+                    };
+                    match found {
                         Ok(mut addresses) => {
                             if *round_robin {
                                 addresses.truncate(1);
@@ -249,7 +266,8 @@ impl<'n> World<'n> {
                 }
                 if all.is_empty() { Err(failure) } else { Ok(all) }
             }
-            Upstream::None => Err(Nowhere::NoHost),
+            // The model has no file system.
+            Upstream::Unix(_) | Upstream::None => Err(Nowhere::NoHost),
             Upstream::NoCluster => Err(Nowhere::NoCluster),
         }
     }

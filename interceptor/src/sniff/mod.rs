@@ -63,6 +63,8 @@ pub struct ClientHello {
     /// The one host name of `server_name` (RFC 6066), validated and in normal form: lower case,
     /// without a trailing dot.
     pub sni: Option<crate::decide::host::HostName>,
+    /// The client wrote that name with a trailing dot, which no valid TLS has (HTTP-5).
+    pub dotted: bool,
     /// Protocols offered by ALPN (RFC 7301), in order.
     pub alpn: Vec<Vec<u8>>,
     /// An encrypted_client_hello extension is present: `sni` is the outer name (T-26).

@@ -206,6 +206,8 @@ fn place(destination: &Destination) -> Place {
                 .collect(),
             first_only: *round_robin,
         },
+        // No world has any.
+        Upstream::Unix(_) => unreachable!("a unix socket"),
         Upstream::None => To::Nowhere,
         Upstream::NoCluster => To::NoCluster,
     };

@@ -110,9 +110,15 @@ pub(crate) fn services(world: &World) -> Vec<Service<'_>> {
             }
             let has = |other: &&&Entry| has_host(other, &host) && sees(other);
             let same: Vec<&&Entry> = entries.iter().filter(has).collect();
-            let own = same.iter().find(|other| other.namespace == WORKLOAD_NAMESPACE);
-            let owner = own.unwrap_or(&same[0]);
-            if !std::ptr::eq(**owner, *entry) && !unites(owner, entry) {
+            // REG-7: what a Sidecar's item lists goes before what a VirtualService leads to.
+            let lists = |other: &&&&Entry| sidecar::lists(world, other.namespace, &host);
+            let mut first: Vec<&Entry> = same.iter().filter(lists).map(|other| **other).collect();
+            if first.is_empty() {
+                first = same.iter().map(|other| **other).collect();
+            }
+            let own = first.iter().find(|other| other.namespace == WORKLOAD_NAMESPACE);
+            let owner = *own.unwrap_or(&first[0]);
+            if !std::ptr::eq(owner, *entry) && !unites(owner, entry) {
                 continue;
             }
             for port in &entry.ports {

@@ -48,6 +48,12 @@ fn listed(sidecar: &Sidecar, namespace: &str, host: &str) -> bool {
     included.any(|item| takes(item)) && !excluded.any(takes)
 }
 
+/// SC-4: whether what `namespace` offers is imported by its name.
+pub(crate) fn lists(world: &World, namespace: &str, host: &str) -> bool {
+    let sidecar = chosen(world).filter(|sidecar| !sidecar.hosts.is_empty());
+    sidecar.is_none_or(|sidecar| listed(sidecar, namespace, host))
+}
+
 /// SC-6: whether a VirtualService is imported.
 pub(crate) fn brings(world: &World, service: &Virtual) -> bool {
     chosen(world).filter(|sidecar| !sidecar.hosts.is_empty()).is_none_or(|sidecar| {

@@ -36,7 +36,7 @@ pub(crate) fn verdicts(world: &World, flow: &Flow) -> Verdicts {
     if reading.closed() && !reading.here.iter().any(|s| s.prefix(flow.dst.ip(), None).is_some()) {
         return Verdicts { inspects: false, dialled: Seen::Reset, hello: None, request: None };
     }
-    let dialled = reading.nameless(black_hole());
+    let dialled = reading.silent();
     if reading.bytes_do_not_matter() {
         return Verdicts { inspects: false, dialled, hello: None, request: None };
     }
@@ -116,7 +116,7 @@ impl<'a> Reading<'a> {
             Bytes::Tls(name) => self.tls(name),
             Bytes::Http1 | Bytes::Http2 => self.http(),
             Bytes::Opaque => self.nameless(Seen::Reset),
-            Bytes::Silent => self.nameless(black_hole()),
+            Bytes::Silent => self.silent(),
             // Bytes that hide a name are refused, unless no name decides anything here.
             Bytes::Malformed => {
                 let named = self.here.iter().any(|service| service.kind() == Kind::Tls);
@@ -164,7 +164,21 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Bytes that show no name, or none at all.
+    /// T-28: silence is what TCP services take, and others only where no name could be refused.
+    fn silent(&self) -> Seen {
+        let open = !self.closed() && mode(self.world) != Outbound::RegistryOnly;
+        let all = [Kind::Tcp, Kind::Sniffed];
+        match self.owners(&all).first() {
+            Some((_, owner)) if open || owner.kind() == Kind::Tcp => self.relay(owner),
+            Some(_) => black_hole(),
+            None => {
+                let claiming = if open { &all[..] } else { &all[..1] };
+                self.hanging(claiming, self.unknown(None, black_hole()))
+            }
+        }
+    }
+
+    /// Bytes that show no name.
     fn nameless(&self, refusal: Seen) -> Seen {
         match self.owners(&[Kind::Tcp, Kind::Sniffed]).first() {
             Some((_, owner)) => self.relay(owner),

@@ -1,9 +1,9 @@
 //! `interceptor-live-scenarios`: plays scenario files with the real product. `cargo xtask scenarios
 //! --live` builds everything and calls this as root.
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::{env, io};
 
 use clap::{Args, Parser, Subcommand};
 use interceptor_tests::live::{Options, Profile, call, play};
@@ -46,7 +46,7 @@ struct Play {
     /// Show everything that was seen of failed cases
     #[arg(long, short)]
     verbose: bool,
-    /// Scenario files
+    /// Scenario files, or directories of them (not searched deeper)
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -61,9 +61,10 @@ fn main() -> ExitCode {
             eprintln!("live scenarios need namespaces and so root: `cargo xtask scenarios --live`");
             return ExitCode::from(NO_PERMISSION);
         }
-        Job::Play(arguments) => {
+        Job::Play(arguments) => env::current_exe().map_err(Into::into).and_then(|caller| {
             let options = Options {
                 binary: arguments.interceptor,
+                caller,
                 profile: arguments.enforcement,
                 files: arguments.files,
                 only: arguments.only,
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
                 println!("{sum}");
                 sum.failed == 0
             })
-        }
+        }),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,12 +1,13 @@
 //! What `interceptor-test-client` can do: one job a run, its result on one line.
 
+mod bulk;
 mod detour;
 mod plain;
 mod protocols;
 mod tls;
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -78,6 +79,9 @@ pub enum Job {
         /// The name in the hello; without it, no hello is sent
         #[arg(long)]
         name: Option<String>,
+        /// The hello offers encrypted_client_hello
+        #[arg(long, requires = "name")]
+        ech: bool,
         /// Bytes of the pattern
         #[arg(long)]
         bytes: u64,
@@ -90,6 +94,11 @@ pub enum Job {
         #[arg(long)]
         connect: bool,
     },
+    /// Sends one ICMP echo request; prints `reply`, `silence`, or the error's name
+    Ping {
+        /// Where to
+        to: Ipv4Addr,
+    },
     /// Sends TCP packets by way of another host, with a routing header; prints `sent` or the
     /// error's name
     RoutingHeader {
@@ -101,7 +110,7 @@ pub enum Job {
         #[arg(long, value_enum)]
         when: When,
     },
-    /// gRPC health calls: one answered, one refused in its trailers, one streamed
+    /// gRPC calls: one answered, one refused in its trailers, one streamed, one streamed both ways
     Grpc {
         /// Where to
         to: SocketAddr,
@@ -127,6 +136,24 @@ pub enum Job {
         /// How many requests in all
         #[arg(long)]
         count: usize,
+    },
+    /// Uploads bytes of the pattern in one HTTP request; prints what the server says of them
+    Upload {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+        /// How many
+        bytes: u64,
+    },
+    /// Downloads bytes of the pattern in one HTTP answer and compares them; prints `BYTES intact`
+    Download {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+        /// How many
+        bytes: u64,
     },
     /// Only connects; prints `connected` or the error's name
     Connect {
@@ -197,12 +224,15 @@ pub fn run(job: Job) -> Result<String> {
             let cut = tls::Cut { segment, record, pause: Duration::from_millis(pause), grow };
             tls::hello(to, &name, cut)
         }
-        Job::Echo { to, name, bytes } => tls::echo(to, name.as_deref(), bytes),
+        Job::Echo { to, name, ech, bytes } => tls::echo(to, name.as_deref(), ech, bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
+        Job::Ping { to } => plain::ping(to),
         Job::Grpc { to, authority } => protocols::grpc(to, &authority),
         Job::WebSocket { to, host, count } => protocols::websocket(to, &host, count),
         Job::Alternate { to, hosts, count } => protocols::alternate(to, &hosts, count),
         Job::RoutingHeader { to, via, when } => detour::routing_header(to, via, when),
+        Job::Upload { to, host, bytes } => bulk::upload(to, &host, bytes),
+        Job::Download { to, host, bytes } => bulk::download(to, &host, bytes),
         Job::Connect { to } => plain::connect(to),
     }
 }

@@ -5,25 +5,35 @@ use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt, StreamExt};
+use hyper::http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::tungstenite::Message;
-use tonic::transport::Endpoint;
+use tonic::Request;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_prost::ProstCodec;
 
 use super::PATIENCE;
+use crate::servers::protocols::{TALK, TALK_METADATA};
 
 /// How many states of a watched service are waited for.
 const STATES: usize = 5;
+/// How many messages a talk has; each waits for the answer to the one before.
+const MESSAGES: usize = 20;
 
-/// A unary call, a call that fails with a status in its trailers, and a server's stream.
+/// A unary call, a call that fails with a status in its trailers, a server's stream, and streams
+/// both ways at once that end with metadata in the trailers.
 pub(super) fn grpc(to: SocketAddr, authority: &str) -> Result<String> {
     runtime()?.block_on(async {
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))?.timeout(PATIENCE);
         let connector = tower::service_fn(move |_: tonic::transport::Uri| async move {
             tokio::net::TcpStream::connect(to).await.map(TokioIo::new)
         });
-        let mut client = HealthClient::new(endpoint.connect_with_connector(connector).await?);
+        let channel = endpoint.connect_with_connector(connector).await?;
+        let mut client = HealthClient::new(channel.clone());
         let asked = |service: &str| HealthCheckRequest { service: service.to_owned() };
 
         let known = client.check(asked("stub")).await.context("the unary call")?;
@@ -36,8 +46,36 @@ pub(super) fn grpc(to: SocketAddr, authority: &str) -> Result<String> {
         for number in 0..STATES {
             states.message().await?.with_context(|| format!("no state number {number}"))?;
         }
-        Ok(format!("{} {unknown:?} {STATES} states", known.as_str_name()))
+        let last = talk(channel).await.context("streams both ways")?;
+        let known = known.as_str_name();
+        Ok(format!("{known} {unknown:?} {STATES} states {MESSAGES} messages {last}"))
     })
+}
+
+/// Sends messages of up to 100 KB, each after the answer to the one before; what the trailers say.
+async fn talk(channel: Channel) -> Result<String> {
+    let mut client = Grpc::new(channel);
+    client.ready().await?;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let (path, codec) = (PathAndQuery::from_static(TALK), ProstCodec::default());
+    let request = Request::new(ReceiverStream::new(messages));
+    let mut answers = client.streaming(request, path, codec).await?.into_inner();
+    for number in 0..MESSAGES {
+        let said = HealthCheckRequest { service: number.to_string().repeat(number * 2_500) };
+        send.send(said.clone()).await?;
+        let heard: Option<HealthCheckRequest> = answers.message().await?;
+        if heard.as_ref() != Some(&said) {
+            bail!("message {number} came back otherwise");
+        }
+    }
+    drop(send);
+    match answers.message().await {
+        Ok(answer) => bail!("a status was expected, not {answer:?}"),
+        Err(status) => {
+            let word = status.metadata().get(TALK_METADATA.0).context("no metadata")?.to_str()?;
+            Ok(format!("{:?} {:?} {word}", status.code(), status.message()))
+        }
+    }
 }
 
 /// A WebSocket that sends `count` messages of each kind and compares what comes back.

@@ -19,6 +19,8 @@ use crate::pattern;
 const BUFFER: usize = 64 * 1024;
 /// Bytes of a TLS record's header: type, version, length.
 const RECORD_HEADER: usize = 5;
+/// The number of the extension encrypted_client_hello.
+const ECH: u16 = 0xfe0d;
 
 /// How a hello is cut.
 #[derive(Clone, Copy, Debug)]
@@ -51,11 +53,14 @@ pub(super) fn hello(to: SocketAddr, name: &str, cut: Cut) -> Result<String> {
     Ok(format!("{status} after a hello of {} bytes", bytes.len()))
 }
 
-pub(super) fn echo(to: SocketAddr, name: Option<&str>, bytes: u64) -> Result<String> {
-    let first = match name {
+pub(super) fn echo(to: SocketAddr, name: Option<&str>, ech: bool, bytes: u64) -> Result<String> {
+    let mut first = match name {
         Some(name) => first_flight(name, 0)?.1,
         None => Vec::new(),
     };
+    if ech {
+        first = with_extension(first, ECH, &[0; 16])?;
+    }
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // The pattern comes after the hello's answer: right behind a hello it would be no TLS, and be
@@ -122,6 +127,28 @@ fn first_flight(name: &str, grow: usize) -> Result<(ClientConnection, Vec<u8>)> 
         connection.write_tls(&mut bytes)?;
     }
     Ok((connection, bytes))
+}
+
+/// A hello of one record with one more extension at its end.
+fn with_extension(mut hello: Vec<u8>, kind: u16, data: &[u8]) -> Result<Vec<u8>> {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    // Record, handshake header, version and random; then session id, suites and compression.
+    let mut at = RECORD_HEADER + 4 + 2 + 32;
+    for width in [1, 2, 1] {
+        let length = hello.get(at..at + width).context("a hello")?;
+        at += width + number(length);
+    }
+    let mut extension = kind.to_be_bytes().to_vec();
+    extension.extend_from_slice(&u16::try_from(data.len())?.to_be_bytes());
+    extension.extend_from_slice(data);
+    // Every length around it: of the record, the handshake message, the extensions.
+    for (at, width) in [(3, 2), (RECORD_HEADER + 1, 3), (at, 2)] {
+        let field = hello.get_mut(at..at + width).context("a hello")?;
+        let longer = u32::try_from(number(field) + extension.len())?.to_be_bytes();
+        field.copy_from_slice(&longer[4 - width..]);
+    }
+    hello.extend_from_slice(&extension);
+    Ok(hello)
 }
 
 /// The same handshake bytes in records of at most `size` bytes each.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -256,9 +256,9 @@ impl Case {
         expected
     }
 
-    /// Why it cannot be played live, if that is so.
+    /// What the product cannot be told on one machine, if the case needs that.
     #[must_use]
-    pub fn not_applicable(&self) -> Option<&'static str> {
+    pub fn unplayable(&self) -> Option<&'static str> {
         let injection = |labels: &BTreeMap<String, String>| {
             labels.keys().any(|key| key.starts_with("sidecar.istio.io/"))
         };
@@ -266,11 +266,26 @@ impl Case {
             Some("the gateway role is not there yet")
         } else if !self.workload.annotations.is_empty() || injection(&self.workload.labels) {
             Some("annotations and injection of pods need Kubernetes")
-        } else if self.mesh.contains_key("values") {
-            Some("install-time values need Kubernetes")
+        } else if self.bypass().is_none() {
+            Some("of install-time values only excludeIPRanges can be said without Kubernetes")
         } else {
             None
         }
+    }
+
+    /// The networks that install-time values leave alone (CAP-3), as `--bypass` takes them. `None`:
+    /// there are other values, or other ways to write them.
+    #[must_use]
+    pub fn bypass(&self) -> Option<Vec<&str>> {
+        let Some(values) = self.mesh.get("values") else { return Some(Vec::new()) };
+        let mut networks = Vec::new();
+        for (key, value) in values.as_object()? {
+            if key != "global.proxy.excludeIPRanges" {
+                return None;
+            }
+            networks.extend(value.as_str()?.split(','));
+        }
+        Some(networks)
     }
 
     fn check(&self) -> Result<()> {
@@ -305,6 +320,42 @@ pub fn read(path: &Path) -> Result<Vec<Case>> {
     Ok(file.cases)
 }
 
+/// The cases of files, and of directories of them.
+///
+/// # Errors
+/// As [`expand`] and [`read`].
+pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for file in expand(paths)? {
+        cases.extend(read(&file)?);
+    }
+    Ok(cases)
+}
+
+/// The files themselves, and the YAML files in directories, which are not searched deeper.
+///
+/// # Errors
+/// When a directory can't be listed or holds none.
+pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let listed = fs::read_dir(path).with_context(|| format!("listing {}", path.display()))?;
+        let mut inside: Vec<PathBuf> =
+            listed.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        inside.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
+        inside.sort();
+        if inside.is_empty() {
+            bail!("{} holds no scenario file", path.display());
+        }
+        files.append(&mut inside);
+    }
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,7 +386,7 @@ cases:
         assert_eq!(cases[0].expected(Profile::Istio)["verdict"], "forward");
         assert_eq!(strict["verdict"], "reset");
         assert!(strict["upstream_tls"]["sni"].is_null(), "null is said, not absent");
-        assert_eq!(cases[0].not_applicable(), None);
+        assert_eq!(cases[0].unplayable(), None);
         assert_eq!(cases[0].resources[0]["name"], "n", "a word, not false");
     }
 
@@ -359,10 +410,18 @@ cases:
             ("uid: 1000", "role: gateway"),
             ("uid: 1000", "annotations: {a: b}"),
             ("app: client", "sidecar.istio.io/inject: 'false'"),
-            ("mesh: {}", "mesh: {values: {}}"),
+            ("mesh: {}", "mesh: {values: {global.proxy.excludeOutboundPorts: '25'}}"),
         ] {
             let cases = parse(&CASE.replace(from, to)).expect("a file");
-            assert!(cases[0].not_applicable().is_some(), "{to}");
+            assert!(cases[0].unplayable().is_some(), "{to}");
         }
+    }
+
+    #[test]
+    fn excluded_networks_are_bypassed() {
+        let values = "mesh: {values: {global.proxy.excludeIPRanges: '192.0.2.0/24,10.0.0.0/8'}}";
+        let cases = parse(&CASE.replace("mesh: {}", values)).expect("a file");
+        assert_eq!(cases[0].unplayable(), None);
+        assert_eq!(cases[0].bypass(), Some(vec!["192.0.2.0/24", "10.0.0.0/8"]));
     }
 }

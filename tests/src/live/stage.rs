@@ -39,6 +39,7 @@ pub struct Stage {
     inside: Stub,
     certificates: Arc<Certificates>,
     binary: PathBuf,
+    caller: PathBuf,
     world: World,
 }
 
@@ -58,11 +59,11 @@ pub struct Seen {
 }
 
 impl Stage {
-    /// Sets up a stage for this binary.
+    /// Sets up a stage for this binary; `caller` is what it is told to run.
     ///
     /// # Errors
     /// When not root, or when a namespace, link or server can't be made.
-    pub fn new(binary: &Path) -> Result<Self> {
+    pub fn new(binary: &Path, caller: &Path) -> Result<Self> {
         let world = World::bare()?;
         let certificates = Arc::new(Certificates::new(Arc::clone(&world.authority))?);
         Ok(Self {
@@ -70,6 +71,7 @@ impl Stage {
             inside: Stub::start(&world.workload, Arc::clone(&certificates))?,
             certificates,
             binary: binary.to_owned(),
+            caller: caller.to_owned(),
             world,
         })
     }
@@ -141,7 +143,7 @@ impl Stage {
         };
         fs::write(at.join("task.json"), serde_json::to_vec(&task)?)?;
 
-        let mut run = self.command(case, profile, at, governed)?;
+        let mut run = self.command(case, profile, at, governed);
         let finished = self.world.output(&mut run, LIMIT)?;
         let result = fs::read(at.join("result.json")).unwrap_or_default();
         let Ok(exchanges) = serde_json::from_slice::<Vec<Exchange>>(&result) else {
@@ -161,7 +163,7 @@ impl Stage {
         })
     }
 
-    fn command(&self, case: &Case, profile: Profile, at: &Path, governed: bool) -> Result<Command> {
+    fn command(&self, case: &Case, profile: Profile, at: &Path, governed: bool) -> Command {
         let mut run = self.world.command(&self.binary);
         // The caller becomes whom the case says, not who called sudo.
         for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER"] {
@@ -181,9 +183,12 @@ impl Stage {
         if !governed {
             run.arg("--access-log").arg(at.join("access.log"));
         }
-        run.arg("--").arg(std::env::current_exe()?).arg("caller");
+        for network in case.bypass().unwrap_or_default() {
+            run.args(["--bypass", network]);
+        }
+        run.arg("--").arg(&self.caller).arg("caller");
         run.arg(at.join("task.json")).arg(at.join("result.json"));
-        Ok(run)
+        run
     }
 }
 

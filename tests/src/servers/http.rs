@@ -2,13 +2,15 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,10 +26,11 @@ use super::{Seen, canonical};
 use crate::ca::Authority;
 use crate::pattern;
 
-/// The largest body that `/bytes/N` makes.
-const MAX_BODY: usize = 256 << 20;
 /// About what the front page of a news site weighs in the tutorial's log.
 const NEWS_PAGE: usize = 2 << 20;
+
+/// An answer.
+type Page = Response<Either<Full<Bytes>, Stretch>>;
 
 /// One port's web server; cheap to clone.
 #[derive(Clone)]
@@ -48,8 +51,10 @@ impl Site {
 
     /// Serves one connection, HTTP/1.1 or HTTP/2, to its end.
     pub(super) async fn serve(self, stream: TcpStream) -> io::Result<()> {
-        let connection = Seen {
+        let mut connection = Seen {
             scheme: if self.tls.is_some() { "https" } else { "http" },
+            sni: None,
+            alpn: None,
             local: canonical(stream.local_addr()?),
             peer: canonical(stream.peer_addr()?),
             host: String::new(),
@@ -59,6 +64,10 @@ impl Site {
             None => self.requests(connection, stream).await,
             Some(acceptor) => {
                 let stream = acceptor.accept(stream).await?;
+                let tls = stream.get_ref().1;
+                connection.sni = tls.server_name().map(str::to_owned);
+                let text = |alpn| String::from_utf8_lossy(alpn).into_owned();
+                connection.alpn = tls.alpn_protocol().map(text);
                 self.requests(connection, stream).await
             }
         }
@@ -92,9 +101,9 @@ impl Site {
 
 /// The answer to HEAD: the length that GET would have, and no body (HTTP/2 wants it so, and hyper
 /// leaves it to us there).
-fn without_body(response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+fn without_body(response: Page) -> Page {
     let length = response.body().size_hint().lower();
-    let mut response = response.map(|_| Full::default());
+    let mut response = response.map(|_| Either::Left(Full::default()));
     response.headers_mut().insert(CONTENT_LENGTH, length.into());
     response
 }
@@ -117,7 +126,7 @@ fn host(request: &Request<Incoming>) -> String {
 }
 
 /// What the site of that name answers.
-async fn page(seen: &Seen, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn page(seen: &Seen, request: Request<Incoming>) -> Page {
     let (scheme, path) = (seen.scheme, seen.path.as_str());
     match seen.host.as_str() {
         "edition.cnn.com" if scheme == "http" => {
@@ -135,7 +144,7 @@ async fn page(seen: &Seen, request: Request<Incoming>) -> Response<Full<Bytes>> 
 }
 
 /// The parts of httpbin.org that the tutorial and the tests use; served for any other name.
-async fn service(path: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn service(path: &str, request: Request<Incoming>) -> Page {
     let (verb, argument) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
     let number = argument.parse::<u32>().ok();
     match (verb, number) {
@@ -144,10 +153,8 @@ async fn service(path: &str, request: Request<Incoming>) -> Response<Full<Bytes>
             tokio::time::sleep(Duration::from_secs(seconds.into())).await;
             echo_headers(&request)
         }
-        ("bytes", Some(length)) if length as usize <= MAX_BODY => {
-            let mut body = vec![0; length as usize];
-            pattern::fill(0, &mut body);
-            text(StatusCode::OK, body)
+        ("bytes", Some(length)) => {
+            text(StatusCode::OK, "").map(|_| Either::Right(Stretch { at: 0, end: length.into() }))
         }
         ("status", Some(code)) => {
             let code = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
@@ -159,7 +166,7 @@ async fn service(path: &str, request: Request<Incoming>) -> Response<Full<Bytes>
 }
 
 /// `{"headers": {…}}` with every header as it arrived.
-fn echo_headers(request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn echo_headers(request: &Request<Incoming>) -> Page {
     let headers: Map<String, Value> = request
         .headers()
         .iter()
@@ -174,8 +181,37 @@ fn echo_headers(request: &Request<Incoming>) -> Response<Full<Bytes>> {
     response
 }
 
+/// A body of the pattern, made as it is read.
+struct Stretch {
+    at: u64,
+    end: u64,
+}
+
+impl Body for Stretch {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let piece = pattern::stretch(self.at, left);
+        self.at += piece.len() as u64;
+        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(Bytes::from_static(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.at == self.end
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.end - self.at)
+    }
+}
+
 /// Says how many bytes of the pattern arrived, and whether they were right.
-async fn upload(request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn upload(request: Request<Incoming>) -> Page {
     let (mut body, mut total, mut intact) = (request.into_body(), 0, true);
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return text(StatusCode::BAD_REQUEST, "broken body\n") };
@@ -188,7 +224,7 @@ async fn upload(request: Request<Incoming>) -> Response<Full<Bytes>> {
     text(StatusCode::OK, format!("{total} {verdict}\n"))
 }
 
-fn html(title: &str) -> Response<Full<Bytes>> {
+fn html(title: &str) -> Page {
     let body = format!("<!doctype html>\n<html><head><title>{title}</title></head></html>\n");
     let mut response = text(StatusCode::OK, body);
     let kind = "text/html; charset=utf-8".try_into().expect("a plain type");
@@ -196,8 +232,8 @@ fn html(title: &str) -> Response<Full<Bytes>> {
     response
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Page {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response
 }

@@ -2,7 +2,7 @@
 //! to the namespace that the thread entered.
 
 mod http;
-mod protocols;
+pub mod protocols;
 mod raw;
 
 use std::future::Future;
@@ -34,7 +34,8 @@ pub mod port {
     pub const BANNER: u16 = 25;
     /// A WebSocket that sends every message back.
     pub const WEBSOCKET: u16 = 8081;
-    /// gRPC's health service, plaintext; it knows the service `stub`.
+    /// gRPC, plaintext: the health service, which knows the service `stub`, and
+    /// [`super::protocols::TALK`].
     pub const GRPC: u16 = 50051;
     /// Accepts and then neither reads nor writes.
     pub const STALL: u16 = 9000;
@@ -50,6 +51,10 @@ pub const GREETING: &str = "220 stub ready\r\n";
 pub struct Seen {
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// The name in the TLS hello, if it had one.
+    pub sni: Option<String>,
+    /// The protocol that was agreed on in TLS, if one was.
+    pub alpn: Option<String>,
     /// The address that the connection came in on.
     pub local: SocketAddr,
     /// Where it came from.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use std::{env, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::capture::Capture;
 use crate::log;
@@ -20,7 +20,7 @@ use crate::product::{Interceptor, Outcome};
 use crate::world::{World, exit_code};
 
 use page::{Page, Row};
-use script::{Action, ENTRIES, REGISTRY_ONLY, Step, Try, script};
+use script::{Action, ENTRIES, LogPlace, REGISTRY_ONLY, Step, Try, script};
 
 /// What was asked for on the command line.
 #[derive(Clone, Debug)]
@@ -41,23 +41,50 @@ pub struct Options {
 pub fn play(options: &Options) -> Result<bool> {
     let start = Instant::now();
     let interrupted = watch_signals()?;
+    let interrupted = interrupted.as_ref();
     let mut page = Page::new(io::stdout().lock(), options.colour);
     page.opening()?;
     let world = World::new().context("bringing the small internet up")?;
     let capture = world.capture()?;
 
-    let mut rows = Vec::new();
-    for step in script() {
-        page.heading(&step)?;
-        let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step: &step };
-        rows.extend(stage.play(&options.interceptor, &interrupted)?);
-    }
+    let steps = script();
+    let rows = thread::scope(|scope| {
+        let slow = |step| scope.spawn(move || play_aside(options, step, interrupted));
+        let aside: Vec<_> = steps.iter().map(|step| step.slow.then(|| slow(step))).collect();
+        let mut rows = Vec::new();
+        for (step, aside) in steps.iter().zip(aside) {
+            if let Some(thread) = aside {
+                let (text, more) = thread.join().map_err(|_| anyhow!("a step panicked"))??;
+                page.insert(&text)?;
+                rows.extend(more);
+            } else {
+                let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step };
+                rows.extend(stage.play(&options.interceptor, interrupted)?);
+            }
+        }
+        anyhow::Ok(rows)
+    })?;
     page.table(&rows, start.elapsed())?;
     drop(page);
     if options.keep {
         open_shell(&world, &options.interceptor)?;
     }
     Ok(rows.iter().all(|row| row.holds))
+}
+
+/// Plays one step in a world of its own. What the page has to say about it, and the rows.
+fn play_aside(
+    options: &Options,
+    step: &Step,
+    interrupted: &AtomicBool,
+) -> Result<(Vec<u8>, Vec<Row>)> {
+    let world = World::new().context("bringing another small internet up")?;
+    let capture = world.capture()?;
+    let mut text = Vec::new();
+    let mut page = Page::new(&mut text, options.colour);
+    let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step };
+    let rows = stage.play(&options.interceptor, interrupted)?;
+    Ok((text, rows))
 }
 
 /// One step on its way.
@@ -76,6 +103,7 @@ impl<W: Write> Stage<'_, W> {
         let running = if live { Some(product().start()?) } else { None };
         let once = product();
 
+        self.page.heading(self.step)?;
         let mut rows = Vec::new();
         for action in &self.step.actions {
             if interrupted.load(Ordering::Relaxed) {
@@ -95,15 +123,17 @@ impl<W: Write> Stage<'_, W> {
                     });
                 }
                 Action::Try(tried) => {
-                    let before = self.arrivals(tried.arrives.0);
-                    let command = ["sh", "-c", tried.command];
-                    let outcome = match &running {
-                        Some(running) => running.exec(&command, tried.log.len())?,
-                        None => once.run(&command)?,
+                    let before = self.arrivals(tried);
+                    let command = ["bash", "-c", tried.command];
+                    let outcome = match (&running, self.step.log) {
+                        (Some(running), _) => running.exec(&command, tried.log.len())?,
+                        (None, LogPlace::Apart) => once.run(&command)?,
+                        (None, LogPlace::StandardOutput) => once.run_logging_itself(&command)?,
                     };
-                    let arrived = self.arrivals(tried.arrives.0) - before;
-                    let problems = judge(tried, &outcome, arrived);
-                    self.page.command(tried, &outcome)?;
+                    let after = self.arrivals(tried);
+                    let arrived: Vec<_> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+                    let problems = judge(tried, &outcome, &arrived);
+                    self.page.command(tried, &outcome, &arrived)?;
                     self.page.verdict(tried.expected, &problems)?;
                     rows.push(Row {
                         chapter: self.step.chapter,
@@ -117,13 +147,15 @@ impl<W: Write> Stage<'_, W> {
         Ok(rows)
     }
 
-    fn arrivals(&self, place: SocketAddr) -> usize {
-        self.capture.syns_to(place.ip(), place.port())
+    /// Connections seen so far to each of the places that matter.
+    fn arrivals(&self, tried: &Try) -> Vec<usize> {
+        let seen = |place: &SocketAddr| self.capture.syns_to(place.ip(), place.port());
+        tried.arrives.iter().map(|(place, _)| seen(place)).collect()
     }
 }
 
-/// Everything that isn't as the script says.
-fn judge(tried: &Try, outcome: &Outcome, arrived: usize) -> Vec<String> {
+/// Everything that isn't as the script says. `arrived` counts connections to `tried.arrives`.
+fn judge(tried: &Try, outcome: &Outcome, arrived: &[usize]) -> Vec<String> {
     let mut problems = Vec::new();
     let finished = &outcome.finished;
     if finished.code != tried.exit {
@@ -141,12 +173,14 @@ fn judge(tried: &Try, outcome: &Outcome, arrived: usize) -> Vec<String> {
     if let Err(differences) = log::expect_lines(&outcome.log, &shapes) {
         problems.push(differences);
     }
-    match (tried.arrives, arrived) {
-        ((place, true), 0) => problems.push(format!("no connection arrived at {place}")),
-        ((place, false), 1..) => {
-            problems.push(format!("{arrived} connections to {place} left the workload"));
+    for ((place, expected), arrived) in tried.arrives.iter().zip(arrived) {
+        match (expected, arrived) {
+            (true, 0) => problems.push(format!("no connection arrived at {place}")),
+            (false, 1..) => {
+                problems.push(format!("{arrived} connections to {place} left the workload"));
+            }
+            _ => {}
         }
-        _ => {}
     }
     problems
 }
@@ -233,17 +267,17 @@ mod tests {
             },
             log: vec![line.to_owned()],
         };
-        assert_eq!(judge(refused, &right, 0), Vec::<String>::new());
+        assert_eq!(judge(refused, &right, &[0]), Vec::<String>::new());
 
         let change = |change: fn(&mut Outcome)| {
             let mut outcome = right.clone();
             change(&mut outcome);
-            judge(refused, &outcome, 0)
+            judge(refused, &outcome, &[0])
         };
         assert!(change(|o| o.finished.code = 0)[0].contains("exit status"));
         assert!(change(|o| o.finished.stderr.clear())[0].contains("lacks"));
         assert!(change(|o| o.log.clear())[0].contains("no line"));
         assert!(change(|o| o.log[0] = o.log[0].replace("UH", "-"))[0].contains("RESPONSE_FLAGS"));
-        assert!(judge(refused, &right, 1)[0].contains("left the workload"));
+        assert!(judge(refused, &right, &[1])[0].contains("left the workload"));
     }
 }

@@ -68,6 +68,14 @@ impl<W: Write> Page<W> {
         writeln!(self.out, "{text}")
     }
 
+    /// What another page was told.
+    ///
+    /// # Errors
+    /// When the page can't be written.
+    pub(super) fn insert(&mut self, text: &[u8]) -> io::Result<()> {
+        self.out.write_all(text)
+    }
+
     /// The heading of a step, with the command line that its commands run under.
     ///
     /// # Errors
@@ -75,7 +83,11 @@ impl<W: Write> Page<W> {
     pub(super) fn heading(&mut self, step: &Step) -> io::Result<()> {
         let title = self.ink(Ink::Bold, &format!("Step {} · {}", step.chapter, step.title));
         writeln!(self.out, "\n{title}")?;
-        self.note(&format!("  interceptor run {} -- …", step.flags.join(" ")))
+        self.note(&format!("  interceptor run {} -- …", step.flags.join(" ")))?;
+        if step.slow {
+            self.note("  (played beside the steps before it, in a small internet of its own)")?;
+        }
+        Ok(())
     }
 
     /// A verb of the product, and what it said.
@@ -90,11 +102,17 @@ impl<W: Write> Page<W> {
         writeln!(self.out, "    {code}")
     }
 
-    /// A command, what it printed, its exit status and its log lines.
+    /// A command, what it printed, its exit status, its log lines, and how many connections were
+    /// seen at the far side (for each of `tried.arrives`).
     ///
     /// # Errors
     /// When the page can't be written.
-    pub(super) fn command(&mut self, tried: &Try, outcome: &Outcome) -> io::Result<()> {
+    pub(super) fn command(
+        &mut self,
+        tried: &Try,
+        outcome: &Outcome,
+        arrived: &[usize],
+    ) -> io::Result<()> {
         let prompt = self.ink(Ink::Cyan, &format!("$ {}", tried.command));
         writeln!(self.out, "\n  {prompt}")?;
         self.output(&outcome.finished.stdout)?;
@@ -104,6 +122,15 @@ impl<W: Write> Page<W> {
         for line in &outcome.log {
             let line = self.ink(Ink::Dim, line);
             writeln!(self.out, "  log {line}")?;
+        }
+        for ((place, _), count) in tried.arrives.iter().zip(arrived) {
+            let count = match count {
+                0 => "no connection",
+                1 => "1 connection",
+                _ => "several connections",
+            };
+            let seen = self.ink(Ink::Dim, &format!("{count} seen to {place}"));
+            writeln!(self.out, "  net {seen}")?;
         }
         Ok(())
     }
@@ -176,10 +203,14 @@ impl<W: Write> Page<W> {
 }
 
 /// The text, cut with `…` when it has more than `width` characters; control characters, which a
-/// server could send, are replaced.
+/// server could send, are replaced, tabs by a blank.
 fn shorten(text: &str, width: usize) -> String {
-    let mut shown: String =
-        text.chars().take(width).map(|c| if c.is_control() { '·' } else { c }).collect();
+    let harmless = |c: char| match c {
+        '\t' => ' ',
+        c if c.is_control() => '·',
+        c => c,
+    };
+    let mut shown: String = text.chars().take(width).map(harmless).collect();
     if text.chars().count() > width {
         shown.pop();
         shown.push('…');
@@ -221,6 +252,7 @@ mod tests {
     #[test]
     fn what_a_server_sends_cannot_drive_the_terminal() {
         assert_eq!(shorten("a\x1b[2Jb", 10), "a·[2Jb");
+        assert_eq!(shorten("real\t0m3.002s", 20), "real 0m3.002s");
         assert_eq!(shorten("abcdef", 4), "abc…");
     }
 }

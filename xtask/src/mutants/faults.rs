@@ -151,6 +151,12 @@ pub(super) const FAULTS: &[Fault] = &[
         "Reason::NoServerName);\n            return self.nameless(port, rules, dst, otherwise);",
     ),
     fault(
+        "silence at the address of a sniffed service",
+        STRICT,
+        "Some((_, number)) if self.group(rules, *number) != Some(Group::Tcp) => otherwise,",
+        "Some((_, number)) if self.group(rules, *number).is_none() => otherwise,",
+    ),
+    fault(
         "names regardless of address",
         STRICT,
         "        _ => service.holds(dst.ip()),\n",
@@ -165,8 +171,8 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "TCP takes HTTP of its port",
         STRICT,
-        "if port.http.is_empty() { &port.tcp_claims[..] } else { &[] };",
-        "&port.tcp_claims[..];",
+        "port.http.is_empty().then_some(&port.tcp_claims);",
+        "Some(&port.tcp_claims);",
     ),
     fault(
         "decided without a look",
@@ -185,8 +191,8 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "own namespace last",
         COMPILE,
-        "*entry.meta.namespace != *namespace);",
-        "*entry.meta.namespace == *namespace);",
+        "(*entry.meta.namespace != *namespace, entry",
+        "(*entry.meta.namespace == *namespace, entry",
     ),
     fault("unlike entries unite", COMPILE, "        && first.resolution == later.resolution\n", ""),
     fault(

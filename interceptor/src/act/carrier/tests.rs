@@ -11,11 +11,12 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::act::relay::{RelayEnd, RelayLimits, relay};
-use crate::act::tls::NoSecrets;
+use crate::act::tls::testing::NoSecrets;
 use crate::act::tls::testing::{Authority, serve};
-use crate::decide::traffic::{Tunnel, Verify};
+use crate::decide::traffic::{Origination, Tunnel, Verify};
 use crate::decide::{ClusterName, Endpoint};
 use crate::netns::NetNs;
+use crate::policy::Enforcement;
 use crate::resolve::Resolver;
 use crate::sniff::prefixed::Prefixed;
 
@@ -24,7 +25,7 @@ fn carrier() -> Carrier {
         netns: Arc::new(NetNs::current().unwrap()),
         resolver: Arc::new(Resolver::of_table(&[])),
         connect_timeout: Duration::from_secs(5),
-        dial_special: true,
+        enforcement: Enforcement::Istio,
     };
     Carrier { dialer, outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))) }
 }
@@ -203,7 +204,7 @@ async fn relayed_in_tls() {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let ours = Prefixed::new(Bytes::from_static(b"hel"), listener.accept().await.unwrap().0);
         let carried = carrier.connect(&wrapped, ask()).await.unwrap();
-        let relaying = tokio::spawn(relay(ours, carried.stream, limits));
+        let relaying = tokio::spawn(relay(ours, carried.stream, limits, std::future::pending()));
         client.write_all(b"lo").await.unwrap();
         let mut answer = String::new();
         if expected == RelayEnd::Closed {
@@ -221,4 +222,58 @@ async fn relayed_in_tls() {
     });
     let error = carrier.connect(&nameless, ask()).await.err().unwrap();
     assert!(matches!(error, CarryError::Tls { error: TlsError::Impossible(_), .. }), "{error}");
+}
+
+/// What the other side says first is noticed, and is still there for whoever reads it.
+#[tokio::test]
+async fn first_words_are_not_lost() {
+    let (near, mut far) = tokio::io::duplex(64);
+    let mut stream = Stream::Wrapped(Box::new(near));
+    let silence = tokio::time::timeout(Duration::from_millis(20), stream.speaks()).await;
+    assert!(silence.is_err());
+    far.write_all(b"220 hello\r\n").await.expect("writes");
+    stream.speaks().await;
+    far.write_all(b"more").await.expect("writes");
+    drop(far);
+    let Stream::Wrapped(mut stream) = stream else { panic!("as it was") };
+    let mut all = String::new();
+    stream.read_to_string(&mut all).await.expect("reads");
+    assert_eq!(all, "220 hello\r\nmore");
+}
+
+/// SE-4, TLS-1: bytes to a unix socket, in plaintext and in TLS.
+#[tokio::test]
+async fn unix_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: Arc<Path> = dir.path().join("s").into();
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let authority = Authority::new();
+    let server = serve(authority.leaf(&["a.com"], |_| {}), None, |mut stream| async move {
+        pong(&mut stream, &Mutex::default()).await;
+    })
+    .await;
+    let to = |change: &dyn Fn(&mut TrafficPolicy)| Destination {
+        upstream: Upstream::Unix([Endpoint { target: Arc::clone(&path), weight: 1 }].into()),
+        ..destination(server.at, change)
+    };
+    let tls = Origination { sni: Some("a.com".into()), ..authority.trusted() };
+    let plain = to(&|_| {});
+    let wrapped = to(&|traffic| traffic.tls = Some(Arc::new(tls.clone())));
+    for (destination, secure) in [(plain, false), (wrapped, true)] {
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if secure {
+                let mut behind = tokio::net::TcpStream::connect(server.at).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+            } else {
+                pong(&mut stream, &Mutex::default()).await;
+            }
+        };
+        let asking = async {
+            let carried = carrier().connect(&destination, ask()).await.unwrap();
+            assert_eq!(carried.socket.as_deref(), Some(&*path));
+            assert_eq!(exchange(carried).await, "pong");
+        };
+        tokio::join!(serving, asking);
+    }
 }

@@ -1,12 +1,15 @@
-//! One upstream socket: made in the workload's namespace, connected from ours.
+//! One upstream socket: made in the workload's namespace, connected from ours; or a unix socket.
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::netns::NetNs;
 
@@ -30,4 +33,18 @@ pub(super) async fn connect(netns: &NetNs, address: SocketAddr) -> io::Result<Tc
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&KEEPALIVE)?;
     TcpSocket::from_std_stream(fd.into()).connect(address).await
+}
+
+/// Connects to the unix socket at `path`. No part of the path may be a symbolic link: whoever can
+/// write there would choose what the daemon, with its rights, connects to.
+///
+/// # Errors
+/// As of openat2(2) and connect(2); ELOOP: there is a link.
+pub(super) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let found = openat2(AT_FDCWD, path, how)?;
+    // What was found, whatever the path may mean by now.
+    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }

@@ -10,12 +10,12 @@ use super::*;
 
 const QUICK: Duration = Duration::from_secs(2);
 
-fn dialer(table: &[(&str, &[&str])], dial_special: bool) -> Dialer {
+fn dialer(table: &[(&str, &[&str])], enforcement: Enforcement) -> Dialer {
     Dialer {
         netns: Arc::new(NetNs::current().unwrap()),
         resolver: Arc::new(Resolver::of_table(table)),
         connect_timeout: QUICK,
-        dial_special,
+        enforcement,
     }
 }
 
@@ -76,7 +76,9 @@ fn verified(name: &str, port: u16) -> Upstream {
 }
 
 fn names(list: &[(&str, u16)], round_robin: bool) -> Upstream {
-    let endpoint = |&(name, port): &(&str, u16)| Endpoint { target: (host(name), port), weight: 1 };
+    let place = |name: &str| name.parse().map_or_else(|_| host(name).into(), Place::Ip);
+    let endpoint =
+        |&(name, port): &(&str, u16)| Endpoint { target: (place(name), port), weight: 1 };
     Upstream::Dns { endpoints: list.iter().map(endpoint).collect(), round_robin }
 }
 
@@ -91,7 +93,10 @@ fn fixed(list: &[(&str, u16, u32)]) -> Upstream {
 #[tokio::test]
 async fn res1_the_dialled_address_is_used_at_the_given_port_and_set_up() {
     let (listener, port) = listen("127.0.0.1").await;
-    let dialled = dialer(&[], true).dial(&original(port, None), dst("127.0.0.1", 9)).await.unwrap();
+    let dialled = dialer(&[], Enforcement::Istio)
+        .dial(&original(port, None), dst("127.0.0.1", 9))
+        .await
+        .unwrap();
     let (_, from) = listener.accept().await.unwrap();
     assert_eq!(dialled.upstream, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     assert_eq!(dialled.local, from);
@@ -110,7 +115,7 @@ async fn sockets_are_made_in_the_workloads_namespace() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         send.send(NetNs::named("/proc/thread-self/ns/net").unwrap()).unwrap();
     });
-    let mut dialer = dialer(&[], true);
+    let mut dialer = dialer(&[], Enforcement::Istio);
     let own = Arc::clone(&dialer.netns);
     let netns = receive.recv().unwrap();
     elsewhere.join().unwrap();
@@ -127,8 +132,10 @@ async fn sockets_are_made_in_the_workloads_namespace() {
 #[tokio::test]
 async fn log48_a_refusal_is_told_with_its_errno_and_address() {
     let (_reserved, port) = refusing();
-    let error =
-        dialer(&[], true).dial(&original(port, None), dst("127.0.0.1", 9)).await.unwrap_err();
+    let error = dialer(&[], Enforcement::Istio)
+        .dial(&original(port, None), dst("127.0.0.1", 9))
+        .await
+        .unwrap_err();
     assert_eq!(error.details(), "delayed_connect_error:_111");
     assert_eq!(error.tried(), Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
     let DialError::Connect { source, .. } = error else { panic!("{error}") };
@@ -138,7 +145,7 @@ async fn log48_a_refusal_is_told_with_its_errno_and_address() {
 #[tokio::test]
 async fn mesh6_dr11_silence_ends_at_the_connect_timeout() {
     let hole = BlackHole::at("127.0.0.1", 0);
-    let mut dialer = dialer(&[], true);
+    let mut dialer = dialer(&[], Enforcement::Istio);
     dialer.connect_timeout = Duration::from_millis(600);
     let start = Instant::now();
     let error = dialer.dial(&original(hole.port, None), dst("127.0.0.1", 9)).await.unwrap_err();
@@ -153,7 +160,7 @@ async fn an_honest_connect_falls_over_to_a_sibling_of_the_dialled_address() {
     let hole = BlackHole::at("127.0.0.1", port);
     let table: &[(&str, &[&str])] =
         &[("both.example", &["127.0.0.1", "127.0.0.2"]), ("other.example", &["127.0.0.2"])];
-    let mut dialer = dialer(table, true);
+    let mut dialer = dialer(table, Enforcement::Istio);
     // Silent at the dialled address: the sibling 250 ms later. Refused (127.0.0.3): at once.
     let start = Instant::now();
     let dialled = dialer.dial(&original(port, Some("both.example")), dst("127.0.0.1", 9)).await;
@@ -171,7 +178,7 @@ async fn an_honest_connect_falls_over_to_a_sibling_of_the_dialled_address() {
 #[tokio::test]
 async fn t40_a_sibling_in_a_special_range_is_not_dialled_in_strict() {
     let (_listener, port) = listen("127.0.0.2").await;
-    let dialer = dialer(&[("both.example", &["127.0.0.3", "127.0.0.2"])], false);
+    let dialer = dialer(&[("both.example", &["127.0.0.3", "127.0.0.2"])], Enforcement::Strict);
     let error = dialer.dial(&original(port, Some("both.example")), dst("127.0.0.3", 9)).await;
     assert_eq!(error.unwrap_err().tried().unwrap().to_string(), format!("127.0.0.3:{port}"));
 }
@@ -181,7 +188,7 @@ async fn r3_a_verified_name_decides_the_address() {
     let (_listener, port) = listen("127.0.0.2").await;
     let _decoy = TcpListener::bind(("127.0.0.9", port)).await.unwrap();
     let _second = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
-    let dialer = dialer(&[("a.example", &["127.0.0.3", "127.0.0.2"])], true);
+    let dialer = dialer(&[("a.example", &["127.0.0.3", "127.0.0.2"])], Enforcement::Istio);
     for _ in 0..8 {
         // In the set: used.
         let dialled = dialer.dial(&verified("a.example", port), dst("127.0.0.2", 9)).await.unwrap();
@@ -196,7 +203,7 @@ async fn r3_a_verified_name_decides_the_address() {
 async fn t40_names_that_lead_to_special_addresses_are_refused_in_strict() {
     let table: &[(&str, &[&str])] =
         &[("rebound.example", &["127.0.0.1", "::1"]), ("metadata.example", &["169.254.169.254"])];
-    let dialer = dialer(table, false);
+    let dialer = dialer(table, Enforcement::Strict);
     let upstreams = [
         verified("rebound.example", 80),
         names(&[("rebound.example", 80)], false),
@@ -213,7 +220,7 @@ async fn t40_names_that_lead_to_special_addresses_are_refused_in_strict() {
 async fn res2_static_endpoints_are_drawn_by_weight_and_stand_in_for_each_other() {
     let (a, a_port) = listen("127.0.0.1").await;
     let (b, b_port) = listen("127.0.0.1").await;
-    let dialer = dialer(&[], false);
+    let dialer = dialer(&[], Enforcement::Strict);
     let upstream = fixed(&[("127.0.0.1", a_port, 9), ("127.0.0.1", b_port, 1)]);
     let mut hits = 0;
     for _ in 0..100 {
@@ -233,7 +240,7 @@ async fn res2_static_endpoints_are_drawn_by_weight_and_stand_in_for_each_other()
 async fn res3_all_addresses_are_balanced_over_and_the_dialled_one_is_kept() {
     let (_a, port) = listen("127.0.0.1").await;
     let _b = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
-    let dialer = dialer(&[("a.example", &["127.0.0.1", "127.0.0.2"])], true);
+    let dialer = dialer(&[("a.example", &["127.0.0.1", "127.0.0.2"])], Enforcement::Istio);
     let ip = |dialled: Result<Dialled, DialError>| dialled.unwrap().upstream.ip().to_string();
     let balanced = names(&[("a.example", port)], false);
     let mut seen = HashSet::new();
@@ -251,7 +258,7 @@ async fn res3_all_addresses_are_balanced_over_and_the_dialled_one_is_kept() {
 async fn a_dead_family_costs_less_than_300_ms() {
     let (_v6, port) = listen("::1").await;
     let _hole = BlackHole::at("127.0.0.1", port);
-    let dialer = dialer(&[("a.example", &["127.0.0.1", "127.0.0.1", "::1"])], true);
+    let dialer = dialer(&[("a.example", &["127.0.0.1", "127.0.0.1", "::1"])], Enforcement::Istio);
     let start = Instant::now();
     let dialled = dialer.dial(&names(&[("a.example", port)], true), dst("192.0.2.1", 80)).await;
     assert!(dialled.unwrap().upstream.is_ipv6());
@@ -263,7 +270,7 @@ async fn endpoints_stand_in_for_one_that_does_not_resolve_or_answer() {
     let (_listener, port) = listen("127.0.0.1").await;
     let (_reserved, dead) = refusing();
     let table: &[(&str, &[&str])] = &[("a.example", &["127.0.0.1"]), ("b.example", &["127.0.0.1"])];
-    let dialer = dialer(table, true);
+    let dialer = dialer(table, Enforcement::Istio);
     for other in [("nowhere.example", port), ("b.example", dead)] {
         for _ in 0..8 {
             let upstream = names(&[other, ("a.example", port)], false);
@@ -273,9 +280,51 @@ async fn endpoints_stand_in_for_one_that_does_not_resolve_or_answer() {
     }
 }
 
+/// RES-3, T-40: an entry's own address needs no resolution and no permission, whatever stands beside it.
+#[tokio::test]
+async fn res3_addresses_among_names() {
+    let (_listener, port) = listen("127.0.0.1").await;
+    let dialer = dialer(&[("a.example", &["127.0.0.1"])], Enforcement::Strict);
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    for beside in ["nowhere.example", "a.example"] {
+        let upstream = names(&[(beside, port), ("127.0.0.1", port)], false);
+        let dialled = dialer.dial(&upstream, dst("192.0.2.1", 80)).await.unwrap();
+        assert_eq!(dialled.upstream, at);
+        let candidates = dialer.candidates(&upstream).await.unwrap().unwrap();
+        assert_eq!(candidates.iter().map(|one| one.address).collect::<Vec<_>>(), [at]);
+    }
+}
+
+/// SE-4: by weight, the others standing in; never through a symbolic link.
+#[tokio::test]
+async fn se4_unix_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    let listener = tokio::net::UnixListener::bind(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let nothing = dir.path().join("nothing");
+    let dialer = dialer(&[], Enforcement::Strict);
+    let dial = |paths: &[&Path]| {
+        let endpoint = |path: &&Path| Endpoint { target: Arc::from(*path), weight: 1 };
+        let sockets: Vec<_> = paths.iter().map(endpoint).collect();
+        let dialer = &dialer;
+        async move { dialer.dial_unix(&sockets).await }
+    };
+    for _ in 0..8 {
+        let (_stream, path) = dial(&[&nothing, &real, &link]).await.unwrap();
+        assert_eq!(*path, *real);
+        listener.accept().await.unwrap();
+    }
+    for (path, errno) in [(&link, 40), (&nothing, 2)] {
+        let error = dial(&[path]).await.unwrap_err();
+        assert_eq!(error.details(), format!("delayed_connect_error:_{errno}"));
+    }
+    assert!(matches!(dial(&[]).await, Err(DialError::NoEndpoint)));
+}
+
 #[tokio::test]
 async fn uh_without_endpoint_or_address() {
-    let dialer = dialer(&[], true);
+    let dialer = dialer(&[], Enforcement::Istio);
     for upstream in [Upstream::None, fixed(&[]), names(&[], false)] {
         let error = dialer.dial(&upstream, dst("192.0.2.1", 80)).await.unwrap_err();
         assert!(matches!(error, DialError::NoEndpoint), "{error}");
@@ -301,14 +350,14 @@ async fn r3_verify_asks_the_daemons_own_resolution() {
         ("192.0.2.3", false),
         ("127.0.0.1", false),
     ];
-    let strict = dialer(table, false);
+    let strict = dialer(table, Enforcement::Strict);
     for (ip, fine) in cases {
         assert_eq!(strict.verify(&hosts, dst(ip, 5432)).await.is_ok(), fine, "{ip}");
     }
     let refused = strict.verify(&hosts, dst("192.0.2.3", 5432)).await.unwrap_err();
     assert!(matches!(refused, DialError::NotVerified { .. }), "{refused}");
     assert!(strict.verify(&[], dst("192.0.2.1", 5432)).await.is_err());
-    assert!(dialer(table, true).verify(&hosts, dst("127.0.0.1", 5432)).await.is_ok());
+    assert!(dialer(table, Enforcement::Istio).verify(&hosts, dst("127.0.0.1", 5432)).await.is_ok());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! One attempt to have a request answered: a connection, kept or new, and what comes back on it.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -12,11 +14,11 @@ use crate::account::Record;
 use crate::act::carrier::{Ask, Carrier, CarryError};
 use crate::act::cluster::{Kind, Outcome};
 use crate::act::dial::DialError;
-use crate::act::tls::Alpn;
-use crate::decide::Reason;
+use crate::act::tls::{Alpn, TlsError};
 use crate::decide::route::Destination;
+use crate::decide::{ClusterName, Reason};
 
-use super::entry::{Entry, UnderWay};
+use super::entry::{Entry, UnderWay, is_reset};
 use super::pool::{Connection, Pool, Purpose};
 use super::reply::{Failure, Reply};
 use super::retry::Cause;
@@ -61,29 +63,38 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    fn of(error: &CarryError) -> Self {
+    fn of(error: &CarryError, destination: &Destination) -> Self {
         let cause = match error {
-            CarryError::Dial(DialError::Connect { .. }) => Cause::Connect,
+            CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. }) => Cause::Connect,
             // What cannot be made here cannot be made by trying again.
-            CarryError::Tls { error: crate::act::tls::TlsError::Handshake(_), .. } => {
-                Cause::Connect
-            }
+            CarryError::Tls { error: TlsError::Handshake(_), .. } => Cause::Connect,
             _ => Cause::Other,
         };
-        Self { cause, reply: Reply::not_carried(error).into(), upload: false }
+        let dynamic = destination.cluster == Some(ClusterName::allow_any_dynamic_dns());
+        let reply = match error {
+            CarryError::Dial(DialError::Resolve(_)) if dynamic => Reply::not_resolved(),
+            error => Reply::not_carried(error),
+        };
+        Self { cause, reply: reply.into(), upload: false }
     }
 }
 
 impl Target<'_> {
-    fn purpose(&self) -> Purpose {
+    /// What a connection for the request has to be made for, and of, now.
+    async fn purpose(&self) -> Result<Purpose, TlsError> {
         let traffic = &self.destination.traffic;
-        Purpose {
+        let made_of = match &traffic.tls {
+            None => None,
+            Some(rule) => Some(self.carrier.outbound.originator.stamp(rule).await?),
+        };
+        Ok(Purpose {
             cluster: self.destination.cluster.clone(),
             upstream: self.destination.upstream.clone(),
             traffic: traffic.clone(),
             host: traffic.tls.as_ref().and_then(|_| self.ask.host.map(str::to_owned)),
+            made_of,
             http2: self.http2,
-        }
+        })
     }
 
     /// Sends the request and waits for the head of the answer. A kept connection that turns out to
@@ -98,7 +109,7 @@ impl Target<'_> {
     ) -> Result<Answered, Failed> {
         let failed = |error: CarryError, entry: &mut Entry| {
             entry.edit(|record| note_error(record, &error));
-            Err(Failed::of(&error))
+            Err(Failed::of(&error, self.destination))
         };
         let limits = &self.destination.traffic.limits;
         let avoid = tried.before.as_slice();
@@ -112,13 +123,20 @@ impl Target<'_> {
             Ok(permit) => permit,
             Err(overflow) => return failed(overflow.into(), entry),
         };
+        entry.edit(|record| *record.more.attempts.get_or_insert(0) += 1);
         let (cluster, total) = (choice.cluster.clone(), choice.total());
         let report = |address, outcome| {
             let rules = self.destination.traffic.outlier.as_ref();
             cluster.report(address, outcome, rules, total);
         };
-        let purpose = self.purpose();
-        let suits = |address| choice.suits(address, self.destination, avoid);
+        let purpose = match self.purpose().await {
+            Ok(purpose) => purpose,
+            Err(error) => {
+                let tried = choice.first();
+                return failed(CarryError::Tls { tried, error }, entry);
+            }
+        };
+        let suits = |address| choice.suits(address, avoid);
         let copy = self.repeatable.then(|| parts.clone());
         let mut request = Request::from_parts(parts, upload);
         if let Some(connection) = self.pool.take(&purpose, suits) {
@@ -128,7 +146,7 @@ impl Target<'_> {
                 Ok((response, connection, took)) => {
                     report(address, Outcome::Status(response.status().as_u16()));
                     tried.now = Some(address);
-                    let under_way = UnderWay { _request: permit, _busy: busy };
+                    let under_way = UnderWay { _request: permit, _busy: busy, lent: None };
                     return Ok(Answered { response, connection, under_way, took });
                 }
                 Err(Lost { unsent: Some(same), .. }) => request = *same,
@@ -163,7 +181,7 @@ impl Target<'_> {
         };
         let address = carried.upstream;
         tried.now = Some(address);
-        entry.edit(|record| record.upstream_host = Some(address));
+        entry.edit(|record| note_end(record, address, None, carried.socket.clone()));
         let busy = cluster.busy(address);
         let lost = match self.pool.start(purpose, carried).await {
             Err(error) => Lost { error, unsent: None },
@@ -171,7 +189,7 @@ impl Target<'_> {
                 Err(lost) => lost,
                 Ok((response, connection, took)) => {
                     report(address, Outcome::Status(response.status().as_u16()));
-                    let under_way = UnderWay { _request: permit, _busy: busy };
+                    let under_way = UnderWay { _request: permit, _busy: busy, lent: None };
                     return Ok(Answered { response, connection, under_way, took });
                 }
             },
@@ -195,7 +213,11 @@ impl Lost {
         // The stream's error code; the library shows it in words only.
         let refused = std::error::Error::source(&self.error)
             .is_some_and(|source| source.to_string().contains("refused stream"));
-        let failure = if self.error.is_parse() { Failure::Protocol } else { Failure::Closed };
+        let failure = match &self.error {
+            error if error.is_parse() => Failure::Protocol,
+            error if is_reset(error) => Failure::Reset,
+            _ => Failure::Closed,
+        };
         Failed {
             cause: match (refused, self.error.is_user()) {
                 (true, _) => Cause::Refused,
@@ -213,14 +235,20 @@ async fn try_on(
     request: Request<Upload>,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, Connection, Duration), Lost> {
+    let session = connection.tls.as_ref().filter(|_| entry.wanted().tls);
+    let tls = session.map(|session| session.fields());
     entry.edit(|record| {
-        record.upstream_host = Some(connection.upstream);
-        record.upstream_local_address = Some(connection.local);
+        let Connection { upstream, local, socket, .. } = &connection;
+        note_end(record, *upstream, Some(*local), socket.clone());
+        record.more.upstream_protocol = Some(connection.protocol());
+        record.more.upstream_tls = tls;
     });
     if let Err(error) = connection.sender.ready().await {
         return Err(Lost { error, unsent: Some(Box::new(request)) });
     }
     let sent = Instant::now();
+    let sent_after = entry.elapsed();
+    entry.edit(|record| record.more.sending_duration = Some(sent_after));
     match connection.sender.try_send(request).await {
         Ok(response) => Ok((response, connection, sent.elapsed())),
         Err(mut error) => {
@@ -230,12 +258,23 @@ async fn try_on(
     }
 }
 
+/// Where the request went: to an address, or to a unix socket.
+fn note_end(
+    record: &mut Record,
+    upstream: SocketAddr,
+    local: Option<SocketAddr>,
+    socket: Option<Arc<Path>>,
+) {
+    let named = socket.is_none();
+    record.more.upstream_socket = socket;
+    record.upstream_host = Some(upstream).filter(|_| named);
+    record.upstream_local_address = local.filter(|_| named);
+}
+
 fn note_error(record: &mut Record, error: &CarryError) {
     match error {
-        CarryError::Dial(DialError::Special(tried)) => {
-            record.upstream_host = Some(*tried);
-            record.reason = Reason::SpecialAddress;
-        }
+        // Nothing was dialled (T-40), so there is no upstream to name.
+        CarryError::Dial(DialError::Special(_)) => record.reason = Reason::SpecialAddress,
         CarryError::Dial(DialError::NotVerified { .. }) => {
             record.reason = Reason::AddressNotVerified;
         }

@@ -1,13 +1,17 @@
 //! What of a head is passed on (R4): one Host, the target in origin form, the end-to-end headers in
 //! their order and spelling. What concerns only one hop stays behind.
 
+use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{Uri, Version};
+use hyper::body::Frame;
+
+use super::framing;
 
 /// Made by us where the client has none.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -104,15 +108,24 @@ pub(super) fn response(received: &HeaderMap, websocket: bool) -> Option<HeaderMa
     {
         return None;
     }
+    let mut lengths = received.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let first = lengths.next();
+    if !chunked
+        && first.is_some_and(|one| {
+            framing::content_length(one).is_err() || lengths.any(|other| other != one)
+        })
+    {
+        return None;
+    }
     let mut headers = HeaderMap::with_capacity(received.len());
     for (name, value) in received {
-        let keep = match *name {
-            TRANSFER_ENCODING => true,
-            CONTENT_LENGTH => !chunked,
-            _ => !is_hop_by_hop(name, &named),
-        };
-        if keep {
-            headers.append(name, value.clone());
+        match *name {
+            TRANSFER_ENCODING => drop(headers.append(name, value.clone())),
+            CONTENT_LENGTH if chunked => {}
+            // Once, however often it was said.
+            CONTENT_LENGTH => drop(headers.insert(name, value.clone())),
+            _ if is_hop_by_hop(name, &named) => {}
+            _ => drop(headers.append(name, value.clone())),
         }
     }
     if websocket {
@@ -120,6 +133,26 @@ pub(super) fn response(received: &HeaderMap, websocket: bool) -> Option<HeaderMa
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
     Some(headers)
+}
+
+/// A piece of a body as it is passed on: trailers without what frames or routes a message (RFC 9110
+/// 6.5.1).
+pub(super) fn frame(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Err(data) => data,
+        Ok(mut trailers) => {
+            let named = connection_options(&trailers);
+            for name in [CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING] {
+                trailers.remove(name);
+            }
+            let dropped: Vec<_> =
+                trailers.keys().filter(|name| is_hop_by_hop(name, &named)).cloned().collect();
+            for name in dropped {
+                trailers.remove(name);
+            }
+            Frame::trailers(trailers)
+        }
+    }
 }
 
 /// Whether the head asks for, or grants, an upgrade to websocket and nothing else.
@@ -278,7 +311,7 @@ mod tests {
             }
             map
         };
-        let cases: [(HeaderMap, Option<HeaderMap>); 5] = [
+        let cases: [(HeaderMap, Option<HeaderMap>); 9] = [
             (
                 map(&[
                     ("server", "x"),
@@ -296,12 +329,42 @@ mod tests {
                 map(&[("content-length", "3"), ("transfer-encoding", "Chunked")]),
                 Some(map(&[("transfer-encoding", "Chunked")])),
             ),
+            (
+                map(&[("content-length", "3"), ("content-length", "3")]),
+                Some(map(&[("content-length", "3")])),
+            ),
+            (map(&[("content-length", "3"), ("content-length", "4")]), None),
+            (map(&[("content-length", "3, 3")]), None),
+            (map(&[("content-length", "")]), None),
             (map(&[("transfer-encoding", "gzip, chunked")]), None),
             (map(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), None),
         ];
         for (received, expected) in cases {
             assert_eq!(response(&received, false), expected, "{received:?}");
         }
+    }
+
+    /// RFC 9110 6.5.1.
+    #[test]
+    fn trailers() {
+        let mut sent = HeaderMap::new();
+        for name in [
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "trailer",
+            "te",
+            "upgrade",
+            "x-hop",
+            "grpc-status",
+        ] {
+            sent.append(name, HeaderValue::from_static("1"));
+        }
+        sent.append(CONNECTION, HeaderValue::from_static("x-hop"));
+        let passed = frame(Frame::trailers(sent)).into_trailers().expect("trailers");
+        assert_eq!(passed.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
+        let data = frame(Frame::data(Bytes::from_static(b"host: a"))).into_data();
+        assert_eq!(data.expect("data"), "host: a");
     }
 
     #[test]

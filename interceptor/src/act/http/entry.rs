@@ -1,21 +1,28 @@
 //! The record of one exchange: owned by whatever still has to happen, written when it did, or when
 //! its owner is dropped because the client went away.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
-use crate::account::{AccessLog, Flag, Record};
+use crate::account::wanted::Wanted;
+use crate::account::{Flag, Pen, Record};
 use crate::act::cluster::{Busy, Permit};
 
-use super::upload::BoxError;
+use super::canon;
+use super::cut::{self, Removed, Withdrawal};
+use super::pool::{Connection, Pool};
+use super::upload::{BoxError, Source};
 use super::wire::Exchange;
 
 /// An answer did not end in the route's time.
@@ -25,9 +32,11 @@ struct Late;
 
 /// A record that will be written exactly once.
 pub(super) struct Entry {
-    log: AccessLog,
+    pen: Pen,
     record: Option<Record>,
     started: Instant,
+    /// When the last of the request had come.
+    pub(super) complete: Arc<OnceLock<Instant>>,
     /// Body bytes from the client so far.
     pub(super) received: Arc<AtomicU64>,
     /// Body bytes to the client so far.
@@ -35,15 +44,21 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Starts the clock.
-    pub(super) fn new(log: AccessLog, record: Record) -> Self {
+    /// Starts the clock. Written by the settings of `pen`.
+    pub(super) fn new(pen: Pen, record: Record) -> Self {
         Self {
-            log,
+            pen,
             record: Some(record),
             started: Instant::now(),
+            complete: Arc::default(),
             received: Arc::default(),
             sent: Arc::default(),
         }
+    }
+
+    /// The record so far.
+    pub(super) fn record(&self) -> &Record {
+        self.record.as_ref().expect("it is taken out only when the entry ends")
     }
 
     /// Changes the record.
@@ -51,6 +66,28 @@ impl Entry {
         if let Some(record) = &mut self.record {
             change(record);
         }
+    }
+
+    /// What the log wants to know.
+    pub(super) fn wanted(&self) -> &Wanted {
+        self.pen.wanted()
+    }
+
+    /// Since the clock was started.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The answer's head, as it goes to the client.
+    pub(super) fn head(&mut self, headers: &HeaderMap) {
+        let picked = self.wanted().response.pick(headers);
+        self.edit(|record| record.more.response_headers = picked);
+    }
+
+    /// The answer's end, where it has something to say.
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        let picked = self.wanted().trailers.pick(trailers);
+        self.edit(|record| record.more.response_trailers = picked);
     }
 
     /// Writes the record: the exchange came to its own end.
@@ -61,9 +98,11 @@ impl Entry {
     fn write(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.duration = self.started.elapsed();
+            record.more.request_duration =
+                self.complete.get().map(|end| end.saturating_duration_since(self.started));
             record.bytes_received = self.received.load(Ordering::Relaxed);
             record.bytes_sent = self.sent.load(Ordering::Relaxed);
-            self.log.write(record);
+            self.pen.write(record);
         }
     }
 }
@@ -77,6 +116,12 @@ impl Drop for Entry {
         });
         self.write();
     }
+}
+
+/// Whether the upstream reset the stream (HTTP/2). The library says so in words only.
+pub(super) fn is_reset(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .is_some_and(|source| source.to_string().starts_with("stream error received"))
 }
 
 /// What an answer consists of.
@@ -97,6 +142,8 @@ pub(super) struct Answer {
     deadline: Option<Deadline>,
     /// Counts as a request under way as long as this is held (DR-10).
     under_way: Option<UnderWay>,
+    /// Resolves when policy no longer allows it (T-62).
+    withdrawal: Option<Withdrawal>,
     /// The connection is busy as long as this is held.
     _exchange: Exchange,
 }
@@ -104,20 +151,47 @@ pub(super) struct Answer {
 /// A route's time-out.
 pub(super) type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What a request counts for in its cluster; given back when dropped.
+/// What a request counts for in its cluster, given back when dropped; and its connection.
 pub(super) struct UnderWay {
     pub(super) _request: Permit,
     pub(super) _busy: Busy,
+    pub(super) lent: Option<Lent>,
+}
+
+/// A connection that serves one request at a time. It returns to its pool when both the request and
+/// its answer are over, so that no other request waits behind them (TLS-12).
+pub(super) struct Lent {
+    pub(super) pool: Arc<Pool>,
+    pub(super) connection: Connection,
+    pub(super) request: Arc<Source>,
+}
+
+impl UnderWay {
+    /// The answer has come to its end.
+    fn finish(self) {
+        if let Some(Lent { pool, connection, request }) = self.lent
+            && request.is_complete()
+        {
+            pool.put(connection);
+        }
+    }
 }
 
 impl Answer {
     pub(super) fn new(content: Content, entry: Option<Entry>, exchange: Exchange) -> Self {
-        Self { content, entry, deadline: None, under_way: None, _exchange: exchange }
+        let (deadline, under_way, withdrawal) = (None, None, None);
+        Self { content, entry, deadline, under_way, withdrawal, _exchange: exchange }
     }
 
     /// What it is bounded by, and what it counts for.
-    pub(super) fn within(mut self, deadline: Option<Deadline>, under_way: UnderWay) -> Self {
+    pub(super) fn within(
+        mut self,
+        deadline: Option<Deadline>,
+        under_way: UnderWay,
+        withdrawal: Option<Withdrawal>,
+    ) -> Self {
         self.deadline = deadline;
+        self.withdrawal = withdrawal;
         self.under_way = Some(under_way);
         self
     }
@@ -127,19 +201,39 @@ impl Answer {
             && self.deadline.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready())
     }
 
-    fn failed(&mut self, flag: Flag, why: &'static str) {
+    fn poll_withdrawn(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        match &mut self.withdrawal {
+            Some(withdrawal) => {
+                let why = ready!(withdrawal.as_mut().poll(cx));
+                self.withdrawal = None;
+                Poll::Ready(why)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    fn failed(&mut self, flag: Flag, why: impl Into<Cow<'static, str>>) {
         if let Some(entry) = &mut self.entry {
             entry.edit(|record| {
                 record.flags.push(flag);
                 record.response_code_details = Some(why.into());
             });
         }
-        self.finish();
+        self.record();
     }
 
-    fn finish(&mut self) {
+    /// The record is complete.
+    fn record(&mut self) {
         if let Some(entry) = self.entry.take() {
             entry.finish();
+        }
+    }
+
+    /// All of the answer has come.
+    fn finish(&mut self) {
+        self.record();
+        if let Some(under_way) = self.under_way.take() {
+            under_way.finish();
         }
     }
 }
@@ -156,11 +250,17 @@ impl Body for Answer {
             self.failed(Flag::UT, "response_timeout");
             return Poll::Ready(Some(Err(Late.into())));
         }
+        if let Poll::Ready(why) = self.poll_withdrawn(cx) {
+            self.failed(Flag::UH, cut::details(why));
+            return Poll::Ready(Some(Err(Removed.into())));
+        }
         let frame = match &mut self.content {
             Content::Nothing => None,
             Content::Local(text) => ready!(Pin::new(text).poll_frame(cx))
                 .map(|frame| frame.map_err(|never| match never {})),
-            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Content::Upstream(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map(canon::frame))
+            }
         };
         match &frame {
             Some(Ok(frame)) => {
@@ -168,13 +268,18 @@ impl Body for Answer {
                     entry.sent.fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
                 // Nothing follows trailers, and the library does not ask.
-                if frame.is_trailers() {
+                if let Some(trailers) = frame.trailers_ref() {
+                    if let Some(entry) = &mut self.entry {
+                        entry.trailers(trailers);
+                    }
                     self.finish();
                 }
             }
             Some(Err(error)) => {
                 let (flag, why) = if error.is_parse() {
                     (Flag::UPE, "upstream_reset_after_response_started{protocol_error}")
+                } else if is_reset(error) {
+                    (Flag::UR, "upstream_reset_after_response_started{remote_reset}")
                 } else {
                     (Flag::UC, "upstream_reset_after_response_started{connection_termination}")
                 };

@@ -6,28 +6,30 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
 };
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::account::{AccessLog, HttpFields, Record};
 use crate::act::pick;
-use crate::decide::{Action, Block, Headers, Reason, RequestHead};
+use crate::decide::{Action, Block, Decision, Headers, Reason, RequestHead, canonical_host};
 use crate::origin::Origin;
 use crate::policy::Enforcement;
 
+use super::cut::{self, Withdrawal};
 use super::entry::{Answer, Content, Entry};
 use super::forward::{Allowed, Forwarded};
 use super::pool::{Pool, lock};
 use super::reply::{Reply, refusal_body};
 use super::wire::{Exchange, Shared};
-use super::{World, blank_record, canon, tunnel};
+use super::{World, blank_record, canon, http2, tunnel};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -37,7 +39,7 @@ pub(super) struct Session<W> {
     pub(super) origin: Origin,
     pub(super) log: AccessLog,
     pub(super) shared: Arc<Shared>,
-    pub(super) pool: Pool,
+    pub(super) pool: Arc<Pool>,
     tunnels: Mutex<JoinSet<()>>,
 }
 
@@ -58,7 +60,7 @@ impl Headers for Sent<'_> {
 
 impl<W: World> Session<W> {
     pub(super) fn new(world: W, origin: Origin, log: AccessLog, shared: Arc<Shared>) -> Self {
-        let (pool, tunnels) = (Pool::default(), Mutex::default());
+        let (pool, tunnels) = (Arc::default(), Mutex::default());
         Self { world, origin, log, shared, pool, tunnels }
     }
 
@@ -80,18 +82,31 @@ impl<W: World> Session<W> {
         if !parts.headers.contains_key(canon::REQUEST_ID) {
             parts.headers.insert(canon::REQUEST_ID, new_request_id());
         }
-        let mut entry = Entry::new(self.log.clone(), self.record(&parts));
+        let pen = self.log.pen();
+        let mut record = self.record(&parts);
+        record.more.request_headers = pen.wanted().request.pick(&parts.headers);
+        let mut entry = Entry::new(pen, record);
+        if body.is_end_stream() {
+            let _ = entry.complete.set(Instant::now());
+        }
+        let changes = self.world.changes();
         let verdict = if parts.version < Version::HTTP_11 {
             Err(Reply::low_version())
         } else {
-            self.judge(&parts, &mut entry)
+            http2::check(&parts).and_then(|()| self.judge(&parts, &mut entry))
         };
-        self.carry_out(verdict, parts, body, client_side, entry, exchange)
+        let withdrawal = match (&verdict, changes) {
+            (Ok(to), Some(changes)) => Some(self.withdrawal(changes, &parts, &to.destination)),
+            _ => None,
+        };
+        self.carry_out(verdict, withdrawal, parts, body, client_side, entry, exchange)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that there is of one exchange")]
     async fn carry_out(
         self: Arc<Self>,
         verdict: Result<Allowed, Reply>,
+        mut withdrawal: Option<Withdrawal>,
         parts: Parts,
         body: Incoming,
         client_side: OnUpgrade,
@@ -99,8 +114,12 @@ impl<W: World> Session<W> {
         exchange: Exchange,
     ) -> Result<Response<Answer>, Infallible> {
         let http2 = parts.version == Version::HTTP_2;
+        let head_only = parts.method == Method::HEAD;
         let outcome = match verdict {
-            Ok(allowed) => self.forward(allowed, parts, body, client_side, &mut entry).await,
+            Ok(allowed) => tokio::select! {
+                outcome = self.forward(allowed, parts, body, client_side, &mut entry) => outcome,
+                why = cut::withdrawn(&mut withdrawal) => Err(Reply::withdrawn(why)),
+            },
             Err(refusal) => Err(refusal),
         };
         Ok(match outcome {
@@ -114,18 +133,24 @@ impl<W: World> Session<W> {
                     record.upstream_transport_failure_reason =
                         reply.transport.as_deref().map(str::to_owned);
                 });
-                local(reply).map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
+                let response = local(reply, head_only);
+                entry.head(response.headers());
+                response.map(|text| Answer::new(Content::Local(text), Some(entry), exchange))
             }
-            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => response.map(|body| {
-                Answer::new(Content::Upstream(body), Some(entry), exchange)
-                    .within(deadline, under_way)
-            }),
+            Ok(Forwarded { response, deadline, under_way, tunnel: None }) => {
+                entry.head(response.headers());
+                response.map(|body| {
+                    Answer::new(Content::Upstream(body), Some(entry), exchange)
+                        .within(deadline, under_way, withdrawal)
+                })
+            }
             Ok(Forwarded { response, under_way, tunnel: Some(ends), .. }) => {
+                entry.head(response.headers());
                 let (client, upstream, limits) = ends;
                 self.shared.start_tunnel();
                 lock(&self.tunnels).spawn(async move {
                     let _under_way = under_way;
-                    tunnel::run(client, upstream, limits, entry).await;
+                    tunnel::run(client, upstream, limits, entry, withdrawal).await;
                 });
                 response.map(|_| Answer::new(Content::Nothing, None, exchange))
             }
@@ -134,21 +159,10 @@ impl<W: World> Session<W> {
 
     /// The verdict: where the request goes and the Host that it goes with, or the refusal.
     fn judge(&self, parts: &Parts, entry: &mut Entry) -> Result<Allowed, Reply> {
-        // Bytes beyond ASCII are in no host name: what does not read as text stays unreadable.
-        let hosts: Vec<&str> =
-            parts.headers.get_all(HOST).iter().map(|h| h.to_str().unwrap_or("\u{fffd}")).collect();
+        let hosts = hosts(parts);
         let authority = parts.uri.authority().map(|a| a.as_str());
-        let path = canon::path(&parts.uri);
         let http2 = parts.version == Version::HTTP_2;
-        let head = RequestHead {
-            method: parts.method.as_str(),
-            authority,
-            hosts: &hosts,
-            path: &path,
-            version: if http2 { 20 } else { 11 },
-            headers: &Sent(&parts.headers),
-        };
-        let (decision, enforcement) = self.world.judge(&self.origin.flow(), &head);
+        let (decision, enforcement) = self.verdict(parts);
         entry.edit(|record| {
             record.upstream_cluster.clone_from(&decision.cluster);
             record.route_name.clone_from(&decision.route);
@@ -172,7 +186,10 @@ impl<W: World> Session<W> {
             Action::Forward(forward) if parts.method != Method::CONNECT => {
                 let destination = pick(&forward.destinations);
                 entry.edit(|record| record.upstream_cluster.clone_from(&destination.cluster));
-                let host = effective.and_then(|name| HeaderValue::from_str(name).ok());
+                // What is forwarded is what was judged: the name in its one form (R4, T-20).
+                let host = effective
+                    .and_then(canonical_host)
+                    .and_then(|name| HeaderValue::try_from(name).ok());
                 match host {
                     Some(host) => Ok(Allowed {
                         destination: destination.clone(),
@@ -186,7 +203,9 @@ impl<W: World> Session<W> {
                     }
                 }
             }
-            Action::Reply(rule) if parts.method != Method::CONNECT => Err(Reply::of_rule(rule)),
+            Action::Reply(rule) if parts.method != Method::CONNECT => {
+                Err(Reply::of_rule(rule, entry.record(), &parts.headers))
+            }
             Action::Block(Block::Http { status, explain, close }) => {
                 // What follows a CONNECT can not be read as requests.
                 let close = *close || parts.method == Method::CONNECT;
@@ -203,6 +222,19 @@ impl<W: World> Session<W> {
                 Err(Reply::refused(502, true, explanation(explain), named))
             }
         }
+    }
+
+    /// What the newest policy says of a request.
+    pub(super) fn verdict(&self, parts: &Parts) -> (Decision, Enforcement) {
+        let head = RequestHead {
+            method: parts.method.as_str(),
+            authority: parts.uri.authority().map(|a| a.as_str()),
+            hosts: &hosts(parts),
+            path: &canon::path(&parts.uri),
+            version: if parts.version == Version::HTTP_2 { 20 } else { 11 },
+            headers: &Sent(&parts.headers),
+        };
+        self.world.judge(&self.origin.flow(), &head)
     }
 
     /// What is known when the head has come.
@@ -228,10 +260,22 @@ impl<W: World> Session<W> {
     }
 }
 
-/// Our own answer as a response.
-fn local(reply: Reply) -> Response<Full<Bytes>> {
+/// Every Host. Bytes beyond ASCII are in no host name: what does not read as text stays unreadable.
+fn hosts(parts: &Parts) -> Vec<&str> {
+    let hosts = parts.headers.get_all(HOST).iter();
+    hosts.map(|host| host.to_str().unwrap_or("\u{fffd}")).collect()
+}
+
+/// Our own answer as a response; `head_only`: to HEAD, which has the length of the body and not the
+/// body (the library sees to that in HTTP/1.1 only).
+fn local(reply: Reply, head_only: bool) -> Response<Full<Bytes>> {
     let is_empty = reply.body.is_empty();
-    let mut response = Response::new(Full::new(reply.body));
+    let length = HeaderValue::from(reply.body.len());
+    let body = if head_only { Bytes::new() } else { reply.body };
+    let mut response = Response::new(Full::new(body));
+    if head_only {
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
     *response.status_mut() =
         StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if !is_empty {

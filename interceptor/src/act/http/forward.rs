@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HeaderName, HeaderValue, SET_COOKIE};
+use http::header::{HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
@@ -20,11 +20,11 @@ use crate::decide::route::{Destination, Fault, HeaderOps, Retries, RouteActions}
 use crate::decide::traffic::UpstreamProtocol;
 
 use super::attempt::{Answered, Failed, Target, Tried};
-use super::entry::{Deadline, Entry, UnderWay};
+use super::entry::{Deadline, Entry, Lent, UnderWay};
 use super::exchange::Session;
 use super::reply::{Failure, Reply};
 use super::retry::{self, Cause};
-use super::shape::CorsVerdict;
+use super::shape::{CorsVerdict, Side};
 use super::upload::Source;
 use super::wire::End;
 use super::{World, canon, mirror, shape};
@@ -86,14 +86,15 @@ impl<W: World> Session<W> {
         let bodiless = body.is_end_stream();
         let retries = usable(&route.retries, &parts);
         let keep = retries.is_some() || !route.mirrors.is_empty();
-        let received = Arc::clone(&entry.received);
-        let source = Source::new((!bodiless).then_some(body), keep, received);
+        let (received, complete) = (Arc::clone(&entry.received), Arc::clone(&entry.complete));
+        let source = Source::new((!bodiless).then_some(body), keep, received, complete);
         let carrier = self.world.carrier();
         for copy in route.mirrors.iter().filter(|mirror| hits(mirror.percent)) {
             let head = (&parts, &host, strict);
-            mirror::send(carrier, &self.origin, copy, head, &original, &source);
+            mirror::send(carrier, &self.origin, copy, head, &original, &source, entry.record());
         }
-        shape::change(&mut parts.headers, &destination.headers.request);
+        let side = Side::Request(entry.record());
+        shape::change(&mut parts.headers, &destination.headers.request, side);
         if http2 {
             canon::request_h2(&mut parts, &host, traffic.tls.is_some(), strict);
         } else {
@@ -109,6 +110,11 @@ impl<W: World> Session<W> {
             http2,
             repeatable: bodiless && parts.method.is_idempotent(),
         };
+        let ops = [&route.headers.response, &destination.headers.response];
+        let asked = match ops.into_iter().any(shape::has_operators) {
+            true => parts.headers.clone(),
+            false => HeaderMap::new(),
+        };
         let mut deadline = limit.map(|limit| deadline(&source, limit));
         let sending = self.attempts(target, parts, &source, retries, entry);
         let outcome = match &mut deadline {
@@ -119,24 +125,28 @@ impl<W: World> Session<W> {
             },
         };
         let answered = outcome?;
-        let Answered { mut response, connection, under_way, took } = answered;
+        let answered_after = entry.elapsed();
+        let Answered { mut response, connection, mut under_way, took } = answered;
         let switched = self.settle(&mut response, version, websocket)?;
-        let extra = cors.into_iter().chain(cookie.map(|cookie| (SET_COOKIE, cookie)));
-        let ops = [&route.headers.response, &destination.headers.response];
-        dress(&mut response, ops, extra);
         entry.edit(|record| {
             record.response_code = response.status().as_u16();
             record.response_code_details = Some("via_upstream".into());
+            record.more.response_duration = Some(answered_after);
             if let Some(http) = &mut record.http {
                 http.upstream_service_time = Some(took);
             }
         });
+        let extra = cors.into_iter().chain(cookie.map(|cookie| (SET_COOKIE, cookie)));
+        dress(&mut response, ops, extra, Side::Response(entry.record(), &asked));
         let tunnel = switched.then(|| {
             let limits = RelayLimits::of(&traffic.limits);
             (client_side, hyper::upgrade::on(&mut response), limits)
         });
-        if tunnel.is_none() {
+        if http2 {
             self.pool.put(connection);
+        } else if tunnel.is_none() {
+            let (pool, request) = (Arc::clone(&self.pool), Arc::clone(&source));
+            under_way.lent = Some(Lent { pool, connection, request });
         }
         // An upgrade is answered with its head; what follows has limits of its own.
         let deadline = deadline.filter(|_| tunnel.is_none());
@@ -160,7 +170,7 @@ impl<W: World> Session<W> {
             authority =
                 rewrite.authority.as_ref().and_then(|name| HeaderValue::from_str(name).ok());
         }
-        shape::change(&mut parts.headers, &route.headers.request);
+        shape::change(&mut parts.headers, &route.headers.request, Side::Request(entry.record()));
         let authority = shape::set_host(&destination.headers.request)
             .or_else(|| shape::set_host(&route.headers.request))
             .or(authority);
@@ -227,9 +237,9 @@ impl<W: World> Session<W> {
                 }
             }
             drop(outcome);
-            let failed = tried.now.take();
+            let failed = tried.now.take().filter(|_| retries.elsewhere);
             tried.before.extend(failed);
-            sleep(retry::back_off(made)).await;
+            sleep(retry::back_off(made, retries.back_off)).await;
         }
     }
 
@@ -327,10 +337,11 @@ fn dress(
     response: &mut Response<Incoming>,
     ops: [&HeaderOps; 2],
     extra: impl Iterator<Item = (HeaderName, HeaderValue)>,
+    side: Side<'_>,
 ) {
     let headers = response.headers_mut();
     for ops in ops {
-        shape::change(headers, ops);
+        shape::change(headers, ops, side);
     }
     for (name, value) in extra {
         match name {

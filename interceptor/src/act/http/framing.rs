@@ -10,7 +10,7 @@ pub(super) const HEAD_MAX: usize = 64 * 1024;
 /// Header fields in one head (T-37).
 pub(super) const HEADERS_MAX: usize = 200;
 /// Request target (T-37).
-const TARGET_MAX: usize = 32 * 1024;
+pub(super) const TARGET_MAX: usize = 32 * 1024;
 /// A chunk's size line with its extensions, or one trailer line.
 const BODY_LINE_MAX: usize = 8 * 1024;
 
@@ -281,7 +281,7 @@ fn field(text: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
 }
 
 /// Digits, nothing else, that no reader's integer overflows.
-fn content_length(value: &[u8]) -> Result<u64, Violation> {
+pub(super) fn content_length(value: &[u8]) -> Result<u64, Violation> {
     if !(1..=18).contains(&value.len()) || !value.iter().all(u8::is_ascii_digit) {
         return Err(Violation::Malformed("Content-Length"));
     }

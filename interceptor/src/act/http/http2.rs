@@ -5,6 +5,9 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
+use http::header::CONTENT_LENGTH;
+use http::request::Parts;
+use http::{Method, Version};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -16,16 +19,43 @@ use crate::origin::Origin;
 use crate::sniff::prefixed::Prefixed;
 
 use super::exchange::Session;
-use super::framing::HEAD_MAX;
+use super::frames::Watched;
+use super::framing::{self, HEAD_MAX, HEADERS_MAX, TARGET_MAX};
+use super::reply::Reply;
 use super::wire::{HEAD_DEADLINE, IDLE_LIMIT, Shared};
-use super::{World, unread_record};
+use super::{World, ending, unread_record};
 
 /// What a connection of this protocol starts with, as far as one line.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// Requests that a client may have under way at once.
 const STREAMS_MAX: u32 = 100;
+/// Bytes of an answer that wait for a client that does not read (T-51).
+const SEND_BUFFER: usize = 64 * 1024;
 
-/// Serves `client` until it ends. The library bounds resets, pings, settings and continuations.
+/// What the library lets pass and HTTP/1.1 has no one reading of, or no room for (T-36, T-37). It has
+/// compared the body with its announced length, and refused headers that belong to a connection.
+pub(super) fn check(parts: &Parts) -> Result<(), Reply> {
+    if parts.version != Version::HTTP_2 {
+        return Ok(());
+    }
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    if parts.headers.len() > HEADERS_MAX || target.len() > TARGET_MAX {
+        return Err(Reply::large_head());
+    }
+    let mut lengths = parts.headers.get_all(CONTENT_LENGTH).iter();
+    let one_length = lengths.next().is_none_or(|length| {
+        framing::content_length(length.as_bytes()).is_ok() && lengths.next().is_none()
+    });
+    let has_target = match parts.method {
+        Method::CONNECT => true,
+        Method::OPTIONS => target.starts_with('/') || target == "*",
+        _ => target.starts_with('/'),
+    };
+    if one_length && has_target { Ok(()) } else { Err(Reply::bad_head()) }
+}
+
+/// Serves `client` until it ends. The library bounds what a head may be made of, and resets of
+/// requests that it has not passed on; [`Watched`] bounds the rest.
 pub(super) async fn serve<W: World>(
     client: Prefixed<TcpStream>,
     origin: Origin,
@@ -40,8 +70,9 @@ pub(super) async fn serve<W: World>(
             .auto_date_header(false)
             .max_concurrent_streams(STREAMS_MAX)
             .max_header_list_size(HEAD_MAX as u32)
+            .max_send_buf_size(SEND_BUFFER)
             .serve_connection(
-                TokioIo::new(client),
+                TokioIo::new(Watched::new(client, Arc::clone(&shared))),
                 service_fn(move |request| Arc::clone(&serving).answer(request)),
             )
     );
@@ -61,8 +92,9 @@ pub(super) async fn serve<W: World>(
             }
         }
     };
-    if result.is_err_and(|error| !is_io(&error)) {
-        let ending = (0, Flag::DPE, "http2.protocol_error");
+    let library_refused = result.is_err_and(|error| !is_io(&error));
+    let refused = library_refused.then_some((0, Flag::DPE, "http2.protocol_error"));
+    if let Some(ending) = ending(shared.end(), false).or(refused) {
         session.log.write(unread_record(&session.origin, "HTTP/2", ending));
     }
 }

@@ -10,6 +10,7 @@ use http::{HeaderValue, Version};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
+use crate::account::Record;
 use crate::act::carrier::{Ask, Carrier};
 use crate::act::cluster::Kind;
 use crate::act::tls::Alpn;
@@ -18,6 +19,7 @@ use crate::decide::traffic::UpstreamProtocol;
 use crate::origin::Origin;
 
 use super::pool::{Pool, Purpose};
+use super::shape::Side;
 use super::upload::Source;
 use super::{canon, shape};
 
@@ -32,11 +34,14 @@ pub(super) fn send(
     (parts, host, strict): (&Parts, &HeaderValue, bool),
     original_host: &str,
     source: &Arc<Source>,
+    record: &Record,
 ) {
     let Ok(room) = Arc::clone(&carrier.outbound.mirrors).try_acquire_owned() else { return };
     let (carrier, mirror, source) = (carrier.clone(), mirror.clone(), Arc::clone(source));
     let (dst, src) = (origin.dst, origin.src);
     let (mut parts, host, name) = (parts.clone(), host.clone(), original_host.to_owned());
+    let ops = &mirror.destination.headers.request;
+    shape::change(&mut parts.headers, ops, Side::Request(record));
     tokio::spawn(async move {
         let _room = room;
         let mirrored = async {
@@ -49,7 +54,6 @@ pub(super) fn send(
                 UpstreamProtocol::Http2 => true,
                 UpstreamProtocol::AsClient => parts.version == Version::HTTP_2,
             };
-            shape::change(&mut parts.headers, &destination.headers.request);
             let (hash, _) = shape::hash(&traffic.load_balancer, &parts, src.ip());
             match http2 {
                 true => canon::request_h2(&mut parts, &host, traffic.tls.is_some(), strict),
@@ -67,6 +71,7 @@ pub(super) fn send(
                 upstream: destination.upstream.clone(),
                 traffic: Arc::clone(traffic),
                 host: None,
+                made_of: None,
                 http2,
             };
             let mut connection = pool.start(purpose, carried).await.ok()?;

@@ -2,18 +2,20 @@
 //! parsed form (R4), and leaves one access-log line.
 //!
 //! `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
-//! library's feet, `http2` needs neither since that framing has one reading, `exchange` takes one
-//! request from head to log line, `forward` does what its route asks for, `attempt` sends it once,
+//! library's feet; `http2` needs neither since that framing has one reading, but `frames` bounds what
+//! may come in it for nothing; `exchange` takes one request from head to log line, `forward` does what its route asks for, `attempt` sends it once,
 //! `retry` says when to do so again, `upload` has the body ready for that, `shape` changes heads as
 //! a route says, `mirror` sends copies, `canon` says what of a head is passed on, `pool` keeps the
 //! connection's own upstream connections, `tunnel` carries a websocket, `entry` sees to the record,
-//! `reply` holds the answers that we give ourselves.
+//! `cut` ends what policy allows no more, `reply` holds the answers that we give ourselves.
 
 mod canon;
+mod cut;
 mod entry;
 mod attempt;
 mod exchange;
 mod forward;
+mod frames;
 mod framing;
 mod http2;
 mod mirror;
@@ -32,12 +34,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::account::{AccessLog, Flag, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
 use crate::origin::Origin;
-use crate::policy::{Enforcement, Store};
+use crate::policy::{Enforcement, OnRemoval, Store};
 use crate::sniff::prefixed::Prefixed;
 
 pub(crate) use reply::refusal_body;
@@ -71,6 +74,11 @@ trait World: Send + Sync + 'static {
 
     /// Opens upstream connections.
     fn carrier(&self) -> &Carrier;
+
+    /// Says when policy changes from now on, where that ends what is no longer allowed.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 impl World for HttpContext {
@@ -81,6 +89,11 @@ impl World for HttpContext {
 
     fn carrier(&self) -> &Carrier {
         &self.carrier
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        let changes = self.policy.subscribe();
+        (self.policy.current().on_removal == OnRemoval::Cut).then_some(changes)
     }
 }
 
@@ -136,6 +149,7 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
         Some(End::Head(Violation::TooLarge)) => Some((431, Flag::DPE, "request_headers_too_large")),
         Some(End::Deadline) => Some((0, Flag::DPE, "request_header_timeout")),
         Some(End::Incomplete) => Some((0, Flag::DC, "downstream_remote_disconnect")),
+        Some(End::Flood) => Some((0, Flag::DPE, "http2.inbound_frames_flood")),
         // Its exchange has recorded it.
         Some(End::Body) => None,
         None => library_refused.then_some((400, Flag::DPE, "http1.codec_error")),
@@ -144,10 +158,11 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
 
 /// A record of something that starts now on the connection of `origin`.
 fn blank_record(origin: &Origin) -> Record {
-    Record {
-        reason: Reason::Malformed,
-        ..Record::new(SystemTime::now(), origin.dst.addr(), origin.src)
-    }
+    let mut record = Record::new(SystemTime::now(), origin.dst.addr(), origin.src);
+    record.reason = Reason::Malformed;
+    record.more.connection_id = Some(origin.id);
+    record.more.attempts = Some(0);
+    record
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The upstream connections of one downstream connection. They serve nobody else (T-46).
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::act::carrier::{Carried, Held, Stream};
+use crate::act::tls::{Stamp, TlsSession};
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{ClusterName, Upstream};
 
@@ -40,6 +42,8 @@ pub(super) struct Purpose {
     pub(super) traffic: Arc<TrafficPolicy>,
     /// The Host that TLS was made for.
     pub(super) host: Option<String>,
+    /// What TLS was made of; a credential that changed or went is served by no kept connection.
+    pub(super) made_of: Option<Stamp>,
     /// Whether HTTP/2 is spoken.
     pub(super) http2: bool,
 }
@@ -53,6 +57,10 @@ pub(super) struct Connection {
     pub(super) upstream: SocketAddr,
     /// Our end.
     pub(super) local: SocketAddr,
+    /// What TLS agreed on, where it was originated.
+    pub(super) tls: Option<Arc<TlsSession>>,
+    /// The unix socket in place of addresses.
+    pub(super) socket: Option<Arc<Path>>,
     made: Instant,
     last_used: Instant,
     /// Requests that were sent on it.
@@ -96,6 +104,14 @@ impl Sender {
 }
 
 impl Connection {
+    /// As the log has it.
+    pub(super) fn protocol(&self) -> &'static str {
+        match self.sender {
+            Sender::Http1(_) => "HTTP/1.1",
+            Sender::Http2(_) => "HTTP/2",
+        }
+    }
+
     /// Whether it has served as much, or as long, as its cluster allows (DR-9).
     fn is_worn(&self) -> bool {
         let limits = &self.purpose.traffic.limits;
@@ -125,6 +141,8 @@ impl Pool {
             return Some(Connection {
                 purpose: kept.purpose.clone(),
                 sender: Sender::Http2(sender.clone()),
+                tls: kept.tls.clone(),
+                socket: kept.socket.clone(),
                 ..*kept
             });
         }
@@ -160,13 +178,15 @@ impl Pool {
         purpose: Purpose,
         carried: Carried,
     ) -> hyper::Result<Connection> {
-        let Carried { stream, upstream, local, held } = carried;
+        let Carried { stream, upstream, local, tls, socket, held } = carried;
         let sender = match stream {
             Stream::Plain(stream) => self.speak(stream, held, purpose.http2).await?,
             Stream::Wrapped(stream) => self.speak(stream, held, purpose.http2).await?,
         };
         let now = Instant::now();
-        Ok(Connection { purpose, sender, upstream, local, made: now, last_used: now, uses: 1 })
+        let (made, last_used) = (now, now);
+        let uses = 1;
+        Ok(Connection { purpose, sender, upstream, local, tls, socket, made, last_used, uses })
     }
 
     async fn speak<S>(&self, stream: S, held: Held, http2: bool) -> hyper::Result<Sender>

@@ -7,13 +7,14 @@ use std::io;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 
-use crate::account::Flag;
+use crate::account::{Flag, Record};
 use crate::act::carrier::CarryError;
 use crate::act::dial::DialError;
 use crate::decide::Decision;
 use crate::decide::route::{Abort, LocalReply};
 
-use super::shape;
+use super::cut;
+use super::shape::{self, Side};
 
 /// An answer without an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(super) struct Reply {
 pub(super) enum Failure {
     /// It closed before the response's head.
     Closed,
+    /// It reset the request's stream (HTTP/2).
+    Reset,
     /// It sent what is not HTTP, or what cannot be passed on as one thing.
     Protocol,
 }
@@ -68,6 +71,16 @@ impl Reply {
         Self { close: true, ..Self::new(426, "low_version") }
     }
 
+    /// An HTTP/2 head with more than one reading in HTTP/1.1, or none (T-36).
+    pub(super) fn bad_head() -> Self {
+        Self { flags: vec![Flag::DPE], ..Self::new(400, "http2.violation.of.messaging.rule") }
+    }
+
+    /// An HTTP/2 head beyond a limit (T-37).
+    pub(super) fn large_head() -> Self {
+        Self { flags: vec![Flag::DPE], ..Self::new(431, "request_headers_too_large") }
+    }
+
     /// A request body that broke the rules of framing (T-32).
     pub(super) fn bad_body() -> Self {
         Self { flags: vec![Flag::DPE], close: true, ..Self::new(400, "http1.codec_error") }
@@ -79,8 +92,13 @@ impl Reply {
         Self { flags, close: true, ..Self::new(0, "downstream_remote_disconnect") }
     }
 
+    /// Policy allows the request no more (T-62).
+    pub(super) fn withdrawn(why: &str) -> Self {
+        Self { flags: vec![Flag::UH], close: true, ..Self::new(502, cut::details(why)) }
+    }
+
     /// What a rule answers itself: redirect, direct response, no route (VS-9, VS-24, VS-25).
-    pub(super) fn of_rule(rule: &LocalReply) -> Self {
+    pub(super) fn of_rule(rule: &LocalReply, record: &Record, request: &HeaderMap) -> Self {
         let flags = match rule.flag {
             Some("NR") => vec![Flag::NR],
             Some("NC") => vec![Flag::NC],
@@ -93,7 +111,7 @@ impl Reply {
         if let Some(location) = rule.location.as_ref().and_then(|l| HeaderValue::from_str(l).ok()) {
             headers.insert(LOCATION, location);
         }
-        shape::change(&mut headers, &rule.headers);
+        shape::change(&mut headers, &rule.headers, Side::Response(record, request));
         let headers = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let body = Bytes::copy_from_slice(&rule.body);
         Self { flags, body, headers, ..Self::new(rule.status, rule.details) }
@@ -163,6 +181,15 @@ impl Reply {
         }
     }
 
+    /// The name that the request itself gave has no address (MESH-31).
+    pub(super) fn not_resolved() -> Self {
+        Self {
+            flags: vec![Flag::DF],
+            body: "DNS resolution failure".into(),
+            ..Self::new(503, "dns_resolution_failure")
+        }
+    }
+
     /// No connection, or none that lasted until TLS was up (LOG-48, LOG-49).
     fn reset(reason: &str, transport: Option<String>) -> Self {
         let (log, people) = match &transport {
@@ -207,7 +234,9 @@ impl Reply {
                 body: format!("interceptor refused this request: {error}\n").into(),
                 ..Self::new(502, "direct_response")
             },
-            DialError::Connect { source, .. } => Self::not_connected(source),
+            DialError::Connect { source, .. } | DialError::Unix { source, .. } => {
+                Self::not_connected(source)
+            }
         }
     }
 
@@ -230,6 +259,12 @@ impl Reply {
                 Flag::UC,
                 "connection termination",
                 "upstream_reset_before_response_started{connection_termination}",
+            ),
+            Failure::Reset => (
+                503,
+                Flag::UR,
+                "remote reset",
+                "upstream_reset_before_response_started{remote_reset}",
             ),
             Failure::Protocol => (
                 502,

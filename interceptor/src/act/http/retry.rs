@@ -7,10 +7,8 @@ use http::HeaderMap;
 use crate::act::dial::random_below;
 use crate::decide::route::{Retries, RetryOn};
 
-/// The first wait is below this, each next below twice as much.
-const BACK_OFF: u64 = 25;
-/// Milliseconds; no wait is longer.
-const BACK_OFF_MAX: u64 = 250;
+/// No wait is longer than so many times the base.
+const BACK_OFF_MAX: u64 = 10;
 
 /// How an attempt ended without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,16 +60,19 @@ pub(super) fn after_answer(retries: &Retries, status: u16, headers: &HeaderMap) 
 }
 
 /// The wait before attempt number `next`, counted from 1 for the first repetition: random, so that
-/// clients that failed together do not come back together.
-pub(super) fn back_off(next: u32) -> Duration {
+/// clients that failed together do not come back together. `base`: the first one's bound.
+pub(super) fn back_off(next: u32, base: Duration) -> Duration {
     let doubled = 1u64.checked_shl(next).unwrap_or(u64::MAX);
-    let below = BACK_OFF.saturating_mul(doubled.saturating_sub(1)).min(BACK_OFF_MAX);
-    Duration::from_millis(random_below(below))
+    let times = doubled.saturating_sub(1).min(BACK_OFF_MAX);
+    // Read as a protobuf duration of whole milliseconds; centuries would be cut short.
+    let base = u64::try_from(base.as_micros()).unwrap_or(u64::MAX);
+    Duration::from_micros(random_below(base.saturating_mul(times)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::route::BACK_OFF;
 
     #[test]
     fn vs_40_conditions() {
@@ -114,11 +115,12 @@ mod tests {
 
     #[test]
     fn vs_40_back_off() {
-        for (next, below) in [(1, 25), (2, 75), (3, 175), (4, 250), (70, 250)] {
-            for _ in 0..100 {
-                assert!(back_off(next) < Duration::from_millis(below), "{next}");
+        for (next, times) in [(1, 1), (2, 3), (3, 7), (4, 10), (70, 10)] {
+            for base in [BACK_OFF, Duration::from_secs(2)] {
+                let waits: Vec<_> = (0..100).map(|_| back_off(next, base)).collect();
+                let longest = waits.iter().max().expect("a wait");
+                assert!(*longest < base * times && *longest > base * times / 2, "{next} {base:?}");
             }
         }
-        assert!((0..100).any(|_| back_off(9) > Duration::from_millis(100)));
     }
 }

@@ -13,6 +13,7 @@ use http::{Method, Uri};
 use std::net::IpAddr;
 use uuid::Uuid;
 
+use crate::account::{Record, Substitution};
 use crate::act::cluster::hash_of;
 use crate::decide::route::{Cors, HeaderOps, Rewrite};
 use crate::decide::traffic::{HashKey, LoadBalancer};
@@ -47,9 +48,38 @@ pub(super) fn set_host(ops: &HeaderOps) -> Option<HeaderValue> {
     HeaderValue::from_str(value).ok()
 }
 
+/// Whose headers are changed, and what operators in their new values speak of (LOG-32).
+#[derive(Clone, Copy)]
+pub(super) enum Side<'a> {
+    /// The request's.
+    Request(&'a Record),
+    /// The response's, and the headers of its request.
+    Response(&'a Record, &'a HeaderMap),
+}
+
+impl Side<'_> {
+    /// What `text` stands for beside `headers`; `None`: it cannot be a header's value.
+    fn value(self, text: &str, headers: &HeaderMap) -> Option<HeaderValue> {
+        if !text.contains('%') {
+            return HeaderValue::from_str(text).ok();
+        }
+        let text = Substitution::parse(text).ok()?;
+        let text = match self {
+            Self::Request(record) => text.value(record, headers, None),
+            Self::Response(record, request) => text.value(record, request, Some(headers)),
+        };
+        HeaderValue::try_from(text).ok()
+    }
+}
+
+/// Whether `ops` need more than themselves.
+pub(super) fn has_operators(ops: &HeaderOps) -> bool {
+    ops.set.iter().chain(&ops.add).any(|(_, value)| value.contains('%'))
+}
+
 /// Applies `ops`: remove, set, add. Host is not a header among others, and what frames the message
 /// stays as it is.
-pub(super) fn change(headers: &mut HeaderMap, ops: &HeaderOps) {
+pub(super) fn change(headers: &mut HeaderMap, ops: &HeaderOps, side: Side<'_>) {
     let name = |text: &str| {
         let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
         (name != HOST && !FRAMING.contains(&name)).then_some(name)
@@ -58,12 +88,12 @@ pub(super) fn change(headers: &mut HeaderMap, ops: &HeaderOps) {
         headers.remove(removed);
     }
     for (text, value) in &ops.set {
-        if let (Some(name), Ok(value)) = (name(text), HeaderValue::from_str(value)) {
+        if let (Some(name), Some(value)) = (name(text), side.value(value, headers)) {
             headers.insert(name, value);
         }
     }
     for (text, value) in &ops.add {
-        if let (Some(name), Ok(value)) = (name(text), HeaderValue::from_str(value)) {
+        if let (Some(name), Some(value)) = (name(text), side.value(value, headers)) {
             headers.append(name, value);
         }
     }
@@ -198,15 +228,17 @@ mod tests {
         let mut headers =
             parts("GET", "/", &[("a", "1"), ("b", "1"), ("content-length", "3")]).headers;
         let ops = HeaderOps {
-            set: pairs(&[("B", "2"), ("content-length", "9"), ("host", "x")]),
+            set: pairs(&[("B", "%REQ(b)%%%"), ("content-length", "9"), ("host", "x")]),
             add: pairs(&[("b", "3"), ("transfer-encoding", "chunked"), ("bad name", "1")]),
             remove: vec!["A".into(), "content-length".into()],
         };
-        change(&mut headers, &ops);
+        let at = "192.0.2.1:80".parse().expect("an address");
+        let record = Record::new(std::time::SystemTime::UNIX_EPOCH, at, at);
+        change(&mut headers, &ops, Side::Request(&record));
         let mut left: Vec<_> =
             headers.iter().map(|(n, v)| format!("{n}={}", v.to_str().expect("text"))).collect();
         left.sort();
-        assert_eq!(left, ["b=2", "b=3", "content-length=3"]);
+        assert_eq!(left, ["b=1%", "b=3", "content-length=3"]);
         assert_eq!(set_host(&ops).expect("a host"), "x");
     }
 

@@ -14,18 +14,22 @@ use super::*;
 use crate::account::Captured;
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
-use crate::act::tls::NoSecrets;
+use crate::act::tls::testing::NoSecrets;
 use crate::decide::route::{Destination, Forward, LocalReply, RouteActions};
 use crate::decide::traffic::{TrafficPolicy, UpstreamProtocol};
 use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId, Upstream};
 use crate::netns::NetNs;
 use crate::origin::OriginalDst;
+use crate::policy::Enforcement;
 use crate::resolve::Resolver;
 use crate::workloads::Workload;
 
 mod clusters;
+mod downgrade;
+mod early;
 mod failures;
 mod http2;
+mod log;
 mod originated;
 mod passing;
 mod refusals;
@@ -54,7 +58,7 @@ impl Default for Names {
             netns: Arc::new(NetNs::current().expect("a namespace")),
             resolver: Arc::new(Resolver::of_table(&[])),
             connect_timeout: Duration::from_secs(5),
-            dial_special: true,
+            enforcement: Enforcement::Istio,
         };
         let outbound = Arc::new(Outbound::new(Arc::new(NoSecrets)));
         Self {
@@ -171,21 +175,27 @@ impl Client {
 
     /// `sniffed` was read from the connection before.
     async fn connect_with(names: &Names, sniffed: &'static str) -> Self {
+        let (log, captured) = AccessLog::memory();
+        Self { captured, ..Self::connect_logged(names, sniffed, log).await }
+    }
+
+    /// Its lines go to `log`.
+    async fn connect_logged(names: &Names, sniffed: &'static str, log: AccessLog) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let at = listener.local_addr().expect("an address");
         let stream = TcpStream::connect(at).await.expect("connects");
         let (accepted, src) = listener.accept().await.expect("accepts");
         let origin = Origin {
+            id: 1,
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
             accepted: Instant::now(),
             accepted_wall: SystemTime::now(),
         };
-        let (log, captured) = AccessLog::memory();
         let client = Prefixed::new(Bytes::from_static(sniffed.as_bytes()), accepted);
         let serving = tokio::spawn(serve_in(client, origin, log, names.clone()));
-        Self { stream, local: src, captured, serving }
+        Self { stream, local: src, captured: Captured::default(), serving }
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {

@@ -4,14 +4,16 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use super::canon;
 use super::pool::lock;
 
 /// What a body may fail with.
@@ -25,6 +27,8 @@ pub(super) struct Source {
     state: Mutex<State>,
     ended: Notify,
     received: Arc<AtomicU64>,
+    /// When the last of it had come.
+    complete: Arc<OnceLock<Instant>>,
 }
 
 struct State {
@@ -49,14 +53,20 @@ enum Piece {
 struct Superseded;
 
 impl Source {
-    /// `body`, or none where it is known to be empty. `keep`: it may be needed again.
-    pub(super) fn new(body: Option<Incoming>, keep: bool, received: Arc<AtomicU64>) -> Arc<Self> {
-        let complete = body.is_none();
+    /// `body`, or none where it is known to be empty. `keep`: it may be needed again. Counts in
+    /// `received`, and says in `complete` when the last of it came.
+    pub(super) fn new(
+        body: Option<Incoming>,
+        keep: bool,
+        received: Arc<AtomicU64>,
+        complete: Arc<OnceLock<Instant>>,
+    ) -> Arc<Self> {
+        let whole = body.is_none();
         let too_large =
             body.as_ref().is_some_and(|body| body.size_hint().lower() > KEPT_MAX as u64);
-        let kept = (complete || (keep && !too_large)).then(Vec::new);
-        let state = State { rest: body, kept, size: 0, complete, attempt: 0 };
-        Arc::new(Self { state: Mutex::new(state), ended: Notify::new(), received })
+        let kept = (whole || (keep && !too_large)).then(Vec::new);
+        let state = State { rest: body, kept, size: 0, complete: whole, attempt: 0 };
+        Arc::new(Self { state: Mutex::new(state), ended: Notify::new(), received, complete })
     }
 
     /// The body for the next attempt, from its start; earlier ones end. `None`: it cannot be had
@@ -73,6 +83,11 @@ impl Source {
     /// Whether [`Self::again`] will give one.
     pub(super) fn can_repeat(&self) -> bool {
         lock(&self.state).kept.is_some()
+    }
+
+    /// Whether all of the body has come.
+    pub(super) fn is_complete(&self) -> bool {
+        lock(&self.state).complete
     }
 
     /// Returns when all of the body has come.
@@ -94,8 +109,8 @@ impl Source {
         }
         let kept = Some(state.kept.clone()?);
         let state = State { rest: None, kept, size: state.size, complete: true, attempt: 0 };
-        let received = Arc::default();
-        Some(Arc::new(Self { state: Mutex::new(state), ended: Notify::new(), received }))
+        let (received, complete) = Default::default();
+        Some(Arc::new(Self { state: Mutex::new(state), ended: Notify::new(), received, complete }))
     }
 }
 
@@ -145,7 +160,8 @@ impl Body for Upload {
         let Some(rest) = state.rest.as_mut().filter(|_| !state.complete) else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(&mut *rest).poll_frame(cx));
+        let frame =
+            ready!(Pin::new(&mut *rest).poll_frame(cx)).map(|frame| frame.map(canon::frame));
         // The library does not ask for an end that it knows of.
         state.complete = frame.is_none() || (matches!(frame, Some(Ok(_))) && rest.is_end_stream());
         if let Some(Ok(frame)) = &frame {
@@ -156,6 +172,10 @@ impl Body for Upload {
             this.at += 1;
         }
         if state.complete {
+            if matches!(frame, None | Some(Ok(_))) {
+                // Of several attempts the first one's end is the request's.
+                let _ = this.source.complete.set(Instant::now());
+            }
             this.source.ended.notify_waiters();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))

@@ -43,6 +43,8 @@ pub(super) enum End {
     Deadline,
     /// The client closed in the middle of a head.
     Incomplete,
+    /// HTTP/2 frames that ask for nothing, too many of them.
+    Flood,
 }
 
 /// One exchange under way; held until its answer is written.
@@ -62,7 +64,12 @@ impl Shared {
         Exchange(Arc::clone(self))
     }
 
-    /// Why the stream ended, if by the rules of this module.
+    /// Says why the stream ends. The first reason is the true one.
+    pub(super) fn end_by(&self, end: End) {
+        let _ = self.end.set(end);
+    }
+
+    /// Why the stream ended, if by our rules.
     pub(super) fn end(&self) -> Option<End> {
         self.end.get().copied()
     }
@@ -122,15 +129,10 @@ impl<S> Wire<S> {
         (wire, shared)
     }
 
-    fn end(&self, end: End) {
-        // The first reason is the true one.
-        let _ = self.shared.end.set(end);
-    }
-
     /// Puts a head in place of the refused one that the library refuses with the right status. It
     /// keeps the refusal's place behind the answers to earlier requests.
     fn refuse_head(&mut self, violation: Violation) {
-        self.end(End::Head(violation));
+        self.shared.end_by(End::Head(violation));
         self.held.clear();
         match violation {
             Violation::Malformed(_) => self.held.extend_from_slice(b"\0\r\n\r\n"),
@@ -212,7 +214,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                         continue;
                     }
                     Err(_) => {
-                        this.end(End::Body);
+                        this.shared.end_by(End::Body);
                         this.stopped = true;
                         return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                     }
@@ -220,7 +222,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             }
             if this.poll_overdue(cx) {
                 if this.waiting == Waiting::Head {
-                    this.end(End::Deadline);
+                    this.shared.end_by(End::Deadline);
                 }
                 this.stopped = true;
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -229,7 +231,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             ready!(poll_more(&mut this.inner, cx, &mut this.held))?;
             if this.held.len() == before {
                 if this.framer.in_head() && before > 0 {
-                    this.end(End::Incomplete);
+                    this.shared.end_by(End::Incomplete);
                 }
                 return Poll::Ready(Ok(()));
             }

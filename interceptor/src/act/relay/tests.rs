@@ -27,7 +27,12 @@ impl Bench {
         Self {
             client,
             server,
-            relay: tokio::spawn(plain(prefixed, upstream, RelayLimits { idle, duration: None })),
+            relay: tokio::spawn(plain(
+                prefixed,
+                upstream,
+                RelayLimits { idle, duration: None },
+                std::future::pending(),
+            )),
         }
     }
 }
@@ -264,7 +269,8 @@ async fn a_pipe_moves_bytes_until_the_end_and_says_when_they_pause() {
 async fn t49_an_idle_relay_costs_less_than_4_kib() {
     let ((_client, ours), (upstream, _server)) = (pair().await, pair().await);
     let limits = RelayLimits { idle: None, duration: None };
-    let relay = plain(Prefixed::new(Bytes::new(), ours), upstream, limits);
+    let cut = std::future::pending();
+    let relay = plain(Prefixed::new(Bytes::new(), ours), upstream, limits, cut);
     assert!(size_of_val(&relay) < 4096, "{}", size_of_val(&relay));
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
@@ -13,9 +13,10 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::OnceCell;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
-use super::secrets::{Credentials, Secrets};
+use super::secrets::Secrets;
 use super::verify::Authorities;
 use crate::decide::traffic::{Identity, Origination, Trust, Verify};
+use crate::policy::Credentials;
 
 /// No certificate file is larger (the system's bundle has some 200 KiB).
 const FILE_MAX: u64 = 4 * 1024 * 1024;
@@ -58,10 +59,13 @@ pub(super) struct Material {
 }
 
 /// What material was made of; equal again means that nothing changed.
-#[derive(Debug, Clone, PartialEq, Default)]
-struct Stamp {
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stamp {
     files: Vec<(PathBuf, Option<SystemTime>, u64)>,
-    secrets: Vec<Arc<Credentials>>,
+    /// Of [`Trust::Secret`].
+    trust: Option<Arc<Credentials>>,
+    /// Of [`Identity::Secret`].
+    identity: Option<Arc<Credentials>>,
 }
 
 struct Kept {
@@ -88,9 +92,9 @@ impl Library {
         secrets: &dyn Secrets,
         provider: &CryptoProvider,
     ) -> Result<Arc<Material>, MaterialError> {
-        let stamp = stamp(origination, secrets).await?;
+        let stamp = self.stamp(origination, secrets).await?;
         {
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = self.lock();
             let same = kept.iter().find(|one| one.origination == *origination);
             if let Some(one) = same.filter(|one| one.made_of == stamp) {
                 return Ok(Arc::clone(&one.material));
@@ -98,14 +102,14 @@ impl Library {
         }
         let authorities = match origination.verify {
             Verify::Nothing => None,
-            _ => Some(Arc::new(self.authorities(origination, secrets).await?)),
+            _ => Some(Arc::new(self.authorities(origination, &stamp).await?)),
         };
         let identity = match &origination.identity {
             None => None,
-            Some(identity) => Some(Arc::new(certified_key(identity, secrets, provider).await?)),
+            Some(identity) => Some(Arc::new(certified_key(identity, &stamp, provider).await?)),
         };
         let material = Arc::new(Material { authorities, identity });
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         kept.retain(|one| one.origination != *origination);
         if kept.len() >= KEPT_MAX {
             kept.remove(0);
@@ -118,20 +122,38 @@ impl Library {
         Ok(material)
     }
 
-    async fn authorities(
+    /// What the material of `origination` would be made of now. Where something is missing, what was
+    /// made of it before is forgotten: no key outlives its secret.
+    ///
+    /// # Errors
+    /// [`MaterialError::File`] and [`MaterialError::NoSecret`].
+    pub(super) async fn stamp(
         &self,
         origination: &Origination,
         secrets: &dyn Secrets,
+    ) -> Result<Stamp, MaterialError> {
+        let stamp = stamp(origination, secrets).await;
+        stamp.inspect_err(|_| self.lock().retain(|one| one.origination != *origination))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn authorities(
+        &self,
+        origination: &Origination,
+        stamp: &Stamp,
     ) -> Result<Authorities, MaterialError> {
-        let mut crl = match &origination.crl {
+        let mut crl: Option<(Arc<[u8]>, String)> = match &origination.crl {
             None => None,
-            Some(path) => Some((read(path).await?, path.display().to_string())),
+            Some(path) => Some((read(path).await?.into(), path.display().to_string())),
         };
         let roots = match &origination.trust {
             Trust::System => self.system.get_or_try_init(system_roots).await?.clone(),
             Trust::File(path) => roots(&read(path).await?, &path.display().to_string())?,
             Trust::Secret(name) => {
-                let secret = secret(secrets, name)?;
+                let secret = given(&stamp.trust, name)?;
                 if crl.is_none() {
                     crl = secret.crl.clone().map(|pem| (pem, name.clone()));
                 }
@@ -153,12 +175,12 @@ async fn stamp(origination: &Origination, secrets: &dyn Secrets) -> Result<Stamp
     match &origination.trust {
         Trust::System => {}
         Trust::File(path) => paths.push(path),
-        Trust::Secret(name) => stamp.secrets.push(secret(secrets, name)?),
+        Trust::Secret(name) => stamp.trust = Some(secret(secrets, name)?),
     }
     match &origination.identity {
         None => {}
         Some(Identity::Files { certificate, key }) => paths.extend([certificate, key]),
-        Some(Identity::Secret(name)) => stamp.secrets.push(secret(secrets, name)?),
+        Some(Identity::Secret(name)) => stamp.identity = Some(secret(secrets, name)?),
     }
     for path in paths {
         let about = tokio::fs::metadata(path).await;
@@ -170,6 +192,14 @@ async fn stamp(origination: &Origination, secrets: &dyn Secrets) -> Result<Stamp
 
 fn secret(secrets: &dyn Secrets, name: &str) -> Result<Arc<Credentials>, MaterialError> {
     secrets.get(name).ok_or_else(|| MaterialError::NoSecret(name.to_owned()))
+}
+
+/// A secret of a stamp.
+fn given<'a>(
+    secret: &'a Option<Arc<Credentials>>,
+    name: &str,
+) -> Result<&'a Credentials, MaterialError> {
+    secret.as_deref().ok_or_else(|| MaterialError::NoSecret(name.to_owned()))
 }
 
 fn unusable(place: &str, what: &'static str) -> MaterialError {
@@ -221,15 +251,16 @@ fn crls(pem: &[u8], place: &str) -> Result<Vec<CertRevocationList<'static>>, Mat
 
 async fn certified_key(
     identity: &Identity,
-    secrets: &dyn Secrets,
+    stamp: &Stamp,
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, MaterialError> {
-    let (certificate, key, place) = match identity {
+    let (certificate, key, place): (Arc<[u8]>, Arc<[u8]>, _) = match identity {
         Identity::Files { certificate, key } => {
-            (read(certificate).await?, read(key).await?, certificate.display().to_string())
+            let place = certificate.display().to_string();
+            (read(certificate).await?.into(), read(key).await?.into(), place)
         }
         Identity::Secret(name) => {
-            let secret = secret(secrets, name)?;
+            let secret = given(&stamp.identity, name)?;
             let missing = || unusable(name, "client certificate and key");
             let certificate = secret.certificate.clone().ok_or_else(missing)?;
             (certificate, secret.key.clone().ok_or_else(missing)?, name.clone())

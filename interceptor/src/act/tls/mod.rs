@@ -6,6 +6,7 @@
 
 mod material;
 mod secrets;
+mod session;
 mod verify;
 
 use std::io;
@@ -24,8 +25,9 @@ use crate::decide::traffic::{Origination, Verify};
 use material::Library;
 use verify::{Verifier, Wanted};
 
-pub use material::MaterialError;
-pub use secrets::{Credentials, NoSecrets, Secrets};
+pub use material::{MaterialError, Stamp};
+pub use secrets::Secrets;
+pub use session::TlsSession;
 
 /// What the application protocol negotiation offers (TLS-11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +134,15 @@ impl Originator {
     pub fn new(secrets: Arc<dyn Secrets>) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         Self { provider, library: Library::default(), secrets }
+    }
+
+    /// What a handshake as `origination` has it would be made of now: a connection that was made of
+    /// anything else must not serve any more. Reads no file, only its times.
+    ///
+    /// # Errors
+    /// [`TlsError::Material`]: some of it is missing.
+    pub async fn stamp(&self, origination: &Origination) -> Result<Stamp, TlsError> {
+        Ok(self.library.stamp(origination, &*self.secrets).await?)
     }
 
     /// Readies a handshake as `origination` has it. `host`: the request's original Host, with or

@@ -1,31 +1,8 @@
 //! Credentials by name: what `credentialName` stands for.
 
-use std::fmt;
 use std::sync::Arc;
 
-/// A TLS credential, PEM throughout. Its `Debug` shows no content.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct Credentials {
-    /// Certificate chain that we show.
-    pub certificate: Option<Vec<u8>>,
-    /// Its private key.
-    pub key: Option<Vec<u8>>,
-    /// Authorities that servers are verified against.
-    pub ca: Option<Vec<u8>>,
-    /// Revocation list.
-    pub crl: Option<Vec<u8>>,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("certificate", &self.certificate.is_some())
-            .field("key", &self.key.is_some())
-            .field("ca", &self.ca.is_some())
-            .field("crl", &self.crl.is_some())
-            .finish()
-    }
-}
+use crate::policy::{Credentials, Store};
 
 /// Where credentials come from.
 pub trait Secrets: Send + Sync {
@@ -33,12 +10,10 @@ pub trait Secrets: Send + Sync {
     fn get(&self, name: &str) -> Option<Arc<Credentials>>;
 }
 
-/// No credentials at all: every `credentialName` is missing (TLS-10).
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoSecrets;
-
-impl Secrets for NoSecrets {
-    fn get(&self, _name: &str) -> Option<Arc<Credentials>> {
-        None
+impl Secrets for Store {
+    /// As the policy in force has it, whichever one a connection was decided by: a credential that
+    /// was taken back serves nobody any more.
+    fn get(&self, name: &str) -> Option<Arc<Credentials>> {
+        self.current().credentials.get(name)
     }
 }

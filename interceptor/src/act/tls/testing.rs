@@ -18,7 +18,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::Secrets;
 use crate::decide::traffic::{Origination, Trust};
+use crate::policy::Credentials;
+
+/// No credentials at all: every `credentialName` is missing (TLS-10).
+pub(crate) struct NoSecrets;
+
+impl Secrets for NoSecrets {
+    fn get(&self, _name: &str) -> Option<Arc<Credentials>> {
+        None
+    }
+}
 
 /// An authority and a place for its files.
 pub(crate) struct Authority {

@@ -7,9 +7,10 @@ use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::testing::{Authority, Leaf, REVOKED, Seen, Server, serve};
+use super::testing::{Authority, Leaf, NoSecrets, REVOKED, Seen, Server, serve};
 use super::*;
 use crate::decide::traffic::{Identity, Trust};
+use crate::policy::Credentials;
 
 async fn hello(leaf: Leaf, clients: Option<&Authority>) -> Server {
     serve(leaf, clients, |mut stream| async move {
@@ -260,9 +261,9 @@ async fn mutual() {
     assert!(missing.contains("no_credential_\"s\""), "{missing}");
     let put = |change: &dyn Fn(&mut Credentials)| {
         let mut credentials = Credentials {
-            certificate: Some(client.certificate_pem.clone().into()),
-            key: Some(client.key_pem.clone().into()),
-            ca: Some(authority.pem().into()),
+            certificate: Some(client.certificate_pem.as_bytes().into()),
+            key: Some(client.key_pem.as_bytes().into()),
+            ca: Some(authority.pem().as_bytes().into()),
             crl: None,
         };
         change(&mut credentials);
@@ -271,14 +272,14 @@ async fn mutual() {
     put(&|_| {});
     assert_eq!(go(secret.clone()).await.as_deref(), Ok("hi"));
     // A changed secret counts at once.
-    put(&|credentials| credentials.ca = Some(Authority::new().pem().into()));
+    put(&|credentials| credentials.ca = Some(Authority::new().pem().as_bytes().into()));
     assert!(go(secret.clone()).await.expect_err("another CA").contains("unknown_issuer"));
     for broken in [
         &(|credentials: &mut Credentials| credentials.key = None) as &dyn Fn(&mut Credentials),
-        &|credentials| credentials.key = Some(b"nonsense".to_vec()),
-        &|credentials| credentials.certificate = Some(b"nonsense".to_vec()),
-        &|credentials| credentials.ca = Some(b"nonsense".to_vec()),
-        &|credentials| credentials.crl = Some(b"nonsense".to_vec()),
+        &|credentials| credentials.key = Some(b"nonsense"[..].into()),
+        &|credentials| credentials.certificate = Some(b"nonsense"[..].into()),
+        &|credentials| credentials.ca = Some(b"nonsense"[..].into()),
+        &|credentials| credentials.crl = Some(b"nonsense"[..].into()),
     ] {
         put(broken);
         let details = go(secret.clone()).await.expect_err("broken");

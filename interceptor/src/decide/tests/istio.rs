@@ -334,3 +334,19 @@ fn se_4_and_res_1_to_4_upstreams() {
         "RES-5"
     );
 }
+
+#[test]
+fn http_5_sni_with_a_trailing_dot_matches_nothing() {
+    let yaml = entry(
+        "a",
+        "hosts: [a.com, \"*.b.com\"], ports: [{number: 443, name: t, protocol: TLS}], resolution: NONE",
+    );
+    for (enforcement, expected) in [(Istio, "close"), (Strict, "relay")] {
+        let policy = policy(&yaml, enforcement, RegistryOnly);
+        for (name, dotted) in [("a.com", "a.com."), ("x.b.com", "x.b.com.")] {
+            assert!(connect(&policy, "1.1.1.1:443", &tls(name)).starts_with("relay"), "{name}");
+            let found = connect(&policy, "1.1.1.1:443", &tls(dotted));
+            assert!(found.starts_with(expected), "{enforcement:?} {dotted}: {found}");
+        }
+    }
+}

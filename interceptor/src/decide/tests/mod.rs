@@ -47,6 +47,7 @@ pub(super) fn entry(name: &str, spec: &str) -> String {
 pub(super) fn tls(sni: &str) -> Hello {
     Hello::Tls(ClientHello {
         sni: Some(HostName::parse(sni).expect("a name")),
+        dotted: sni.ends_with('.'),
         ..ClientHello::default()
     })
 }
@@ -154,6 +155,11 @@ fn show_upstream(upstream: &Upstream) -> String {
                 .join(",")
                 + if *round_robin { " rr" } else { "" }
         }
+        Upstream::Unix(sockets) => sockets
+            .iter()
+            .map(|e| format!("{}*{}", e.target.display(), e.weight))
+            .collect::<Vec<_>>()
+            .join(","),
         Upstream::None => "nowhere".to_owned(),
         Upstream::NoCluster => "no cluster".to_owned(),
     }

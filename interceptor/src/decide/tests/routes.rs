@@ -303,11 +303,13 @@ fn vs_26_to_vs_51_what_a_route_does() {
         rewrite: {uri: /new}, \
         headers: {request: {set: {Host: in.a.com, x-a: \"1%%\"}, remove: [x-b]}}, \
         timeout: 3s, \
-        retries: {attempts: 4, retryOn: \"503,reset\", perTryTimeout: 1s}, \
+        retries: {attempts: 4, retryOn: \"503,reset\", perTryTimeout: 1s, backoff: 2s, \
+            retryIgnorePreviousHosts: false}, \
         fault: {delay: {fixedDelay: 2s, percentage: {value: 0.5}}, abort: {httpStatus: 500}}, \
         mirrors: [{destination: {host: b.com}, percentage: {value: 10}}], \
         corsPolicy: {allowOrigins: [{exact: x}], unmatchedPreflights: IGNORE}, \
-        route: [{destination: {host: a.com}, headers: {response: {add: {x-c: d}}}}]}]";
+        route: [{destination: {host: a.com}, headers: {\
+            request: {set: {Host: one.a.com}}, response: {add: {x-c: d}}}}]}]";
     let policy = routed(&[service("v", spec)], Strict);
     let decision = decide(&policy, &Ask { path: "/old/x?q=1", ..PLAIN });
     let Action::Forward(forward) = decision.action else { panic!("must be forwarded") };
@@ -315,11 +317,15 @@ fn vs_26_to_vs_51_what_a_route_does() {
     let rewrite = route.rewrite.as_ref().expect("a rewrite");
     assert_eq!(rewrite.path.as_deref(), Some("/new/x?q=1"));
     assert_eq!(rewrite.authority.as_deref(), Some("in.a.com"));
-    assert_eq!(route.headers.request.set, [("x-a".to_owned(), "1%".to_owned())]);
+    assert_eq!(route.headers.request.set, [("x-a".to_owned(), "1%%".to_owned())]);
     assert_eq!(route.headers.request.remove, ["x-b"]);
-    assert_eq!(forward.destinations[0].headers.response.add.len(), 1);
+    let own = &forward.destinations[0].headers;
+    assert_eq!(own.response.add.len(), 1);
+    assert_eq!(own.request.set, [(":authority".to_owned(), "one.a.com".to_owned())]);
     assert_eq!(route.timeout, Some(std::time::Duration::from_secs(3)));
     assert_eq!(route.retries.attempts, 4);
+    assert_eq!(route.retries.back_off, std::time::Duration::from_secs(2));
+    assert!(!route.retries.elsewhere);
     assert_eq!(route.retries.statuses, [503]);
     assert_eq!(route.retries.on, [RetryOn::Reset, RetryOn::StatusCodes]);
     assert!(!route.retries.idempotent_only, "a resource says so (GAP-17)");

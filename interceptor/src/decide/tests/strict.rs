@@ -95,7 +95,7 @@ fn t_21_t_23_t_27_t_28_what_is_not_a_named_hello() {
             "close BlackHoleCluster sniff_timeout",
             "relay odst:443 PassthroughCluster",
         ),
-        (Hello::Closed, "close - sniff_timeout", "close - sniff_timeout"),
+        (Hello::Closed, "close - early_close", "close - early_close"),
         (malformed(), "close BlackHoleCluster malformed", "close BlackHoleCluster malformed"),
     ];
     let (closed, open) = (policy(GOOGLE, Strict, RegistryOnly), policy(GOOGLE, Strict, AllowAny));
@@ -141,7 +141,8 @@ fn gap_15_lis_11_res_1_addresses_and_names_together() {
         ("192.0.2.2", tls("auto.com"), "relay auto.com:99*1 outbound|99||auto.com"),
         ("192.0.2.2", tls("other.com"), "close BlackHoleCluster not_registered"),
         ("192.0.2.2", Hello::Opaque, "relay auto.com:99*1 outbound|99||auto.com"),
-        ("192.0.2.2", Hello::Silent, "relay auto.com:99*1 outbound|99||auto.com"),
+        ("192.0.2.2", Hello::Silent, "close BlackHoleCluster sniff_timeout"),
+        ("192.0.2.3", Hello::Silent, "relay odst:99 outbound|99||tcp.com"),
         ("192.0.2.4", tls("auto.com"), "close BlackHoleCluster address_not_verified"),
         ("192.0.2.3", tls("anything.com"), "relay odst:99 outbound|99||tcp.com"),
         ("192.0.2.200", Hello::Opaque, "relay odst:99 outbound|99||tcp.com"),
@@ -150,6 +151,11 @@ fn gap_15_lis_11_res_1_addresses_and_names_together() {
         assert_eq!(connect(&policy, &format!("{ip}:99"), &hello), expected, "{ip} {hello:?}");
     }
     assert_eq!(dial(&policy, "192.0.2.3:99"), "decided relay odst:99 outbound|99||tcp.com");
+    assert_eq!(
+        dial(&policy, "192.0.2.2:99"),
+        "inspect, else close BlackHoleCluster sniff_timeout",
+        "T-28: a name said late is still a name"
+    );
     // HTTP-9 in strict: at a sniffed entry's address the Host must be listed.
     for (ip, host, expected) in [
         ("192.0.2.2", "auto.com", "forward auto.com:99*1 outbound|99||auto.com default"),

@@ -40,8 +40,8 @@ pub(super) struct Pool {
     pub(super) connect_timeout: Option<Duration>,
     pub(super) keepalive: Option<Keepalive>,
     pub(super) limits: Limits,
-    /// `h2UpgradePolicy: UPGRADE`.
-    pub(super) upgrade: bool,
+    /// `h2UpgradePolicy`; `None` = as the mesh (MESH-12).
+    pub(super) upgrade: Option<bool>,
     pub(super) use_client_protocol: bool,
 }
 
@@ -88,6 +88,18 @@ impl Blocks {
             || blocks.balancer.is_some()
             || blocks.tls.is_some();
         (blocks, given)
+    }
+
+    /// The mesh's `defaultTrafficPolicy`, which knows these two blocks (MESH-18).
+    pub(in crate::policy) fn read_default(node: &Located<&Node>, r: &mut Reader<'_>) -> Self {
+        let mut f = r.fields(node);
+        let blocks = Self {
+            pool: f.take("connectionPool").map(|node| Pool::read(&node, r)),
+            outlier: f.take("outlierDetection").map(|node| read_outlier(&node, r)),
+            ..Self::default()
+        };
+        f.finish(r.cx, r.out);
+        blocks
     }
 
     /// This with every block that `over` has in its place (DR-6).
@@ -180,10 +192,10 @@ impl Pool {
         limits.http_idle_timeout = r.duration(&mut f, "idleTimeout", Range::Positive);
         limits.max_concurrent_streams = r.limit(&mut f, "maxConcurrentStreams");
         let upgrade = r.text(&mut f, "h2UpgradePolicy");
-        let names = [("DEFAULT", false), ("DO_NOT_UPGRADE", false), ("UPGRADE", true)];
-        self.upgrade = one_of(upgrade, &names, r.cx, r.out).unwrap_or(false);
+        let names = [("DEFAULT", None), ("DO_NOT_UPGRADE", Some(false)), ("UPGRADE", Some(true))];
+        self.upgrade = one_of(upgrade, &names, r.cx, r.out).flatten();
         self.use_client_protocol = r.flag(&mut f, "useClientProtocol");
-        if self.upgrade && self.use_client_protocol {
+        if self.upgrade == Some(true) && self.use_client_protocol {
             r.reject(node, "h2UpgradePolicy UPGRADE excludes useClientProtocol (DRV-6)");
         }
         if let Some(node) = f.take("http2KeepAlive") {

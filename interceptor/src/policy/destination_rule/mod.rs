@@ -11,6 +11,7 @@ mod tls;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+pub(super) use self::blocks::Blocks;
 use self::blocks::Policy;
 pub(super) use self::reader::{Reader, string_pairs};
 pub(crate) use self::rules::{Defaults, PortKind, Rules, ServicePort};

@@ -97,6 +97,10 @@ pub(crate) struct Lookup {
 #[derive(Debug)]
 pub(crate) struct Rules {
     defaults: Defaults,
+    /// MESH-12.
+    upgrade: bool,
+    /// MESH-18: under every policy.
+    base: Blocks,
     by_namespace: HashMap<Arc<str>, Namespace>,
 }
 
@@ -125,7 +129,24 @@ impl Rules {
             namespace.wildcards |= rule.host.starts_with('*');
             namespace.by_host.entry(rule.host.clone()).or_default().push(rule);
         }
-        Self { defaults, by_namespace }
+        Self { defaults, upgrade: false, base: Blocks::default(), by_namespace }
+    }
+
+    /// The same in a mesh that says whether HTTP/1.1 ports are spoken to in HTTP/2 (MESH-12), and
+    /// what stands under every policy (MESH-18).
+    pub(crate) fn in_mesh(self, upgrade: bool, base: Blocks) -> Self {
+        Self { upgrade, base, ..self }
+    }
+
+    /// What carries unknown traffic: of the mesh's defaults the pool (MESH-18).
+    pub(crate) fn of_unknown(&self) -> TrafficPolicy {
+        let pool = self.base.pool.clone().unwrap_or_default();
+        TrafficPolicy {
+            connect_timeout: pool.connect_timeout,
+            limits: pool.limits,
+            keepalive: pool.keepalive,
+            ..TrafficPolicy::default()
+        }
     }
 
     /// The profile that they are read in.
@@ -145,11 +166,9 @@ impl Rules {
         let policy = found.as_ref().and_then(Found::policy);
         let under = named.and_then(|subset| subset.policy.as_ref());
         let selected = found.as_ref().is_some_and(|found| found.head.selector.is_some());
-        let traffic = Effective::of(policy, under, service.port).traffic(
-            service,
-            selected,
-            self.defaults.profile,
-        );
+        let mut effective = Effective::of(policy, under, service.port);
+        effective.blocks = self.base.overridden(&effective.blocks);
+        let traffic = effective.traffic(service, selected, self);
         Lookup {
             traffic: Arc::new(traffic),
             subset_labels: named.map(|subset| subset.labels.clone()),
@@ -335,13 +354,9 @@ impl Effective {
         this
     }
 
-    fn traffic(
-        self,
-        service: &ServicePort<'_>,
-        selected: bool,
-        profile: Enforcement,
-    ) -> TrafficPolicy {
+    fn traffic(self, service: &ServicePort<'_>, selected: bool, rules: &Rules) -> TrafficPolicy {
         let pool = self.blocks.pool.unwrap_or_default();
+        let profile = rules.defaults.profile;
         let tls = self.blocks.tls.and_then(|tls| tls.origination(service, selected, profile));
         let protocol = match service.kind {
             PortKind::Sniffed => UpstreamProtocol::AsClient,
@@ -349,7 +364,7 @@ impl Effective {
                 UpstreamProtocol::AsClient
             }
             PortKind::Http2 => UpstreamProtocol::Http2,
-            PortKind::Http1 if pool.upgrade => UpstreamProtocol::Http2,
+            PortKind::Http1 if pool.upgrade.unwrap_or(rules.upgrade) => UpstreamProtocol::Http2,
             PortKind::Http1 | PortKind::Opaque => UpstreamProtocol::Http1,
         };
         TrafficPolicy {

@@ -4,21 +4,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use super::super::base64::decode;
 use super::super::fields::{Context, Fields, Findings, text};
 use super::super::resource::Meta;
-use super::base64::decode;
 
-/// What a credential holds, each part PEM as written; never printed.
+/// A TLS credential, each part PEM as written. Its `Debug` shows no content.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Credentials {
-    /// Client certificate chain: `tls.crt` or `cert`.
-    pub(crate) certificate: Option<Arc<[u8]>>,
-    /// Its key: `tls.key` or `key`.
-    pub(crate) key: Option<Arc<[u8]>>,
-    /// Certificate authorities: `ca.crt` or `cacert`.
-    pub(crate) ca: Option<Arc<[u8]>>,
+pub struct Credentials {
+    /// Certificate chain that we show: `tls.crt` or `cert`.
+    pub certificate: Option<Arc<[u8]>>,
+    /// Its private key: `tls.key` or `key`.
+    pub key: Option<Arc<[u8]>>,
+    /// Authorities that servers are verified against: `ca.crt` or `cacert`.
+    pub ca: Option<Arc<[u8]>>,
     /// Revocation list: `ca.crl` or `crl`.
-    pub(crate) crl: Option<Arc<[u8]>>,
+    pub crl: Option<Arc<[u8]>>,
 }
 
 impl fmt::Debug for Credentials {
@@ -34,10 +34,16 @@ impl fmt::Debug for Credentials {
 }
 
 /// The credentials of all namespaces.
+#[derive(Debug, Default)]
+pub(in crate::policy) struct SecretStore {
+    namespaces: HashMap<Arc<str>, Keyring>,
+}
+
+/// The credentials that the workloads of one namespace may use: their own namespace's (TLS-9).
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SecretStore {
-    secrets: HashMap<(Arc<str>, Arc<str>), Credentials>,
-    config_maps: HashMap<(Arc<str>, Arc<str>), Credentials>,
+pub struct Keyring {
+    secrets: HashMap<Arc<str>, Arc<Credentials>>,
+    config_maps: HashMap<Arc<str>, Arc<Credentials>>,
 }
 
 /// Prefix of a `credentialName` that means a ConfigMap.
@@ -47,25 +53,29 @@ const SECRET: &str = "kubernetes://";
 /// Suffix of the Secret that may hold the CA of another one.
 const CA_SUFFIX: &str = "-cacert";
 
-impl SecretStore {
-    /// What `credentialName` means for a workload of `namespace`; `None` where there is no such
-    /// resource. The CA may stand in a Secret of its own, `NAME-cacert`.
-    pub(crate) fn get(&self, namespace: &str, credential_name: &str) -> Option<Credentials> {
-        let find = |map: &HashMap<_, Credentials>, name: &str| {
-            map.get(&(Arc::from(namespace), Arc::from(name))).cloned()
-        };
+impl Keyring {
+    /// What `credentialName` means; `None` where there is no such resource. The CA may stand in a
+    /// Secret of its own, `NAME-cacert`.
+    pub fn get(&self, credential_name: &str) -> Option<Arc<Credentials>> {
         if let Some(name) = credential_name.strip_prefix(CONFIG_MAP) {
-            return find(&self.config_maps, name);
+            return self.config_maps.get(name).cloned();
         }
         let name = credential_name.strip_prefix(SECRET).unwrap_or(credential_name);
-        let found = find(&self.secrets, name);
-        let beside = find(&self.secrets, &format!("{name}{CA_SUFFIX}"));
-        let (Some(beside), true) = (beside, found.as_ref().is_none_or(|own| own.ca.is_none()))
-        else {
-            return found;
+        let found = self.secrets.get(name);
+        let beside = self.secrets.get(format!("{name}{CA_SUFFIX}").as_str());
+        let (Some(beside), true) = (beside, found.is_none_or(|own| own.ca.is_none())) else {
+            return found.cloned();
         };
-        let own = found.unwrap_or_default();
-        Some(Credentials { ca: beside.ca, crl: own.crl.or(beside.crl), ..own })
+        let own = found.map(|own| Credentials::clone(own)).unwrap_or_default();
+        let crl = own.crl.or_else(|| beside.crl.clone());
+        Some(Arc::new(Credentials { ca: beside.ca.clone(), crl, ..own }))
+    }
+}
+
+impl SecretStore {
+    /// Those that a workload of `namespace` may use.
+    pub(in crate::policy) fn keyring(&self, namespace: &str) -> Keyring {
+        self.namespaces.get(namespace).cloned().unwrap_or_default()
     }
 
     /// Adds a Secret, read from the whole resource.
@@ -94,7 +104,8 @@ impl SecretStore {
             }
         }
         if good {
-            self.secrets.insert(key_of(meta), credentials(data));
+            let secrets = &mut self.of(meta).secrets;
+            secrets.insert(Arc::clone(&meta.name), Arc::new(credentials(data)));
         }
     }
 
@@ -113,12 +124,13 @@ impl SecretStore {
             }
         }
         let Credentials { ca, crl, .. } = credentials(data);
-        self.config_maps.insert(key_of(meta), Credentials { ca, crl, ..Credentials::default() });
+        let found = Arc::new(Credentials { ca, crl, ..Credentials::default() });
+        self.of(meta).config_maps.insert(Arc::clone(&meta.name), found);
     }
-}
 
-fn key_of(meta: &Meta) -> (Arc<str>, Arc<str>) {
-    (Arc::clone(&meta.namespace), Arc::clone(&meta.name))
+    fn of(&mut self, meta: &Meta) -> &mut Keyring {
+        self.namespaces.entry(Arc::clone(&meta.namespace)).or_default()
+    }
 }
 
 /// The parts by either of their names; the generic one goes first, as in Istio.

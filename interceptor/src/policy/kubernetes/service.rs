@@ -145,7 +145,7 @@ impl KubernetesService {
             Kind::Headless => {
                 let ips = behind.iter().filter_map(|endpoint| match endpoint.address {
                     EndpointAddress::Ip(ip) => Some(ip),
-                    EndpointAddress::Name(_) => None,
+                    EndpointAddress::Name(_) | EndpointAddress::Unix(_) => None,
                 });
                 let addresses = nets(ips);
                 if addresses.is_empty() {
@@ -184,6 +184,7 @@ impl KubernetesService {
             endpoints,
             selector: None,
             export_to: self.export_to.clone(),
+            allocated: Vec::new(),
             subject_alt_names: Vec::new(),
             platform: Some(platform),
             notice_at: self.spec.clone(),

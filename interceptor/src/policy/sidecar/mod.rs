@@ -141,6 +141,13 @@ impl<'a> Imports<'a> {
             || self.egress.iter().any(|item| item.imports(self.home, namespace, host))
     }
 
+    /// Where the first item of the Sidecar that imports a host from `namespace` stands; behind all
+    /// of them where only a VirtualService leads to it (SC-6). `None` where nothing is restricted.
+    pub(super) fn item(&self, namespace: &str, host: &EntryHost) -> Option<usize> {
+        let imports = |item: &Egress| item.imports(self.home, namespace, host);
+        (!self.all()).then(|| self.egress.iter().position(imports).unwrap_or(self.egress.len()))
+    }
+
     /// Whether workloads reach `port` of the host directly: a listener for one port only serves
     /// the hosts that it lists (SC-7). What is seen but not reached may still be a destination.
     pub(super) fn reaches(&self, namespace: &str, host: &EntryHost, port: u16) -> bool {

@@ -3,6 +3,11 @@
 use std::time::Duration;
 
 use super::*;
+use crate::decide;
+use crate::decide::host::HostName;
+use crate::origin::OriginalDst;
+use crate::sniff::{ClientHello, Hello};
+
 #[test]
 fn mesh_1_modes() {
     for (text, expected) in [
@@ -11,6 +16,8 @@ fn mesh_1_modes() {
         ("outboundTrafficPolicy: {mode: ALLOW_ANY}", Outbound::AllowAny),
         ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", Outbound::RegistryOnly),
         ("outboundTrafficPolicy: {}", Outbound::RegistryOnly),
+        ("outboundTrafficPolicy: {mode: 0}", Outbound::RegistryOnly),
+        ("outboundTrafficPolicy: {mode: 1}", Outbound::AllowAny),
         (
             "spec: {meshConfig: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}}",
             Outbound::RegistryOnly,
@@ -38,6 +45,40 @@ fn mesh_1_modes() {
         assert_eq!(loaded.snapshot.refuse_datagrams, refuses, "{text}");
         let istio = load_mesh(text, Enforcement::Istio).expect("accepted");
         assert!(!istio.snapshot.refuse_datagrams, "CAP-1: {text}");
+    }
+}
+
+/// MESH-8, DR-1: a DestinationRule that does not say who sees it is seen by whom the mesh says.
+#[test]
+fn mesh_8_default_export_of_destination_rules() {
+    let rules = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: other}\n\
+                 spec: {hosts: [a.com], ports: [{number: 443, name: t, protocol: TLS}], resolution: DNS}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: other}\n\
+                 spec: {host: a.com, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 7s}}}}\n";
+    let own = rules.replace("spec: {host: a.com,", "spec: {host: a.com, exportTo: ['*'],");
+    for (mesh, text, seen) in [
+        ("{}", rules, true),
+        ("defaultDestinationRuleExportTo: ['*']", rules, true),
+        ("defaultDestinationRuleExportTo: ['.']", rules, false),
+        ("defaultDestinationRuleExportTo: [default]", rules, true),
+        ("defaultDestinationRuleExportTo: ['.']", &own, true),
+    ] {
+        let loaded = load_from(text, |file| Sources {
+            files: vec![file],
+            mesh_text: Some(("mesh".into(), mesh.to_owned())),
+            ..Sources::default()
+        });
+        let loaded = loaded.expect("accepted");
+        let flow = decide::Flow {
+            dst: OriginalDst::new("192.0.2.1:443".parse().expect("an address")),
+            namespace: "default",
+        };
+        let sni = HostName::parse("a.com").ok();
+        let hello = Hello::Tls(ClientHello { sni, ..ClientHello::default() });
+        let decision = decide::by_hello(&loaded.snapshot.policy, &flow, &hello);
+        let decide::Action::Relay(to) = decision.action else { panic!("{decision:?}") };
+        let timeout = seen.then_some(Duration::from_secs(7));
+        assert_eq!(to[0].traffic.connect_timeout, timeout, "{mesh}");
     }
 }
 
@@ -102,14 +143,31 @@ fn mesh_2_to_9_mistakes_and_what_is_not_used() {
         let expected: Vec<_> = expected.lines().collect();
         assert_eq!(load_mesh(text, Enforcement::Strict).expect_err(text), expected);
     }
-    let loaded = load_mesh("enableTracing: true\ndefaultConfig: {}\n", Enforcement::Strict);
+    let text = "enableTracing: true\ndefaultConfig:\n  concurrency: 2\n  proxyMetadata:\n    \
+                ISTIO_META_IDLE_TIMEOUT: 1s\n    ISTIO_META_DNS_AUTO_ALLOCATE: 'true'\n";
     assert_eq!(
-        texts(&loaded.expect("accepted").warnings),
+        texts(&load_mesh(text, Enforcement::Strict).expect("accepted").warnings),
         [
+            "p.yaml:3:3: defaultConfig.concurrency: not used by interceptor",
+            "p.yaml:5:5: defaultConfig.proxyMetadata.ISTIO_META_IDLE_TIMEOUT: not used by \
+             interceptor",
             "p.yaml:1:1: enableTracing: not used by interceptor",
-            "p.yaml:2:1: defaultConfig: not used by interceptor",
         ]
     );
+}
+
+#[test]
+fn res_18_dns_capture_is_taken_and_its_limit_is_said() {
+    for (value, warnings) in [("'true'", 1), ("'false'", 0)] {
+        let text =
+            format!("defaultConfig: {{proxyMetadata: {{ISTIO_META_DNS_CAPTURE: {value}}}}}\n");
+        let loaded = load_mesh(&text, Enforcement::Istio).expect("accepted");
+        let said = texts(&loaded.warnings);
+        assert_eq!(said.len(), warnings, "{said:?}");
+        assert!(said.iter().all(|text| text.contains("does not answer DNS itself")), "{said:?}");
+    }
+    let text = "defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: true}}\n";
+    load_mesh(text, Enforcement::Istio).expect_err("proxyMetadata is text");
 }
 
 #[test]
@@ -119,7 +177,7 @@ fn two_mesh_configurations_are_refused() {
     let errors = load_text(&format!("{one}---\n{one}"), Enforcement::Strict);
     assert_eq!(
         errors.expect_err("refused"),
-        ["p.yaml:1:1: IstioOperator default/m: a second mesh configuration; give one only"]
+        ["p.yaml:5:1: IstioOperator default/m: a second mesh configuration; give one only"]
     );
 }
 

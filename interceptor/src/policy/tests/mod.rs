@@ -1,7 +1,9 @@
 //! Loading: what is accepted, what is said, and the exact words and places of every refusal.
 
 mod loading;
+mod malformed;
 mod mesh;
+mod parts;
 mod reload;
 mod telemetry;
 mod validation;

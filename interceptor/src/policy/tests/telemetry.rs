@@ -352,3 +352,68 @@ fn telemetry_mistakes() {
         assert!(errors[0].starts_with(expected), "{mesh}: {errors:?}");
     }
 }
+
+/// Telemetry's other parts have no effect, but not just any shape.
+#[test]
+fn metrics_and_tracing_are_read_and_have_no_effect() {
+    let telemetry = |spec: &str| {
+        format!(
+            "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t}}\nspec:\n  \
+             {spec}\n  accessLogging: [{{providers: [{{name: envoy}}]}}]\n"
+        )
+    };
+    let whole = "metrics: [{providers: [{name: prometheus}], reportingInterval: 5s, overrides: [\
+                 {match: {metric: REQUEST_COUNT, mode: CLIENT}, disabled: true, tagOverrides: \
+                 {a: {operation: REMOVE}, b: {value: request.host}}}, {match: {customMetric: c}}]}]\n  \
+                 tracing: [{match: {mode: SERVER}, providers: [{name: zipkin}], \
+                 randomSamplingPercentage: 12.5, disableSpanReporting: false, enableIstioTags: true, \
+                 useRequestIdForTraceSampling: true, customTags: {a: {literal: {value: x}}, \
+                 b: {environment: {name: B, defaultValue: y}}, c: {header: {name: h}}}}]";
+    let loaded = load_text(&telemetry(whole), Enforcement::Istio).expect("accepted");
+    assert_eq!(outputs(&loaded), some(&["stdout"]), "{:?}", texts(&loaded.rejected));
+    assert_eq!(
+        texts(&loaded.warnings),
+        [
+            "p.yaml:5:13: Telemetry default/t: spec.metrics: not supported yet: only accessLogging \
+             has an effect",
+            "p.yaml:6:13: Telemetry default/t: spec.tracing: not supported yet: only accessLogging \
+             has an effect",
+        ]
+    );
+    for (spec, rejected) in [
+        ("tracing: [{randomSamplingPercentage: 101}]", "must lie between 0 and 100"),
+        ("tracing: [{providers: [{}]}]", "tracing[0].providers[0].name: missing"),
+        ("tracing: [{customTags: {a: {}}}]", "exactly one of literal, environment, header"),
+        ("tracing: [{customTags: {a: {header: {}}}}]", "customTags.a.header.name: missing"),
+        ("tracing: [{customTags: {\"\": {literal: {value: x}}}}]", "a tag needs a name"),
+        ("metrics: [{overrides: [{tagOverrides: {a: {}}}]}]", "a: UPSERT needs a value"),
+        (
+            "metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: x}}}]}]",
+            "REMOVE takes no value",
+        ),
+        (
+            "metrics: [{overrides: [{match: {metric: REQUEST_SIZE, customMetric: x}}]}]",
+            "only one of metric and customMetric",
+        ),
+    ] {
+        let loaded = load_text(&telemetry(spec), Enforcement::Istio).expect(spec);
+        let notices = texts(&loaded.rejected);
+        assert!(notices.len() == 1 && notices[0].contains(rejected), "{spec}: {notices:?}");
+        assert_eq!(outputs(&loaded), None, "left out: {spec}");
+    }
+    for (spec, error) in [
+        ("metrics: [{overridez: []}]", "spec.metrics[0].overridez: unknown field"),
+        ("metrics: {}", "spec.metrics: expected a list"),
+        ("metrics: [{overrides: [{match: {metric: X}}]}]", "unknown value \"X\"; use one of ALL"),
+        ("metrics: [{reportingInterval: soon}]", "\"soon\" is not a duration"),
+        ("tracing: [{match: {metric: X}}]", "spec.tracing[0].match.metric: unknown field"),
+        (
+            "tracing: [{match: {mode: BOTH}}]",
+            "unknown value \"BOTH\"; use one of CLIENT_AND_SERVER",
+        ),
+        ("tracing: [{enableIstioTags: 1}]", "expected true or false"),
+    ] {
+        let errors = load_text(&telemetry(spec), Enforcement::Istio).expect_err(spec);
+        assert!(errors.iter().any(|text| text.contains(error)), "{spec}: {errors:?}");
+    }
+}

@@ -45,6 +45,16 @@ fn sev_1_to_sev_25_equal_in_both_profiles() {
         (format!("hosts: [\"a b.com\"], {HTTP}"), Reject("SEV-1")),
         (format!("hosts: [a.123], {HTTP}"), Reject("SEV-1")),
         (format!("hosts: [{}.com], {HTTP}", "a".repeat(64)), Reject("SEV-1")),
+        (format!("hosts: [a_b.com], {HTTP}, {dns}"), Reject("SEV-1")),
+        (format!("hosts: [-a.com], {HTTP}, {dns}"), Reject("SEV-1")),
+        (
+            format!("hosts: [a.com], {HTTP}, {dns}, endpoints: [{{address: a_b.com}}]"),
+            Reject("is not a host name"),
+        ),
+        (
+            format!("hosts: [a.com], {HTTP}, {dns}, endpoints: [{{address: b.com, labels: {{\"a b\": c}}}}]"),
+            Reject("is not a label key"),
+        ),
         (format!("hosts: [{}], {HTTP}, {dns}", many_hosts.join(", ")), Reject("256 hosts")),
         (format!("hosts: [\"a.*.com\"], {HTTP}"), Reject("SEV-1")),
         (format!("hosts: [a.com], addresses: [nonsense], {HTTP}"), Reject("SEV-4")),

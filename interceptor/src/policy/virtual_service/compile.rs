@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::Enforcement;
 use super::super::load::Caller;
 use super::actions::default_retries;
-use super::{Destination, HttpAction, HttpRule, Scope, VirtualService, delegate};
+use super::{Destination, HttpAction, HttpRule, MESH, Scope, VirtualService, delegate};
 use crate::decide::http_route::{self, HttpForward, HttpRoutes};
 use crate::decide::pattern::EntryHost;
 use crate::decide::route::{Retries, RouteActions};
@@ -23,8 +23,11 @@ pub(in super::super) trait Clusters {
 }
 
 /// What binding depends on besides the resources.
+#[derive(Clone)]
 pub(in super::super) struct Settings<'a> {
     pub(in super::super) caller: &'a Caller,
+    /// The gateway that the caller is, as `namespace/name`; `None` = a sidecar, `mesh`.
+    pub(in super::super) gateway: Option<String>,
     pub(in super::super) profile: Enforcement,
     pub(in super::super) normalization: Normalization,
     /// `defaultHttpRetryPolicy` (MESH-16).
@@ -64,7 +67,8 @@ impl Settings<'_> {
             self.caller.has(&scope.labels)
         } else {
             // With gateways listed, sourceLabels is not considered.
-            scope.gateways.iter().any(|gateway| gateway == "mesh")
+            let own = self.gateway.as_deref().unwrap_or(MESH);
+            scope.gateways.iter().any(|gateway| gateway == own)
         }
     }
 }
@@ -139,6 +143,25 @@ impl<'a, C: Clusters> Binder<'a, C> {
                 && let Some(routes) = self.routes(host, port)
             {
                 found.push((host.clone(), routes));
+            }
+        }
+        found
+    }
+
+    /// Every bound host with routes on `port`, and the namespace of its VirtualService: what a
+    /// gateway serves.
+    pub(in super::super) fn served(
+        &mut self,
+        port: u16,
+    ) -> Vec<(Arc<str>, EntryHost, Arc<HttpRoutes>)> {
+        let mut found = Vec::new();
+        for (index, service) in self.bound.iter().enumerate() {
+            for host in &service.hosts {
+                if self.hosts.get(&host.to_string()) == Some(&index)
+                    && let Some(routes) = self.routes(host, port)
+                {
+                    found.push((service.meta.namespace.clone(), host.clone(), routes));
+                }
             }
         }
         found

@@ -5,7 +5,7 @@ use regex::{Regex, RegexBuilder};
 use super::super::fields::{Fields, Located};
 use super::super::node::{Node, Value};
 use super::super::reader::Reader;
-use super::{Scope, StreamMatch};
+use super::{MESH, Scope, StreamMatch};
 use crate::decide::http_route::HttpMatch;
 use crate::decide::pattern::EntryHost;
 use crate::decide::route::TextMatch;
@@ -126,20 +126,32 @@ pub(super) fn is_header_name(name: &str) -> bool {
 
 /// VS-14: the parts that concern the workload and not the traffic.
 fn scope(r: &mut Reader<'_>, f: &mut Fields<'_>) -> Scope {
-    let gateways = r.texts(f, "gateways");
-    for gateway in &gateways {
-        check_gateway(r, gateway);
-    }
     Scope {
-        gateways: gateways.into_iter().map(|gateway| gateway.value).collect(),
+        gateways: gateways(r, f),
         labels: r.labels(f, "sourceLabels"),
         namespace: r.some_text(f, "sourceNamespace").map(|name| name.value),
         port: r.port(f, "port"),
     }
 }
 
+/// The field `gateways`: `mesh`, or in full.
+pub(super) fn gateways(r: &mut Reader<'_>, f: &mut Fields<'_>) -> Vec<String> {
+    let listed = r.texts(f, "gateways");
+    for gateway in &listed {
+        check_gateway(r, gateway);
+    }
+    let own = r.namespace;
+    let in_full = |name: String| match name.split_once('/') {
+        _ if name == MESH => name,
+        Some((".", name)) => format!("{own}/{name}"),
+        Some(_) => name,
+        None => format!("{own}/{name}"),
+    };
+    listed.into_iter().map(|gateway| in_full(gateway.value)).collect()
+}
+
 /// `mesh`, a name, or `namespace/name`.
-pub(super) fn check_gateway(r: &mut Reader<'_>, gateway: &Located<String>) {
+fn check_gateway(r: &mut Reader<'_>, gateway: &Located<String>) {
     let name = match gateway.value.split_once('/') {
         Some((namespace, name)) => {
             if namespace != "." && !super::super::entry::is_dns_label(namespace) {

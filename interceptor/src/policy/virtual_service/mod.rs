@@ -19,6 +19,9 @@ use crate::decide::pattern::EntryHost;
 use crate::decide::route::{Cors, Fault, HeaderChanges, Retries};
 use crate::decide::uri::Redirect;
 
+/// The gateway that stands for all sidecars (VS-1).
+pub(super) const MESH: &str = "mesh";
+
 /// A VirtualService that holds.
 #[derive(Debug, Clone)]
 pub(super) struct VirtualService {
@@ -26,7 +29,7 @@ pub(super) struct VirtualService {
     pub(super) id: RuleId,
     /// Empty for a delegate (VS-8). Hosts that are IP addresses concern gateways only.
     pub(super) hosts: Vec<EntryHost>,
-    /// Empty = `mesh`.
+    /// `mesh`, or `namespace/name`; empty = `mesh`.
     pub(super) gateways: Vec<String>,
     pub(super) http: Vec<HttpRule>,
     pub(super) tls: Vec<StreamRule>,
@@ -119,6 +122,6 @@ impl VirtualService {
 
     /// Whether it concerns sidecars at all (VS-1).
     pub(super) fn in_mesh(&self) -> bool {
-        self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway == "mesh")
+        self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway == MESH)
     }
 }

@@ -4,7 +4,7 @@ use super::super::fields::{Context, Fields, Findings, Located};
 use super::super::node::Node;
 use super::super::reader::Reader;
 use super::super::resource::Meta;
-use super::{HttpAction, HttpRule, StreamRule, VirtualService, actions, matches};
+use super::{HttpAction, HttpRule, MESH, StreamRule, VirtualService, actions, matches};
 use crate::decide::RuleId;
 use crate::decide::http_route::{HttpMatch, RewriteRule};
 use crate::decide::pattern::EntryHost;
@@ -24,11 +24,7 @@ impl VirtualService {
         let namespace = meta.namespace.clone();
         let mut r = Reader { cx, out, namespace: &namespace };
         let listed = r.texts(&mut f, "hosts");
-        let gateways = r.texts(&mut f, "gateways");
-        for gateway in &gateways {
-            matches::check_gateway(&mut r, gateway);
-        }
-        let gateways: Vec<String> = gateways.into_iter().map(|gateway| gateway.value).collect();
+        let gateways = matches::gateways(&mut r, &mut f);
         let delegate = listed.is_empty();
         let hosts = hosts(&mut r, &listed, &gateways);
         let http = r.list(&mut f, "http");
@@ -64,7 +60,7 @@ impl VirtualService {
 
 /// VSV-1, VSV-2.
 fn hosts(r: &mut Reader<'_>, listed: &[Located<String>], gateways: &[String]) -> Vec<EntryHost> {
-    let mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
+    let mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH);
     let mut hosts: Vec<EntryHost> = Vec::with_capacity(listed.len());
     for host in listed {
         if host.value == "*" {

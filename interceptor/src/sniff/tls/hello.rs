@@ -61,7 +61,11 @@ fn extensions(mut rest: &[u8]) -> Result<Read, Malformed> {
             return malformed("the same extension twice");
         }
         match kind.0 {
-            EXT_SERVER_NAME => read.hello.sni = server_name(data)?,
+            EXT_SERVER_NAME => {
+                // The name is the last thing in the extension.
+                read.hello.dotted = data.last() == Some(&b'.');
+                read.hello.sni = server_name(data)?;
+            }
             EXT_ALPN => read.hello.alpn = alpn(data)?,
             EXT_EARLY_DATA => read.early_data = true,
             EXT_ECH => read.hello.ech = true,

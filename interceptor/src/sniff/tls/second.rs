@@ -112,6 +112,7 @@ fn body(mut rest: &[u8]) -> Option<(ClientHello, bool)> {
                     return None;
                 }
                 if !name.is_empty() {
+                    hello.dotted = name.ends_with(b".");
                     hello.sni = Some(HostName::parse(std::str::from_utf8(name).ok()?).ok()?);
                 }
             }

@@ -18,6 +18,11 @@ fn names(name: &str) -> Scan<ClientHello> {
     Scan::Found(ClientHello { sni: Some(HostName::parse(name).unwrap()), ..ClientHello::default() })
 }
 
+fn dotted(name: &str) -> Scan<ClientHello> {
+    let sni = Some(HostName::parse(name).unwrap());
+    Scan::Found(ClientHello { sni, dotted: true, ..ClientHello::default() })
+}
+
 fn nameless() -> Scan<ClientHello> {
     Scan::Found(ClientHello::default())
 }
@@ -40,18 +45,33 @@ fn honest() -> Vec<(Vec<u8>, Scan<ClientHello>)> {
             Scan::Found(ClientHello {
                 sni: sni("www.example.com"),
                 alpn: alpn.clone(),
-                ech: false,
+                ..ClientHello::default()
             }),
         ),
         (rustls("old.example.com", &[], true), names("old.example.com")),
         (rustls("192.0.2.1", &[], false), nameless()),
         (Sample::named("a.test").bytes(), names("a.test")),
         (Sample::default().bytes(), nameless()),
-        (grease.bytes(), Scan::Found(ClientHello { sni: sni("grease.test"), alpn, ech: false })),
+        (
+            grease.bytes(),
+            Scan::Found(ClientHello { sni: sni("grease.test"), alpn, ..ClientHello::default() }),
+        ),
+        (
+            Sample::named("dot.test.").bytes(),
+            Scan::Found(ClientHello {
+                sni: sni("dot.test"),
+                dotted: true,
+                ..ClientHello::default()
+            }),
+        ),
         (post_quantum.bytes(), names("pq.test")),
         (
             Sample::named("public.test").ext(0xfe0d, [0; 180]).bytes(),
-            Scan::Found(ClientHello { sni: sni("public.test"), alpn: vec![], ech: true }),
+            Scan::Found(ClientHello {
+                sni: sni("public.test"),
+                ech: true,
+                ..ClientHello::default()
+            }),
         ),
     ]
 }
@@ -255,7 +275,7 @@ fn t20_name_bytes() {
     let byte = "host name has a character outside letters, digits, '-' and '_'";
     for (name, want) in [
         (&b"EXAMPLE.Test"[..], names("example.test")),
-        (b"example.test.", names("example.test")),
+        (b"example.test.", dotted("example.test")),
         (b"_a.b_c.test", names("_a.b_c.test")),
         (b"a\0b.test", refused(byte)),
         (b"allowed.test\0.evil.test", refused(byte)),

@@ -81,6 +81,7 @@ fn everything_else_is_a_difference() {
         json!({"flags": ["UH"]}),
         json!({"details": "direct_response"}),
         json!({"details_contains": ["timeout"]}),
+        json!({"details_contains": "timeout"}),
         json!({"upstream_tls": {"originated": false}}),
         json!({"upstream_tls": {"sni": null}}),
         json!({"upstream_tls": {"alpn": []}}),
@@ -97,10 +98,10 @@ fn everything_else_is_a_difference() {
         json!({"attempts": 2}),
         json!({"distribution": {"192.0.2.2:80": 0.5}}),
         json!({"duration_ms": {"min": 100}}),
-        json!({"duration_ms": {"max": 10}}),
         json!({"bytes_sent": 1}),
         json!({"bytes_to_client": 1}),
         json!({"curl_exit": 35}),
+        json!({"curl_exit": [35, 56]}),
         json!({"log": {"path": "/"}}),
         json!({"log_lines": 0}),
         json!({"log_regex": "^nothing$"}),
@@ -122,6 +123,29 @@ fn what_ends_at_once_may_take_a_moment_on_a_busy_machine() {
     assert_eq!(differences(&pattern, &seen), Vec::<String>::new());
     let other = json!({"log_regex": r#""-" 0 981 0 706 "#});
     assert_eq!(differences(&other, &seen).len(), 1, "bytes are exact");
+}
+
+#[test]
+fn a_busy_machine_is_late_and_never_early() {
+    let mut seen = forwarded();
+    seen.exchanges[0].elapsed_ms = 600;
+    for (expected, holds) in [
+        (json!({"min": 100, "max": 200}), true),
+        (json!({"max": 99}), false),
+        (json!({"min": 700}), false),
+        (json!({"min": 601, "max": 800}), false),
+        (json!(200), true),
+        (json!(601), false),
+    ] {
+        let none = differences(&json!({"duration_ms": expected}), &seen).is_empty();
+        assert_eq!(none, holds, "{expected}");
+    }
+}
+
+#[test]
+fn a_list_of_exits_allows_each() {
+    let seen = forwarded();
+    assert!(differences(&json!({"curl_exit": [0, 56]}), &seen).is_empty());
 }
 
 #[test]

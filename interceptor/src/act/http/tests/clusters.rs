@@ -174,3 +174,33 @@ async fn hashed() {
         assert_eq!(header(&response, "set-cookie"), None);
     }
 }
+
+/// SE-4, LOG-3: a request to a unix socket, whose path the log prints in place of an address.
+#[tokio::test]
+async fn unix_socket() {
+    let stub = Stub::saying("ok").await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path: Arc<std::path::Path> = dir.path().join("s").into();
+    let listener = tokio::net::UnixListener::bind(&path).expect("listens");
+    let at = stub.at;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut behind = TcpStream::connect(at).await.expect("connects");
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+        }
+    });
+    let mut names = Names::default();
+    let sockets = [Endpoint { target: Arc::clone(&path), weight: 1 }];
+    names.allowed.insert("a.com", Upstream::Unix(Arc::from(sockets)));
+    let mut client = Client::connect(&names).await;
+    for _ in 0..2 {
+        client.send(GET).await;
+        assert!(client.response().await.ends_with("ok"));
+    }
+    assert_eq!(stub.connections(), 1, "kept for the second request");
+    for record in client.records().await {
+        assert_eq!((record.upstream_host, record.upstream_local_address), (None, None));
+        let line = crate::account::Format::default().line(&record);
+        assert!(line.contains(&format!(" \"{}\" ", path.display())), "{line}");
+    }
+}

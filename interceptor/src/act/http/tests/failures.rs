@@ -1,5 +1,10 @@
 //! Upstreams and clients that fail.
 
+use futures_util::StreamExt;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper_util::rt::TokioExecutor;
+
 use super::*;
 use crate::decide::route::RetryOn;
 
@@ -88,6 +93,104 @@ async fn no_answer() {
         assert_eq!(stub.connections(), 1);
         assert_eq!(records[0].upstream_host, Some(stub.at));
     }
+}
+
+/// LOG-15: an HTTP/2 upstream that resets the stream, before and after its answer's head.
+#[tokio::test]
+async fn reset_stream() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let at = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+                if request.uri().path() == "/early" {
+                    return Err(std::io::Error::other("no"));
+                }
+                let frames =
+                    [Ok(Frame::data(Bytes::from("hello"))), Err(std::io::Error::other("no"))];
+                // A moment apart, or the library sends the reset only.
+                let frames = futures_util::stream::iter(frames).then(async |frame| {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    frame
+                });
+                Ok(http::Response::new(StreamBody::new(Box::pin(frames))))
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    let names = Names::default()
+        .allow("a.com", at)
+        .traffic(|traffic| traffic.protocol = UpstreamProtocol::Http2);
+    let mut client = Client::connect(&names).await;
+    client.send("GET /early HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
+    let response = client.response().await;
+    assert!(response.ends_with("before headers. reset reason: remote reset"), "{response}");
+    client.send("GET /late HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
+    client.rest().await;
+    let records = client.records().await;
+    let body = response.split_once("\r\n\r\n").expect("a body").1.len() as u64;
+    let (early, late) = (
+        "upstream_reset_before_response_started{remote_reset}",
+        "upstream_reset_after_response_started{remote_reset}",
+    );
+    assert_eq!(brief(&records[0]), (503, vec![Flag::UR], early, 0, body));
+    assert_eq!(brief(&records[1]), (200, vec![Flag::UR], late, 0, 5));
+}
+
+fn resolved(host: &str) -> Upstream {
+    let host = crate::decide::host::HostName::parse(host).expect("a name");
+    Upstream::Dns {
+        endpoints: Arc::from([Endpoint { target: (host.into(), 80), weight: 1 }]),
+        round_robin: false,
+    }
+}
+
+/// RES-8, MESH-31: a name without an address; where the request itself named it, the flag says so.
+#[tokio::test]
+async fn no_address() {
+    for (cluster, flag, details, body) in [
+        (
+            ClusterName::outbound(80, "a.com"),
+            Flag::UH,
+            "no_healthy_upstream",
+            "no healthy upstream",
+        ),
+        (
+            ClusterName::allow_any_dynamic_dns(),
+            Flag::DF,
+            "dns_resolution_failure",
+            "DNS resolution failure",
+        ),
+    ] {
+        let mut names = Names::default();
+        names.allowed.insert("a.com", Upstream::None);
+        let destination = names.destination("a.com", resolved("a.com"));
+        names.destinations = vec![Destination { cluster: Some(cluster), ..destination }];
+        let mut client = Client::connect(&names).await;
+        client.send("GET / HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
+        assert!(client.response().await.ends_with(body));
+        let records = client.records().await;
+        assert_eq!(brief(&records[0]), (503, vec![flag], details, 0, body.len() as u64));
+        assert_eq!(records[0].more.attempts, Some(0));
+    }
+}
+
+/// T-40: an address that is not dialled is no upstream.
+#[tokio::test]
+async fn special_address() {
+    let mut names = Names::default().strict();
+    names.carrier.dialer.resolver = Arc::new(Resolver::of_table(&[("a.com", &["127.0.0.1"])]));
+    names.carrier.dialer.enforcement = Enforcement::Strict;
+    names.allowed.insert("a.com", resolved("a.com"));
+    let mut client = Client::connect(&names).await;
+    client.send("GET / HTTP/1.1\r\nHost: a.com\r\n\r\n").await;
+    assert!(client.response().await.starts_with("HTTP/1.1 502 "));
+    let records = client.records().await;
+    assert_eq!(records[0].upstream_host, None);
+    assert_eq!((records[0].reason, &records[0].flags), (Reason::SpecialAddress, &vec![]));
 }
 
 /// An answer that breaks off is broken off for the client too, never completed.

@@ -44,7 +44,7 @@ async fn echo() -> (SocketAddr, Arc<Mutex<usize>>) {
 }
 
 /// A served connection whose preface was sniffed.
-async fn connect(names: &Names) -> (TcpStream, Captured, JoinHandle<()>) {
+pub(super) async fn connect(names: &Names) -> (TcpStream, Captured, JoinHandle<()>) {
     let (log, captured) = AccessLog::memory();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
     let at = listener.local_addr().expect("an address");
@@ -55,6 +55,7 @@ async fn connect(names: &Names) -> (TcpStream, Captured, JoinHandle<()>) {
         let mut sniffed = vec![0; PREFACE.len()];
         accepted.read_exact(&mut sniffed).await.expect("a preface");
         let origin = Origin {
+            id: 1,
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
@@ -83,7 +84,7 @@ fn request(uri: &str, headers: &[(&'static str, &'static str)]) -> Request<Full<
     request
 }
 
-async fn ended(captured: &Captured, records: usize) -> Vec<Record> {
+pub(super) async fn ended(captured: &Captured, records: usize) -> Vec<Record> {
     let enough = async {
         while captured.records().len() < records {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -201,4 +202,41 @@ async fn translated() {
     drop(sender);
     serving.await.expect("no panic");
     assert_eq!(captured.records()[0].http.as_ref().expect("HTTP").protocol, "HTTP/2");
+}
+
+/// TLS-12: a stream waits for no other stream's answer, though HTTP/1.1 answers one at a time.
+#[tokio::test]
+async fn translated_at_the_same_time() {
+    // Says that much is to come, and then nothing.
+    let stub = Stub::answering("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome", false).await;
+    let names = Names::default()
+        .allow("a.com", stub.at)
+        .traffic(|traffic| traffic.protocol = UpstreamProtocol::Http1);
+    let (stream, _captured, _serving) = connect(&names).await;
+    let mut sender = speak(stream).await;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        let request = Request::get("http://a.com/").body(Full::default()).expect("a request");
+        let answer = timeout(PATIENCE, sender.send_request(request)).await.expect("in time");
+        answers.push(answer.expect("an answer"));
+    }
+    assert_eq!(stub.connections(), 3);
+}
+
+/// RFC 9110 9.3.2: HEAD has no body, a refusal's neither; the connection lives on.
+#[tokio::test]
+async fn head_refused() {
+    let (stream, captured, _serving) = connect(&Names::default().strict()).await;
+    let mut sender = speak(stream).await;
+    for _ in 0..2 {
+        let request = Request::head("http://no.com/").body(Full::default()).expect("a request");
+        let answer = sender.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status(), 502);
+        let length =
+            answer.headers().get("content-length").and_then(|l| l.to_str().ok()?.parse().ok());
+        assert!(length.is_some_and(|length: usize| length > 20), "{answer:?}");
+        let body = answer.into_body().collect().await.expect("an end").to_bytes();
+        assert_eq!(body, "");
+    }
+    assert_eq!(brief(&ended(&captured, 2).await[1]), (502, vec![], "direct_response", 0, 0));
 }

@@ -5,15 +5,21 @@ use hyper::body::Frame;
 use hyper_util::rt::TokioExecutor;
 
 use super::*;
-use crate::act::tls::testing::{Authority, Server, serve};
+use crate::act::tls::testing::{Authority, Leaf, REVOKED, Server, serve};
 use crate::decide::route::RetryOn;
-use crate::decide::traffic::{Origination, ProxyProtocol, Verify};
+use crate::decide::traffic::{Identity, Origination, ProxyProtocol, Trust, Verify};
+use crate::policy::{Caller, Snapshot, Sources, Store, load};
 
 const GET: &str = "GET /p HTTP/1.1\r\nHost: a.com\r\n\r\n";
 
 /// Answers HTTP/1.1 requests with what was asked.
 async fn http1_server(authority: &Authority, names: &[&str]) -> Server {
-    serve(authority.leaf(names, |_| {}), None, |mut stream| async move {
+    answering(authority.leaf(names, |_| {}), None).await
+}
+
+/// The same with this certificate, for clients with one of `clients`.
+async fn answering(leaf: Leaf, clients: Option<&Authority>) -> Server {
+    serve(leaf, clients, |mut stream| async move {
         let mut head = Vec::new();
         while let Ok(byte) = stream.read_u8().await {
             head.push(byte);
@@ -121,6 +127,65 @@ async fn impossible() {
     assert!(client.response().await.starts_with("HTTP/1.1 503 "));
     assert_eq!(client.records().await[0].flags, [Flag::UF]);
     assert_eq!(stub.connections(), 0);
+}
+
+/// A policy that holds nothing but the secret `cred` of this namespace.
+fn secret(namespace: &str, parts: &[(&str, &str)]) -> Snapshot {
+    let data: String = parts.iter().map(|(key, pem)| format!("  {key}: {pem:?}\n")).collect();
+    let text = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: cred, namespace: {namespace}}}\n\
+         stringData:\n{data}"
+    );
+    let sources = Sources { texts: vec![("p.yaml".into(), text)], ..Sources::default() };
+    load(&sources, &Caller::new("default")).expect("a policy").snapshot
+}
+
+/// TLS-9, TLS-10, T-44: a credential is what the policy in force has of it, for the workload's own
+/// namespace. One that changed or went is served by no kept connection either.
+#[tokio::test]
+async fn credentials() {
+    let authority = Authority::new();
+    let ours = authority.leaf(&[], |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    let leaf = authority.leaf(&["a.com"], |params| {
+        params.serial_number = Some(rcgen::SerialNumber::from(REVOKED));
+    });
+    let server = answering(leaf, Some(&authority)).await;
+    let (ca, crl) = (authority.pem(), authority.crl());
+    let good = [("tls.crt", &*ours.certificate_pem), ("tls.key", &ours.key_pem), ("ca.crt", &ca)];
+    let revoking = [&good[..], &[("ca.crl", &crl)]].concat();
+
+    let store = Arc::new(Store::new(secret("default", &good)));
+    let mut names = names(
+        server.at,
+        Origination {
+            trust: Trust::Secret("cred".into()),
+            identity: Some(Identity::Secret("cred".into())),
+            ..Origination::default()
+        },
+    );
+    names.carrier.outbound = Arc::new(Outbound::new(Arc::clone(&store) as _));
+    let mut client = Client::connect(&names).await;
+    let handshakes = || server.seen.lock().expect("no panic").clone();
+    for (snapshot, reason) in [
+        (secret("default", &good), None),
+        (secret("default", &good), None),
+        (secret("default", &revoking), Some("certificate_is_revoked")),
+        (secret("other", &good), Some("there_is_no_credential_\"cred\"_here")),
+        (secret("default", &good[..2]), Some("holds_no_usable_CA_certificate")),
+        (secret("default", &good), None),
+    ] {
+        store.replace(snapshot);
+        client.send(GET).await;
+        let answer = client.response().await;
+        assert_eq!(answer.starts_with("HTTP/1.1 200 "), reason.is_none(), "{answer}");
+        if let Some(reason) = reason {
+            assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(reason), "{answer}");
+        }
+    }
+    assert_eq!(handshakes().len(), 1, "the same credential again is the same connection");
+    assert!(handshakes()[0].client_certificate);
 }
 
 /// T-46: a connection made for one Host is not used for another.

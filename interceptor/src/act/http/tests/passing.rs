@@ -26,7 +26,7 @@ async fn forwarded_request_and_its_record() {
     assert_eq!(response, "HTTP/1.1 200 Fine\r\nX-Upper: Kept\r\nContent-Length: 5\r\n\r\nhello");
     assert_eq!(
         stub.seen(),
-        ["GET /headers?x=%20y HTTP/1.1\r\nHost: A.com\r\nUser-AGENT: t/1\r\n\
+        ["GET /headers?x=%20y HTTP/1.1\r\nHost: a.com\r\nUser-AGENT: t/1\r\n\
          X-Forwarded-For: 9.9.9.9\r\nX-Request-Id: mine\r\nAccept: */*\r\n\r\n"]
     );
     let local = client.local;
@@ -65,7 +65,12 @@ async fn forwarded_request_and_its_record() {
         requested_server_name: None,
         route_name: Some("default".into()),
         reason: Reason::Registered,
-        more: crate::account::More::default(),
+        more: crate::account::More {
+            upstream_protocol: Some("HTTP/1.1"),
+            attempts: Some(1),
+            connection_id: Some(1),
+            ..record.more.clone()
+        },
     };
     assert_eq!(*record, expected);
 }
@@ -349,6 +354,64 @@ async fn websocket() {
     let records = client.records().await;
     assert_eq!(records.len(), 1);
     assert_eq!(brief(&records[0]), (101, vec![], "via_upstream", 5, 9));
+}
+
+/// DR-9, LOG-15: a tunnel on which nothing moves, and one that has lasted long enough.
+#[tokio::test]
+async fn websocket_limits() {
+    let limit = Some(Duration::from_millis(80));
+    for (idle, flag, details) in
+        [(true, Flag::SI, "stream_idle_timeout"), (false, Flag::UMSDR, "max_duration_timeout")]
+    {
+        let (at, stub) = upstream(|mut stream| async move {
+            read_head(&mut stream).await.expect("a head");
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                          Connection: Upgrade\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.expect("writes");
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let names = Names::default().allow("a.com", at).traffic(|traffic| match idle {
+            true => traffic.limits.tcp_idle_timeout = limit,
+            false => traffic.limits.max_connection_duration = limit,
+        });
+        let mut client = Client::connect(&names).await;
+        client
+            .send("GET / HTTP/1.1\r\nHost: a.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await;
+        assert!(client.response_to(true).await.starts_with("HTTP/1.1 101 "));
+        assert_eq!(client.rest().await, b"");
+        timeout(PATIENCE, stub).await.expect("upstream is let go").expect("no panic");
+        assert_eq!(brief(&client.records().await[0]), (101, vec![flag], details, 0, 0));
+    }
+}
+
+/// R4, T-20: the Host that is passed on is the one that was judged, in its one form; the log has it
+/// as it was sent.
+#[tokio::test]
+async fn host_in_its_one_form() {
+    let stub = Stub::saying("ok").await;
+    for (sent, passed_on) in [
+        ("a.com", "a.com"),
+        ("A.Com", "a.com"),
+        ("a.com.", "a.com"),
+        ("A.COM.:80", "a.com:80"),
+        ("[2001:DB8::1]", "[2001:db8::1]"),
+    ] {
+        let mut client = Client::connect(&Names::default().allow(sent, stub.at)).await;
+        for request in [
+            format!("GET / HTTP/1.1\r\nHost: {sent}\r\n\r\n"),
+            format!("GET http://{sent}/ HTTP/1.1\r\nHost: {sent}\r\n\r\n"),
+        ] {
+            client.send(request).await;
+            assert!(client.response().await.starts_with("HTTP/1.1 200 "));
+            let seen = stub.seen();
+            assert_eq!(header(seen.last().expect("a head"), "host"), Some(passed_on), "{sent}");
+        }
+        let records = client.records().await;
+        let authority = records[0].http.as_ref().and_then(|http| http.authority.as_deref());
+        assert_eq!(authority, Some(sent));
+    }
 }
 
 /// T-34: an upgrade that the upstream refuses stays HTTP, and h2c is never asked for.

@@ -44,7 +44,12 @@ async fn blocked_in_istio() {
         requested_server_name: None,
         route_name: Some("block_all".into()),
         reason: Reason::NotRegistered,
-        more: crate::account::More::default(),
+        more: crate::account::More {
+            request_duration: record.more.request_duration,
+            attempts: Some(0),
+            connection_id: Some(1),
+            ..crate::account::More::default()
+        },
     };
     assert_eq!(*record, expected);
 }

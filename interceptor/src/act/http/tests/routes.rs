@@ -1,7 +1,7 @@
 //! What routes ask for: time-outs, retries, faults, rewrites, headers, mirrors, replies (10.3-10.5).
 
 use super::*;
-use crate::decide::route::{Abort, Cors, HeaderOps, Mirror, RetryOn, Rewrite, TextMatch};
+use crate::decide::route::{Abort, Cors, HeaderOps, Mirror, Retries, RetryOn, Rewrite, TextMatch};
 
 const GET: &str = "GET /p?q HTTP/1.1\r\nHost: a.com\r\n\r\n";
 
@@ -115,13 +115,8 @@ async fn retries() {
     for (attempts, on, statuses, idempotent_only, request, expected, flags) in cases {
         let stub = counting(unavailable).await;
         let names = Names::default().allow("a.com", stub.at).route(|route| {
-            route.retries = crate::decide::route::Retries {
-                attempts,
-                per_try_timeout: None,
-                on,
-                statuses,
-                idempotent_only,
-            };
+            route.retries =
+                Retries { attempts, on, statuses, idempotent_only, ..Retries::default() };
         });
         let (response, records) = ask(&names, request).await;
         assert!(response.ends_with("busy"), "{response}");
@@ -435,4 +430,31 @@ async fn weights() {
     let named = ClusterName::outbound(80, "one");
     let of_one = records.iter().filter(|record| record.upstream_cluster.as_ref() == Some(&named));
     assert_eq!(of_one.count(), share);
+}
+
+/// VS-27, LOG-32: operators in header values, of the request and of the answer.
+#[tokio::test]
+async fn header_values_with_operators() {
+    let stub = Stub::saying("ok").await;
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let names = Names::default().allow("a.com", stub.at).route(|route| {
+        route.headers.request.set = vec![
+            pair("x-from", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+            pair("x-was", "%REQ(X-A?X-B)%"),
+            pair("x-share", "100%%"),
+        ];
+        route.headers.response.add =
+            vec![pair("x-asked", "%REQ(x-a)%"), pair("x-code", "%RESPONSE_CODE%")];
+    });
+    let (response, records) = ask(&names, "GET / HTTP/1.1\r\nHost: a.com\r\nX-A: 7\r\n\r\n").await;
+    let seen = stub.seen()[0].to_ascii_lowercase();
+    let from = format!("x-from: {}\r\n", records[0].downstream_remote_address);
+    for wanted in [from.as_str(), "x-was: 7\r\n", "x-share: 100%\r\n"] {
+        assert!(seen.contains(wanted), "{wanted} in {seen}");
+    }
+    let response = response.to_ascii_lowercase();
+    assert!(
+        response.contains("x-asked: 7\r\n") && response.contains("x-code: 200\r\n"),
+        "{response}"
+    );
 }

@@ -347,6 +347,9 @@ fn se_15_tls_11_and_tls_12_http_version_upstream() {
     };
     let (plain, upgrade) = (with("maxRetries: 1"), with("h2UpgradePolicy: UPGRADE"));
     let client = with("useClientProtocol: true");
+    // MESH-12: what a rule says goes before what the mesh says.
+    let by_mesh = with("h2UpgradePolicy: DEFAULT").in_mesh(true, Blocks::default());
+    let not_here = with("h2UpgradePolicy: DO_NOT_UPGRADE").in_mesh(true, Blocks::default());
     for (kind, as_is, upgraded, as_client) in [
         (Http1, P::Http1, P::Http2, P::AsClient),
         (Http2, P::Http2, P::Http2, P::AsClient),
@@ -354,7 +357,13 @@ fn se_15_tls_11_and_tls_12_http_version_upstream() {
         (Opaque, P::Http1, P::Http1, P::Http1),
     ] {
         let service = ServicePort { kind, ..port("a.com", 80) };
-        for (rules, expected) in [(&plain, as_is), (&upgrade, upgraded), (&client, as_client)] {
+        for (rules, expected) in [
+            (&plain, as_is),
+            (&upgrade, upgraded),
+            (&client, as_client),
+            (&by_mesh, upgraded),
+            (&not_here, as_is),
+        ] {
             let found = rules.lookup(&CALLER, &service, None).traffic.protocol;
             assert_eq!(found, expected, "{kind:?}");
         }

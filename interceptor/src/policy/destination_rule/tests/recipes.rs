@@ -1,7 +1,7 @@
 //! Whole recipes of entry and rule, from YAML to what the cluster does (TLS-2, TLS-11, TLS-17, GW-20,
 //! GW-21).
 
-use super::super::super::validate;
+use super::super::super::parts::Known;
 use super::*;
 use crate::decide::traffic::{Trust, Tunnel, UpstreamProtocol, Verify};
 
@@ -10,7 +10,8 @@ fn lookup(text: &str, number: u16, subset: Option<&str>, profile: Enforcement) -
     let mut out = Findings::default();
     let mut resources = Resources::default();
     resources.read(&Arc::from(std::path::Path::new("p.yaml")), text, &mut out);
-    let entry = validate::check(&resources.service_entries[0], profile, &mut out).expect("valid");
+    let written = resources.service_entries.remove(0);
+    let entry = written.check(profile, &mut Known::new(), &mut out).expect("valid");
     assert!(out.errors.is_empty() && out.rejected.is_empty(), "{out:?}");
     let defaults =
         Defaults { root_namespace: "istio-system".into(), export_to: vec!["*".into()], profile };

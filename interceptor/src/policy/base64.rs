@@ -1,4 +1,4 @@
-//! The one encoding that Secrets use: standard base64 with padding (RFC 4648 section 4).
+//! The encoding of bytes in resources: standard base64 with padding (RFC 4648 section 4).
 
 /// Decodes `text`, line breaks left out; `None` where it is anything else.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {

@@ -1,0 +1,182 @@
+//! `onPolicyRemoval: cut` for what goes direct and so has no end in the daemon: connections of a
+//! network that is bypassed no more, sockets with a UDP peer that no entry allows any more (T-62).
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::handler::Running;
+use crate::account::{Flag, Record};
+use crate::decide::{ClusterName, Reason};
+use crate::netns::diag::{Connected, Diag, Transport};
+use crate::policy::{Enforcement, Snapshot};
+use crate::workloads::cgroup::{Cgroup, Hierarchy};
+
+/// Ends of direct connections that were cut, until their records come from the kernel.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ended(Arc<Mutex<HashSet<(SocketAddr, SocketAddr)>>>);
+
+/// Records that never come are forgotten in the end.
+const MAX_ENDED: usize = 65_536;
+
+impl Ended {
+    fn add(&self, socket: &Connected) {
+        let mut ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.len() >= MAX_ENDED {
+            ended.clear();
+        }
+        ended.insert((socket.local, socket.peer));
+    }
+
+    fn forget(&self, socket: &Connected) {
+        self.take(socket.local, socket.peer);
+    }
+
+    /// Whether this connection was cut; says so once.
+    pub(super) fn take(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(local, peer))
+    }
+}
+
+/// Whether a datagram to `peer` is allowed without anybody having asked for it.
+fn allows(snapshot: &Snapshot, peer: SocketAddr) -> bool {
+    let listed = |(net, port): &(IpNet, u16)| *port == peer.port() && net.contains(&peer.ip());
+    !snapshot.refuse_datagrams || snapshot.udp_allowed.iter().any(listed)
+}
+
+/// Ends the sockets with a UDP peer that was allowed before and is so no more. `before` was replaced
+/// by `after`. Gives how many.
+pub(super) fn datagrams(running: &Running, before: &Snapshot, after: &Snapshot) -> usize {
+    end(running, Transport::Udp, |socket| {
+        allows(before, socket.peer)
+            && !allows(after, socket.peer)
+            && !running.resolvers.contains(&socket.peer)
+    })
+}
+
+/// Ends the connections that went direct by `removed` and would not go so now. Gives how many.
+pub(super) fn bypassed(running: &Running, removed: IpNet) -> usize {
+    let left = running.kernel.tables().bypass_list();
+    end(running, Transport::Tcp, |socket| {
+        let ip = socket.peer.ip();
+        removed.contains(&ip)
+            && !left.iter().any(|net| net.contains(&ip))
+            && !running.resolvers.contains(&socket.peer)
+    })
+}
+
+/// Ends the workloads' sockets that `gone` names, and logs each.
+fn end(running: &Running, transport: Transport, gone: impl Fn(&Connected) -> bool) -> usize {
+    let mut count = 0;
+    for (netns, _) in &running.namespaces {
+        let ended = Diag::open(netns).and_then(|diag| {
+            let mut found = diag.connected(transport)?;
+            found.retain(|socket| !is_local(socket) && gone(socket));
+            if found.is_empty() {
+                return Ok(());
+            }
+            let covered = Covered::new(&running.cgroups);
+            for socket in found.iter().filter(|socket| covered.holds(socket.cgroup)) {
+                // Before: the kernel's record may come at once.
+                running.ended.add(socket);
+                if let Err(error) = diag.destroy(socket) {
+                    running.ended.forget(socket);
+                    return Err(error);
+                }
+                if transport == Transport::Udp {
+                    running.ended.forget(socket);
+                    running.log.write(record(running, socket));
+                }
+                count += 1;
+            }
+            Ok(())
+        });
+        if let Err(error) = ended {
+            eprintln!(
+                "interceptor: cannot cut direct flows in network namespace {}: {}; they go on until \
+                 their workload ends",
+                netns.label(),
+                explained(&error)
+            );
+        }
+    }
+    count
+}
+
+fn explained(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => {
+            "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY)".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Loopback, own addresses included: none of policy's business.
+fn is_local(socket: &Connected) -> bool {
+    socket.peer.ip().is_loopback() || socket.peer.ip() == socket.local.ip()
+}
+
+/// The kernel accounts for TCP only.
+fn record(running: &Running, socket: &Connected) -> Record {
+    let mut record = Record::new(SystemTime::now(), socket.peer, socket.local);
+    record.upstream_cluster = Some(ClusterName::black_hole());
+    record.flags = vec![Flag::UH];
+    record.reason = Reason::NotRegistered;
+    if running.policy.current().enforcement == Enforcement::Strict {
+        record.connection_termination_details = Some(POLICY_REMOVED.into());
+    }
+    record
+}
+
+/// Why, in the access log.
+pub(super) const POLICY_REMOVED: &str = "policy_removed{not_registered}";
+/// The same, of a bypassed connection.
+pub(super) const BYPASS_REMOVED: &str = "policy_removed{not_bypassed}";
+
+/// Which cgroups are covered, by number.
+struct Covered {
+    covered: HashSet<u64>,
+    /// Every cgroup that there is.
+    all: HashSet<u64>,
+}
+
+impl Covered {
+    fn new(cgroups: &[Cgroup]) -> Self {
+        let (mut covered, mut all) = (HashSet::new(), HashSet::new());
+        for cgroup in cgroups {
+            collect(cgroup.path(), &mut covered);
+        }
+        if let Ok(hierarchy) = Hierarchy::discover() {
+            collect(hierarchy.mount_point(), &mut all);
+        }
+        Self { covered, all }
+    }
+
+    /// A socket may outlive its cgroup; one of a cgroup that is gone may have been covered, and is
+    /// taken to be.
+    fn holds(&self, cgroup: u64) -> bool {
+        self.covered.contains(&cgroup) || !self.all.contains(&cgroup)
+    }
+}
+
+/// The numbers of a cgroup and of those below it.
+fn collect(directory: &Path, found: &mut HashSet<u64>) {
+    let Ok(meta) = fs::symlink_metadata(directory) else { return };
+    if !meta.is_dir() {
+        return;
+    }
+    found.insert(meta.ino());
+    let Ok(listed) = fs::read_dir(directory) else { return };
+    for entry in listed.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    {
+        collect(&entry.path(), found);
+    }
+}
