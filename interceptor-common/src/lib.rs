@@ -27,7 +27,7 @@ pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {

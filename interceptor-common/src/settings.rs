@@ -9,8 +9,9 @@ pub struct Settings {
     pub daemon_cgroups: [u64; 2],
     /// 1: datagrams and protocols that nothing allows are refused.
     pub refuse_datagrams: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Whose connections are not captured, by user or group id: Istio's proxy's (CAP-2) in istio.
+    /// 0: nobody's.
+    pub exempt_id: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 24);

@@ -81,7 +81,7 @@ fn judge(
     state.local = Endpoint::default();
     state.fin_acked = 0;
     state.fin_received = 0;
-    if select::is_bypassed(dst) {
+    if select::is_bypassed(dst) || select::is_exempt(settings) {
         state.tier = Tier::Bypassed as u8;
         return Finding::Bypassed;
     }

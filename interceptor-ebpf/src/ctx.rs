@@ -186,6 +186,14 @@ pub fn current_cgroup() -> u64 {
     unsafe { helpers::bpf_get_current_cgroup_id() }
 }
 
+/// User and group of the calling task, as the initial user namespace has them.
+#[inline(always)]
+pub fn current_ids() -> (u32, u32) {
+    // SAFETY: no arguments.
+    let both = unsafe { helpers::bpf_get_current_uid_gid() };
+    (both as u32, (both >> 32) as u32)
+}
+
 /// Monotonic nanoseconds.
 #[inline(always)]
 pub fn now_ns() -> u64 {

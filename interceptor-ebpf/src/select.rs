@@ -3,7 +3,7 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use interceptor_common::{DatagramKey, Endpoint, Permit, Route, RouteKey, Settings};
 
-use crate::maps;
+use crate::{ctx, maps};
 
 /// The daemon's settings. Missing means refuse.
 #[inline(always)]
@@ -15,6 +15,13 @@ pub fn settings() -> Option<&'static Settings> {
 #[inline(always)]
 pub fn is_daemon(settings: &Settings, cgroup: u64) -> bool {
     cgroup == settings.daemon_cgroups[0] || cgroup == settings.daemon_cgroups[1]
+}
+
+/// Whether the calling task is whom the settings exempt, by user or group.
+#[inline(always)]
+pub fn is_exempt(settings: &Settings) -> bool {
+    let (user, group) = ctx::current_ids();
+    settings.exempt_id != 0 && (user == settings.exempt_id || group == settings.exempt_id)
 }
 
 /// Whether an operator's CIDR covers the destination.

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::handler::Running;
-use super::run::{caller, log_settings, stale_for};
+use super::run::{caller, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
 use crate::policy::{
@@ -101,8 +101,7 @@ impl Reloader {
 
     /// The tables of the kernel that follow policy.
     fn set_kernel(&self, snapshot: &Snapshot) -> Result<(), String> {
-        let refuse_datagrams = u32::from(snapshot.refuse_datagrams);
-        let settings = Settings { refuse_datagrams, ..self.settings };
+        let settings = governed(self.settings, snapshot);
         let mut tables = self.running.kernel.tables();
         tables
             .set_datagrams(&self.running.resolvers, &snapshot.udp_allowed)

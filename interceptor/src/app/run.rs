@@ -32,6 +32,7 @@ use crate::netns::NetNs;
 use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::workloads::Workload;
+use crate::workloads::capture::PROXY_UID;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
 use crate::workloads::session::Session;
@@ -149,11 +150,8 @@ async fn start(
     let resolvers = resolvers(args, etc_netns.as_deref())?;
     let log = AccessLog::open(&log_settings(args, &snapshot))
         .map_err(system("cannot open the access log"))?;
-    let settings = Settings {
-        daemon_cgroups: [session.daemon().id()?, 0],
-        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
-        pad: 0,
-    };
+    let daemon_cgroups = [session.daemon().id()?, 0];
+    let settings = governed(Settings { daemon_cgroups, ..Settings::default() }, &snapshot);
     let (kernel, events) =
         load_kernel(args, &snapshot, settings, session, &cgroups, &enrolled, &resolvers)?;
 
@@ -234,6 +232,16 @@ async fn start(
     let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
     Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
+}
+
+/// What of the kernel's settings policy governs.
+pub(super) fn governed(settings: Settings, snapshot: &Snapshot) -> Settings {
+    let exempt_id = match snapshot.enforcement {
+        Enforcement::Istio => PROXY_UID,
+        // T-8: whoever can become that user would be past us.
+        Enforcement::Strict => 0,
+    };
+    Settings { refuse_datagrams: u32::from(snapshot.refuse_datagrams), exempt_id, ..settings }
 }
 
 /// T-42: strict leans on old answers for a while only.
