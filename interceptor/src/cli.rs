@@ -129,6 +129,11 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub enforcement: Option<Enforcement>,
 
+    /// Whether allowed connections that need no proxy go direct, judged by the kernel [default: the
+    /// InterceptorConfig's fastPath, else false].
+    #[arg(long, value_name = "true|false")]
+    pub fast_path: Option<bool>,
+
     /// The workload.
     #[command(flatten)]
     pub workload: WorkloadArgs,

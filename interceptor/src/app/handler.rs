@@ -18,6 +18,7 @@ use crate::conn::Counts;
 use crate::kernel::Kernel;
 use crate::netns::NetNs;
 use crate::policy::{Enforcement, Outbound, Store};
+use crate::tiers::Sync;
 
 /// The parts that status reads and the control socket changes.
 pub(super) struct Running {
@@ -32,6 +33,8 @@ pub(super) struct Running {
     pub(super) exec: ExecInfo,
     /// How the last change of the policy files went.
     pub(super) last_reload: ArcSwapOption<LastReload>,
+    /// What keeps the tables of direct traffic in step.
+    pub(super) sync: Arc<Sync>,
 }
 
 impl Handler for Running {
@@ -70,6 +73,7 @@ impl Handler for Running {
             tables: tables
                 .fill()
                 .into_iter()
+                .chain(self.kernel.direct().fill())
                 .map(|fill| Table {
                     name: fill.name.into(),
                     entries: fill.entries as u64,

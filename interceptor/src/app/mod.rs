@@ -1,5 +1,6 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
+mod direct;
 mod enrol;
 mod explain;
 mod handler;

@@ -7,9 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use interceptor_common::Finding;
+
+use super::direct::Direct;
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
-use crate::kernel::{Closed, EventReader, KernelEvent, Refused};
+use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused};
 use crate::policy::{Enforcement, Store};
 
 /// How often folded refusals are written.
@@ -23,6 +26,7 @@ pub(super) struct Reporter {
     log: AccessLog,
     policy: Arc<Store>,
     bypass_log: bool,
+    direct: Arc<Direct>,
     folded: HashMap<(SocketAddr, &'static str), Folded>,
 }
 
@@ -34,8 +38,13 @@ struct Folded {
 
 impl Reporter {
     /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md).
-    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool) -> Self {
-        Self { log, policy, bypass_log, folded: HashMap::new() }
+    pub(super) fn new(
+        log: AccessLog,
+        policy: Arc<Store>,
+        bypass_log: bool,
+        direct: Arc<Direct>,
+    ) -> Self {
+        Self { log, policy, bypass_log, direct, folded: HashMap::new() }
     }
 
     /// Whether refusals say why, and direct flows are accounted.
@@ -68,11 +77,18 @@ impl Reporter {
 
     fn event(&mut self, event: KernelEvent) {
         match event {
-            KernelEvent::Closed(closed) if self.bypass_log && self.is_strict() => {
-                self.log.write(direct(closed));
-            }
-            KernelEvent::Closed(_) => {}
+            KernelEvent::Closed(closed) => match closed.tier {
+                ClosedTier::Direct | ClosedTier::Named { .. } => {
+                    self.log.write(self.direct.closed(&closed));
+                }
+                ClosedTier::Bypassed | ClosedTier::Resolver => {
+                    if self.bypass_log && self.is_strict() {
+                        self.log.write(bypassed(&closed));
+                    }
+                }
+            },
             KernelEvent::Refused(refused) => self.refused(refused),
+            KernelEvent::RefusedHello(refused) => self.log.write(self.direct.refused(&refused)),
         }
     }
 
@@ -115,34 +131,49 @@ impl Reporter {
         record.upstream_cluster = Some(ClusterName::black_hole());
         record.flags = vec![Flag::UH];
         record.reason = Reason::NotRegistered;
+        let mut why = format!("{} {}", refused.why, protocol_name(refused.protocol));
+        if refused.why == Finding::AddressRefused.label() {
+            // As the proxy would have said it.
+            record.reason = self.direct.reason_of(refused.dst);
+            record.reason.label().clone_into(&mut why);
+        }
         if self.is_strict() {
-            let protocol = protocol_name(refused.protocol);
             record.connection_termination_details = Some(Cow::Owned(match more {
-                0 => format!("{} {protocol}", refused.why),
-                _ => format!("{} {protocol} {more} times", refused.why),
+                0 => why,
+                _ => format!("{why} {more} times"),
             }));
         }
         record
     }
 }
 
-fn direct(closed: Closed) -> Record {
-    let src = closed.src.unwrap_or(unspecified_like(closed.dst));
-    let mut record = Record::new(closed.start, closed.dst, src);
+fn bypassed(closed: &Closed) -> Record {
+    let mut record = connection(closed);
+    record.upstream_cluster = Some(ClusterName::bypass());
+    record.reason = Reason::Bypassed;
+    if closed.tier == ClosedTier::Resolver {
+        record.route_name = Some(Arc::from("resolver"));
+    }
+    record
+}
+
+/// What every direct flow's line has.
+pub(super) fn connection(closed: &Closed) -> Record {
+    let mut record = Record::new(closed.start, closed.dst, source_of(closed));
     record.duration = closed.duration;
     record.bytes_received = closed.bytes_sent;
     record.bytes_sent = closed.bytes_received;
-    record.upstream_cluster = Some(ClusterName::bypass());
     record.upstream_host = Some(closed.dst);
     record.upstream_local_address = closed.src;
-    record.reason = Reason::Bypassed;
-    if closed.resolver {
-        record.route_name = Some(Arc::from("resolver"));
-    }
     if !closed.established {
         record.flags = vec![Flag::UF, Flag::URX];
     }
     record
+}
+
+/// The workload's end of a flow, or what stands for it where there never was one.
+fn source_of(closed: &Closed) -> SocketAddr {
+    closed.src.unwrap_or_else(|| unspecified_like(closed.dst))
 }
 
 /// Stands for an end that never was: the workload's, of a connect that came to nothing.

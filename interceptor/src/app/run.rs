@@ -1,6 +1,6 @@
 //! `interceptor run`: put everything in place, wait, take everything away again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::direct::Direct;
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
@@ -28,9 +29,10 @@ use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
-use crate::netns::NetNs;
+use crate::netns::{Destroyer, NetNs};
 use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
+use crate::tiers::{Labels, Sync};
 use crate::workloads::Workload;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::command::{Launch, LaunchError, Launched, RunAs};
@@ -82,6 +84,7 @@ fn sources(args: &cli::Run) -> Sources {
         mesh_config: args.mesh_config.clone(),
         outbound: args.outbound,
         enforcement: args.enforcement,
+        fast_path: args.fast_path,
         ..Sources::default()
     }
 }
@@ -123,6 +126,8 @@ struct Started {
     admin: JoinHandle<()>,
     reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
+    /// What keeps direct connections in order.
+    background: [JoinHandle<()>; 2],
     stop_reporter: oneshot::Sender<()>,
 }
 
@@ -171,8 +176,38 @@ async fn start(
         name: args.name.as_str().into(),
         labels: args.workload.labels.iter().cloned().collect(),
     });
+    let labels = Arc::new(Labels::default());
+    let destroyers = destroyers(&enrolled);
+    let sync = Arc::new(Sync::new(
+        Arc::clone(&kernel),
+        Arc::clone(&resolver),
+        Arc::clone(&labels),
+        &args.workload.namespace,
+        destroyers.is_ok(),
+    ));
+    if let Err(error) = &destroyers
+        && policy.current().fast_path
+    {
+        eprintln!("interceptor: warning: {error}; fastPath is off, everything goes by the proxy");
+    }
+    if let Err(error) = sync.apply(&policy.current()) {
+        eprintln!("interceptor: {error}");
+    }
+    let direct = Arc::new(Direct {
+        kernel: Arc::clone(&kernel),
+        policy: Arc::clone(&policy),
+        labels,
+        sync: Arc::clone(&sync),
+        destroyers: destroyers.unwrap_or_default(),
+        namespace: args.workload.namespace.as_str().into(),
+    });
+    let background = [
+        tokio::spawn(Arc::clone(&direct).watch()),
+        tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
+    ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
-    let reporter = Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log);
+    let reporter =
+        Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log, Arc::clone(&direct));
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
     }));
@@ -215,6 +250,7 @@ async fn start(
             hide: hidden(),
         },
         last_reload: ArcSwapOption::empty(),
+        sync,
     });
     let reloader = Reloader {
         watch: watched.watch,
@@ -227,7 +263,22 @@ async fn start(
     };
     let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
+    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, background, stop_reporter })
+}
+
+/// What ends refused connections in each namespace.
+fn destroyers(enrolled: &[Enrolled]) -> Result<HashMap<u64, Destroyer>, String> {
+    let open = |one: &Enrolled| {
+        let destroyer = Destroyer::open(&one.netns).map_err(|error| {
+            format!(
+                "cannot end connections in network namespace {} (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY): \
+                 {error}",
+                one.netns.label()
+            )
+        })?;
+        Ok((one.netns.cookie(), destroyer))
+    };
+    enrolled.iter().map(open).collect()
 }
 
 /// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.
@@ -446,6 +497,7 @@ impl Started {
         }
         let _ = self.stop_reporter.send(());
         let _ = self.reporter.await;
+        self.background.iter().for_each(JoinHandle::abort);
         self.running.log.flush().await;
         Ok(detached?)
     }

@@ -1,5 +1,7 @@
-//! Network namespaces: opening one, making a socket in it, and following its routes.
+//! Network namespaces: opening one, making a socket in it, following its routes, and ending its
+//! connections.
 
+mod destroy;
 mod routes;
 
 use std::fs::File;
@@ -8,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use destroy::{Destroyed, Destroyer};
 pub use routes::Routes;
 
 use nix::sched::{CloneFlags, setns};

@@ -39,6 +39,8 @@ pub struct Sources {
     pub outbound: Option<Outbound>,
     /// Overrides `InterceptorConfig`'s `enforcement`.
     pub enforcement: Option<Enforcement>,
+    /// Overrides `InterceptorConfig`'s `fastPath`.
+    pub fast_path: Option<bool>,
     /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
     /// addresses are recognised by automatic ones (RES-18, RES-19).
     pub dns_capture: bool,
@@ -264,6 +266,7 @@ fn load_once(
         log_format: mesh.log_format,
         udp_allowed: compiled.udp,
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
+        fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(false),
     };
     let inventory = {
         let rejected: HashSet<_> =

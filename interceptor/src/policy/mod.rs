@@ -105,6 +105,8 @@ pub struct Snapshot {
     /// Whether datagrams and other protocols that nothing allows are refused (profiles.md: in
     /// strict with REGISTRY_ONLY).
     pub refuse_datagrams: bool,
+    /// Whether connections that need no proxy go direct.
+    pub fast_path: bool,
 }
 
 /// The current snapshot, swapped whole.

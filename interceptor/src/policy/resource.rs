@@ -41,6 +41,7 @@ pub(super) struct Resources {
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
     pub(super) enforcement: Option<Enforcement>,
+    pub(super) fast_path: Option<bool>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -307,12 +308,14 @@ impl Resources {
         if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
             self.enforcement = Some(value);
         }
+        if let Some(value) = spec.boolean("fastPath", cx, out) {
+            self.fast_path = Some(value.value);
+        }
         let later = [
             "mode",
             "bypassCIDRs",
             "excludedPorts",
             "resolvers",
-            "fastPath",
             "onDaemonLoss",
             "onPolicyRemoval",
             "accessLog",
