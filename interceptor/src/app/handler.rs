@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use interceptor_common::Namespace;
+use interceptor_common::{Finding, Namespace};
 use ipnet::IpNet;
 
 use crate::account::AccessLog;
 use crate::admin::report::{
-    Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table,
+    Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table, Tiers,
 };
 use crate::admin::{ExecInfo, Handler};
 use crate::conn::Counts;
@@ -41,6 +41,14 @@ impl Handler for Running {
     fn status(&self) -> StatusReport {
         let snapshot = self.policy.current();
         let tables = self.kernel.tables();
+        let counters = tables.counters();
+        let count = |finding: Finding| counters.get(finding.label()).copied().unwrap_or(0);
+        let tiers = Tiers {
+            bypass: count(Finding::Bypassed),
+            direct: count(Finding::Direct),
+            name: count(Finding::NameAsked),
+            proxy: count(Finding::Redirected),
+        };
         StatusReport {
             name: self.name.clone(),
             pid: std::process::id(),
@@ -57,6 +65,8 @@ impl Handler for Running {
             }
             .into(),
             generation: snapshot.generation,
+            fast_path: snapshot.fast_path && self.sync.is_enabled(),
+            tiers,
             last_reload: self.last_reload.load().as_deref().cloned(),
             attachments: self
                 .kernel
@@ -80,11 +90,7 @@ impl Handler for Running {
                     capacity: fill.capacity as u64,
                 })
                 .collect(),
-            counters: tables
-                .counters()
-                .into_iter()
-                .map(|(name, count)| (name.into(), count))
-                .collect(),
+            counters: counters.into_iter().map(|(name, count)| (name.into(), count)).collect(),
             connections: Connections { active: self.counts.active(), total: self.counts.total() },
             access_log_dropped: self.log.dropped(),
             bypass: tables.bypass_list().iter().map(ToString::to_string).collect(),

@@ -87,6 +87,11 @@ impl Sync {
         Self { kernel, resolver, labels, namespace: namespace.into(), enabled, state }
     }
 
+    /// Whether it writes anything at all.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
     /// Makes the tables those of `snapshot`, with the addresses that are known now.
     ///
     /// # Errors
