@@ -1,6 +1,6 @@
 //! What the kernel reports: one closed direct flow, or one refusal.
 
-use crate::Endpoint;
+use crate::{Endpoint, ShownName};
 
 /// Kind of an [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,12 @@ pub enum FlowKind {
     RefusedConnect = 3,
     /// A datagram, or a packet of another protocol, was refused.
     RefusedDatagram = 4,
+    /// A TCP connection that went direct by its address closed.
+    Direct = 5,
+    /// A TCP connection that had to show a name closed, with its name shown or not.
+    Named = 6,
+    /// The first bytes of a direct connection were refused: it is to be destroyed.
+    RefusedHello = 7,
 }
 
 /// One record of `FLOWS` or `REFUSALS`.
@@ -24,6 +30,8 @@ pub struct Event {
     pub netns: u64,
     /// Cgroup id of the workload.
     pub cgroup: u64,
+    /// Socket cookie, where there is a socket.
+    pub socket: u64,
     /// Monotonic time of the connect or refusal, nanoseconds.
     pub started_ns: u64,
     /// Connect to close, nanoseconds.
@@ -44,6 +52,22 @@ pub struct Event {
     pub established: u32,
     /// IP protocol number.
     pub protocol: u32,
+    /// What user space calls the flow; 0: nothing.
+    pub label: u32,
+    /// 1 where a name had to be shown and was not.
+    pub unproven: u32,
 }
 
-const _: () = assert!(size_of::<Event>() == 104);
+const _: () = assert!(size_of::<Event>() == 120);
+
+/// An event with the name that the client showed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedEvent {
+    /// What happened.
+    pub event: Event,
+    /// All zero: no name.
+    pub name: ShownName,
+}
+
+const _: () = assert!(size_of::<NamedEvent>() == 376);

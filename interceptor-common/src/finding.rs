@@ -71,6 +71,30 @@ findings! {
     RefusalLost = 21, "refusal_record_lost";
     /// SETTINGS could not be read: refused.
     NoSettings = 22, "refused_no_settings";
+    /// A connection went direct by its address.
+    Direct = 23, "direct";
+    /// A connection went direct and must show a name first.
+    NameAsked = 24, "name_asked";
+    /// Refused: a destination that no entry allows.
+    AddressRefused = 25, "refused_address";
+    /// A direct connection showed an allowed name.
+    NameAllowed = 26, "name_allowed";
+    /// Held: the hello of a direct connection is not complete yet.
+    HelloHeld = 27, "hello_held";
+    /// Refused: the name is not one of those allowed at this address.
+    NameRefused = 28, "refused_name";
+    /// Refused: a hello without a name.
+    NameMissing = 29, "refused_no_name";
+    /// Refused: the first bytes are not TLS.
+    NotTls = 30, "refused_not_tls";
+    /// Refused: the hello is malformed, or more than the kernel reads.
+    HelloUnclear = 31, "refused_hello_unclear";
+    /// Refused: the destination left the table while its name was awaited.
+    EndpointGone = 32, "refused_endpoint_gone";
+    /// Dropped: data that its connection had not earned yet, or was refused.
+    Unproven = 33, "dropped_unproven";
+    /// Refused: too many direct connections have not shown a name.
+    PendingFull = 34, "refused_pending_full";
 }
 
 #[cfg(test)]

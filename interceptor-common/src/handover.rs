@@ -14,6 +14,22 @@ pub enum Tier {
     Bypassed = 2,
     /// Direct, to a configured resolver.
     Resolver = 3,
+    /// Direct, by its address.
+    Direct = 4,
+    /// Direct, by the name that it shows first: see [`Proof`].
+    Named = 5,
+}
+
+/// Whether a socket has shown the name that [`Tier::Named`] asks for. In [`SocketState::proof`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Proof {
+    /// Nothing to show, or shown.
+    Done = 0,
+    /// Data is held until the name is known.
+    Owed = 1,
+    /// Refused: no data leaves any more.
+    Refused = 2,
 }
 
 /// What connect4/6 decided for a workload's socket. Lives in the socket (SK_STORAGE).
@@ -40,11 +56,21 @@ pub struct SocketState {
     pub fin_acked: u8,
     /// 1 once the peer's FIN came: it is counted in `bytes_received`.
     pub fin_received: u8,
+    /// A [`Proof`].
+    pub proof: u8,
+    /// 1 where `SHOWN` has the name.
+    pub name_kept: u8,
     /// Always zero.
-    pub pad: [u8; 5],
+    pub pad: u8,
+    /// Which policy's rows in `ENDPOINTS` are asked.
+    pub policy: u16,
+    /// What user space calls the flow; 0: nothing.
+    pub label: u32,
+    /// Always zero.
+    pub pad2: [u8; 4],
 }
 
-const _: () = assert!(size_of::<SocketState>() == 24 + 80 + 8);
+const _: () = assert!(size_of::<SocketState>() == 24 + 80 + 16);
 
 /// Finds a redirected connection from the other end of its handshake. All four parts of the tuple:
 /// the kernel gives one source port to several connections if their destinations differ, and a

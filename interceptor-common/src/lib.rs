@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod datagram;
+mod direct;
 mod endpoint;
 mod event;
 mod finding;
@@ -18,10 +19,14 @@ mod settings;
 mod user;
 
 pub use datagram::{DatagramKey, DatagramPeer, Permit};
+pub use direct::{
+    EndpointKey, EndpointRule, EndpointVerdict, LABEL_KEEPS_NAME, LABEL_REFUSED, Label, NameKey,
+    Pending, ShownName,
+};
 pub use endpoint::Endpoint;
-pub use event::{Event, FlowKind};
+pub use event::{Event, FlowKind, NamedEvent};
 pub use finding::Finding;
-pub use handover::{Handover, HandoverKey, SocketState, Tier};
+pub use handover::{Handover, HandoverKey, Proof, SocketState, Tier};
 pub use namespace::{Namespace, Route, RouteKey};
 pub use settings::Settings;
 
@@ -45,24 +50,33 @@ pub mod maps {
     pub const DATAGRAMS: &str = "DATAGRAMS";
     /// `LruHashMap<DatagramPeer, u64>`: when a socket last heard from a peer.
     pub const PEERS: &str = "PEERS";
+    /// `LpmTrie<EndpointKey, EndpointRule>`.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// `LpmTrie<NameKey, u32>`.
+    pub const NAMES: &str = "NAMES";
+    /// `HashMap<u64, Pending>` by socket cookie.
+    pub const PENDING: &str = "PENDING";
+    /// `SkStorage<ShownName>` of workloads' sockets whose name the label does not tell.
+    pub const SHOWN: &str = "SHOWN";
     /// `SkStorage<SocketState>` of workloads' sockets.
     pub const SOCKETS: &str = "SOCKETS";
     /// `HashMap<HandoverKey, Handover>`.
     pub const HANDOVERS: &str = "HANDOVERS";
     /// `SkStorage<Handover>` of the daemon's accepted sockets.
     pub const ACCEPTED: &str = "ACCEPTED";
-    /// `RingBuf` of [`Event`](super::Event): closed direct flows.
+    /// `RingBuf` of [`Event`](super::Event) and [`NamedEvent`](super::NamedEvent): closed direct
+    /// flows.
     pub const FLOWS: &str = "FLOWS";
-    /// `RingBuf` of [`Event`](super::Event): refusals. Apart from `FLOWS`, so that a flood of
+    /// `RingBuf` of the same: refusals. Apart from `FLOWS`, so that a flood of
     /// refused packets cannot push accounting out.
     pub const REFUSALS: &str = "REFUSALS";
     /// `PerCpuArray<u64>` by [`Finding`](super::Finding).
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every pinned map.
-    pub const ALL: [&str; 13] = [
-        SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, PEERS, SOCKETS, HANDOVERS,
-        ACCEPTED, FLOWS, REFUSALS, COUNTERS,
+    pub const ALL: [&str; 17] = [
+        SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, ENDPOINTS, NAMES, PEERS,
+        SOCKETS, PENDING, SHOWN, HANDOVERS, ACCEPTED, FLOWS, REFUSALS, COUNTERS,
     ];
 }
 
@@ -76,6 +90,12 @@ pub mod capacity {
     pub const BYPASS: u32 = 16_384;
     /// Resolvers and UDP destinations of entries.
     pub const DATAGRAMS: u32 = 16_384;
+    /// Destinations that need no proxy.
+    pub const ENDPOINTS: u32 = 131_072;
+    /// Names in sets of names.
+    pub const NAMES: u32 = 131_072;
+    /// Direct connections that have not shown their name yet.
+    pub const PENDING: u32 = 16_384;
     /// Peers that wrote to a workload's UDP socket.
     pub const PEERS: u32 = 65_536;
     /// Redirected connections between the workload's and the daemon's side of the handshake.

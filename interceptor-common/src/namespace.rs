@@ -12,7 +12,9 @@ pub struct Namespace {
     /// destination does not exhaust the source ports of one address pair.
     pub v4_listeners: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Whose rows in `ENDPOINTS` are asked; 0: nobody's, everything goes to the proxy.
+    pub policy: u16,
 }
 
 const _: () = assert!(size_of::<Namespace>() == 8);

@@ -1,8 +1,8 @@
 //! `aya::Pod` for what lies in maps, here because of the orphan rule.
 
 use crate::{
-    DatagramKey, DatagramPeer, Event, Handover, HandoverKey, Namespace, Route, RouteKey, Settings,
-    SocketState,
+    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Event, Handover, HandoverKey, NameKey,
+    NamedEvent, Namespace, Pending, Route, RouteKey, Settings, ShownName, SocketState,
 };
 
 macro_rules! pod {
@@ -18,12 +18,18 @@ macro_rules! pod {
 pod!(
     DatagramKey,
     DatagramPeer,
+    EndpointKey,
+    EndpointRule,
     Event,
     Handover,
     HandoverKey,
+    NameKey,
+    NamedEvent,
     Namespace,
+    Pending,
     Route,
     RouteKey,
     Settings,
+    ShownName,
     SocketState
 );

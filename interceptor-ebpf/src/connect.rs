@@ -3,7 +3,8 @@
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use interceptor_common::{
-    Endpoint, Finding, FlowKind, Namespace, Permit, Route, SocketState, Tier,
+    Endpoint, EndpointVerdict, Finding, FlowKind, Namespace, Permit, Proof, Route, SocketState,
+    Tier,
 };
 
 use crate::count::{count, report_refusal};
@@ -30,11 +31,13 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
     let cgroup = ctx::current_cgroup();
     let finding = judge(ctx, &dst, family, netns, cgroup);
     count(finding);
-    debug!(ctx, "connect port {}: {}", dst.port(), finding.label());
+    debug!(ctx, "connect port {}: finding {}", dst.port(), finding as u32);
     match finding {
         Finding::Redirected
         | Finding::Bypassed
         | Finding::Resolver
+        | Finding::Direct
+        | Finding::NameAsked
         | Finding::Loopback
         | Finding::Daemon => Verdict::Allow,
         // What a connect without us would have said: clients that race families go on at once.
@@ -58,6 +61,7 @@ fn judge(
         // A socket may have been connected elsewhere before (AF_UNSPEC): forget that.
         if let Some(state) = ctx::state_of_sock_addr(ctx) {
             state.tier = Tier::None as u8;
+            state.proof = Proof::Done as u8;
         }
         return Finding::Loopback;
     }
@@ -81,6 +85,10 @@ fn judge(
     state.local = Endpoint::default();
     state.fin_acked = 0;
     state.fin_received = 0;
+    state.proof = Proof::Done as u8;
+    state.name_kept = 0;
+    state.policy = namespace.policy;
+    state.label = 0;
     if select::is_bypassed(dst) || select::is_exempt(settings) {
         state.tier = Tier::Bypassed as u8;
         return Finding::Bypassed;
@@ -96,7 +104,31 @@ fn judge(
         return Finding::Loopback;
     }
     state.src = Endpoint::new(route.src, 0);
-    redirect(ctx, namespace, state, dst, family)
+    match direct(ctx, state, dst) {
+        Some(finding) => finding,
+        None => redirect(ctx, namespace, state, dst, family),
+    }
+}
+
+/// What the tables say without the proxy; `None`: it is the proxy's.
+#[inline(always)]
+fn direct(ctx: &SockAddrContext, state: &mut SocketState, dst: &Endpoint) -> Option<Finding> {
+    if state.policy == 0 {
+        return None;
+    }
+    let rule = select::endpoint(state.policy, dst)?;
+    if rule.verdict == EndpointVerdict::Direct as u8 {
+        state.tier = Tier::Direct as u8;
+        state.label = rule.label;
+        return Some(Finding::Direct);
+    }
+    // A socket bound to a device is not found by its addresses alone when it must be destroyed.
+    if rule.verdict == EndpointVerdict::Named as u8 && !ctx::is_bound_to_device(ctx) {
+        state.tier = Tier::Named as u8;
+        state.proof = Proof::Owed as u8;
+        return Some(Finding::NameAsked);
+    }
+    (rule.verdict == EndpointVerdict::Refused as u8).then_some(Finding::AddressRefused)
 }
 
 #[inline(always)]

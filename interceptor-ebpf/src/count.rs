@@ -1,7 +1,7 @@
 //! Counting findings, and reporting refusals.
 
 use aya_ebpf::maps::RingBuf;
-use interceptor_common::{Endpoint, Event, Finding, FlowKind};
+use interceptor_common::{Endpoint, Event, Finding, FlowKind, NamedEvent, ShownName, SocketState};
 
 use crate::{ctx, maps};
 
@@ -18,8 +18,8 @@ pub fn count(finding: Finding) {
 /// Hands an event to the daemon; a full buffer is counted as `lost`. The event is built in the
 /// buffer: the BPF stack has no room for it beside a connect's own state.
 #[inline(always)]
-pub fn report(ring: &RingBuf, lost: Finding, event: impl FnOnce() -> Event) {
-    match ring.reserve::<Event>(0) {
+pub fn report<T: 'static>(ring: &RingBuf, lost: Finding, event: impl FnOnce() -> T) {
+    match ring.reserve::<T>(0) {
         Some(mut slot) => {
             slot.write(event());
             slot.submit(0);
@@ -41,6 +41,7 @@ pub fn report_refusal(
     report(&maps::REFUSALS, Finding::RefusalLost, || Event {
         netns,
         cgroup,
+        socket: 0,
         started_ns: ctx::now_ns(),
         duration_ns: 0,
         bytes_sent: 0,
@@ -51,5 +52,57 @@ pub fn report_refusal(
         finding: finding as u32,
         established: 0,
         protocol,
+        label: 0,
+        unproven: 0,
     });
 }
+
+/// Reports the refusal of a direct connection's first bytes, with the name in them.
+#[inline(always)]
+pub fn report_refused_hello(
+    finding: Finding,
+    socket: u64,
+    state: &SocketState,
+    name: Option<&ShownName>,
+) {
+    let now = ctx::now_ns();
+    let event = || Event {
+        netns: state.netns,
+        cgroup: state.cgroup,
+        socket,
+        started_ns: state.started_ns,
+        duration_ns: now - state.started_ns,
+        bytes_sent: 0,
+        bytes_received: 0,
+        dst: state.dst,
+        src: state.local,
+        kind: FlowKind::RefusedHello as u32,
+        finding: finding as u32,
+        established: 1,
+        protocol: TCP,
+        label: 0,
+        unproven: 1,
+    };
+    report_named(&maps::REFUSALS, Finding::RefusalLost, event, name);
+}
+
+/// [`report`] of an event with a name.
+#[inline(always)]
+pub fn report_named(
+    ring: &RingBuf,
+    lost: Finding,
+    event: impl FnOnce() -> Event,
+    name: Option<&ShownName>,
+) {
+    let Some(mut slot) = ring.reserve::<NamedEvent>(0) else { return count(lost) };
+    let named = slot.as_mut_ptr();
+    // SAFETY: the slot is ours until it is submitted, and as large as a NamedEvent; both its parts
+    // are written before.
+    unsafe {
+        (&raw mut (*named).event).write(event());
+        ctx::copy_name(name, &raw mut (*named).name);
+    }
+    slot.submit(0);
+}
+
+const TCP: u32 = 6;

@@ -12,9 +12,10 @@ use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_s
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext};
-use interceptor_common::{Endpoint, Handover, SocketState, Tier};
+use interceptor_common::{Endpoint, Handover, ShownName, SocketState, Tier};
 
 use crate::maps;
+use crate::scratch::Scratch;
 
 /// What a hook makes of a socket, call or packet.
 #[must_use]
@@ -146,6 +147,17 @@ pub fn set_port(ctx: &SockAddrContext, port: u16) {
     unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, u32::from(port.to_be())) };
 }
 
+/// Whether the socket is bound to a device (SO_BINDTODEVICE).
+#[inline(always)]
+pub fn is_bound_to_device(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the pointer comes from the context; the verifier knows it as a socket, and
+    // bound_dev_if is a readable field of it.
+    unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        !sk.is_null() && ptr::read_volatile(&raw const (*sk).bound_dev_if) != 0
+    }
+}
+
 /// Lifts a binding to a device (SO_BINDTODEVICE), which would lead a redirected connection to the
 /// wrong side of the wire. False if the kernel refuses.
 #[inline(always)]
@@ -243,6 +255,12 @@ pub fn state_of_sock_addr(ctx: &SockAddrContext) -> Option<&'static mut SocketSt
 pub fn state_to_fill(ctx: &SockAddrContext) -> Option<&'static mut SocketState> {
     // SAFETY: the pointer comes from the context.
     storage(&maps::SOCKETS, unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }, Slot::Make)
+}
+
+/// The name that a direct connection showed, where it was kept.
+#[inline(always)]
+pub fn shown_name(ctx: &SockOpsContext) -> Option<&'static ShownName> {
+    storage(&maps::SHOWN, sock_of_ops(ctx), Slot::Find).map(|name| &*name)
 }
 
 /// The socket behind a sock_ops hook.
@@ -365,6 +383,93 @@ impl PacketSocket {
     pub fn state_slot(&self) -> Option<&'static mut SocketState> {
         storage(&maps::SOCKETS, self.sk, Slot::Find)
     }
+
+    /// Where its hello is read; made on first use. `None`: no memory.
+    #[inline(always)]
+    pub fn scratch(&self) -> Option<&'static mut Scratch> {
+        storage(&maps::SCRATCH, self.sk, Slot::Make)
+    }
+
+    /// Gives the memory of [`Self::scratch`] back.
+    #[inline(always)]
+    pub fn drop_scratch(&self) {
+        let map = ptr::from_ref(&maps::SCRATCH).cast_mut().cast::<c_void>();
+        // SAFETY: an SK_STORAGE map and a socket that the verifier knows; what it held is freed
+        // only when no program can be looking at it any more.
+        unsafe { helpers::bpf_sk_storage_delete(map, self.sk.cast()) };
+    }
+
+    /// Where the name that it shows is kept; made on first use. `None`: no memory.
+    #[inline(always)]
+    pub fn shown_name(&self) -> Option<&'static mut ShownName> {
+        storage(&maps::SHOWN, self.sk, Slot::Make)
+    }
+}
+
+/// Copies `len` bytes (1 to [`Scratch::MESSAGE`]) of a packet from `from` on into `scratch`'s message
+/// from place `to` (below [`Scratch::MESSAGE`]) on. Not 0: they cannot be read.
+#[inline(always)]
+pub fn load_message(
+    ctx: &SkBuffContext,
+    from: usize,
+    scratch: &mut Scratch,
+    to: usize,
+    len: usize,
+) -> u64 {
+    const MASK: usize = Scratch::MESSAGE - 1;
+    // In the form in which the verifier keeps the bounds.
+    let to = opaque(to) & MASK;
+    let len = (opaque(len - 1) & MASK) + 1;
+    // SAFETY: the buffer is twice as long as place and length can be.
+    unsafe {
+        let into = scratch.message.as_mut_ptr().add(to);
+        helpers::bpf_skb_load_bytes(ctx.skb.skb.cast(), from as u32, into.cast(), len as u32) as u64
+    }
+}
+
+/// `N` bytes of a packet; zeros if they cannot be read, as the helper leaves them.
+#[inline(always)]
+pub fn load_or_zeros<const N: usize>(ctx: &SkBuffContext, at: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    // SAFETY: `bytes` outlives the call and is N bytes long.
+    unsafe {
+        helpers::bpf_skb_load_bytes(
+            ctx.skb.skb.cast(),
+            at as u32,
+            bytes.as_mut_ptr().cast(),
+            N as u32,
+        );
+    }
+    bytes
+}
+
+/// Copies a name, or writes an empty one. Word by word and in place: the BPF stack has no room for a
+/// name, and LLVM would put one there.
+#[inline(always)]
+pub fn copy_name(from: Option<&ShownName>, to: *mut ShownName) {
+    const WORDS: usize = size_of::<ShownName>() / size_of::<u64>();
+    let mut at = 0;
+    while at < WORDS {
+        // SAFETY: both are aligned to eight bytes and WORDS words long.
+        unsafe {
+            let word = match from {
+                Some(name) => ptr::read_volatile(ptr::from_ref(name).cast::<u64>().add(at)),
+                None => 0,
+            };
+            ptr::write_volatile(to.cast::<u64>().add(at), word);
+        }
+        at += 1;
+    }
+}
+
+/// Hides from LLVM what is known of a number, so that it keeps the mask that the verifier needs.
+#[inline(always)]
+pub fn opaque(mut value: usize) -> usize {
+    // SAFETY: does nothing.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack));
+    }
+    value
 }
 
 /// The socket that a packet belongs to; `None` for packets without a full one.

@@ -3,10 +3,10 @@
 
 use aya_ebpf::programs::SockOpsContext;
 use interceptor_common::{
-    Endpoint, Event, Finding, FlowKind, Handover, HandoverKey, SocketState, Tier,
+    Endpoint, Event, Finding, FlowKind, Handover, HandoverKey, Pending, Proof, SocketState, Tier,
 };
 
-use crate::count::{count, report};
+use crate::count::{count, report, report_named, report_refused_hello};
 use crate::ctx::{self, End};
 use crate::maps;
 
@@ -58,6 +58,9 @@ pub fn workload(ctx: &SockOpsContext) {
 fn established(ctx: &SockOpsContext, state: &mut SocketState) {
     state.local = ctx::ops_end(ctx, End::Local);
     let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+    if state.proof == Proof::Owed as u8 {
+        await_name(ctx, state);
+    }
     if state.tier != Tier::Redirected as u8 {
         return;
     }
@@ -69,6 +72,25 @@ fn established(ctx: &SockOpsContext, state: &mut SocketState) {
     };
     if maps::HANDOVERS.insert(&key(state), &handover, 0).is_err() {
         count(Finding::HandoverFull);
+    }
+}
+
+/// Lets the daemon know of a connection that owes a name; one that it cannot know of is refused.
+#[inline(always)]
+fn await_name(ctx: &SockOpsContext, state: &mut SocketState) {
+    let socket = ctx::socket_cookie(ctx.ops);
+    let pending = Pending {
+        netns: state.netns,
+        started_ns: state.started_ns,
+        src: state.local,
+        dst: state.dst,
+        refused: 0,
+        pad: 0,
+    };
+    if maps::PENDING.insert(&socket, &pending, 0).is_err() {
+        state.proof = Proof::Refused as u8;
+        count(Finding::PendingFull);
+        report_refused_hello(Finding::PendingFull, socket, state, None);
     }
 }
 
@@ -115,24 +137,51 @@ fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
 fn account(ctx: &SockOpsContext, state: &SocketState) {
     let was_established = state.local.port() != 0;
     let (acked, received) = ctx::ops_bytes(ctx);
+    let socket = ctx::socket_cookie(ctx.ops);
+    if state.proof != Proof::Done as u8 {
+        let _ = maps::PENDING.remove(&socket);
+        // A refusal had its record.
+        if state.proof == Proof::Refused as u8 {
+            return;
+        }
+    }
     // The kernel counts SYN and FIN as a byte each.
     let syn = u64::from(was_established);
-    report(&maps::FLOWS, Finding::FlowLost, || Event {
+    let event = || Event {
         netns: state.netns,
         cgroup: state.cgroup,
+        socket,
         started_ns: state.started_ns,
         duration_ns: ctx::now_ns() - state.started_ns,
         bytes_sent: acked.saturating_sub(syn + u64::from(state.fin_acked)),
         bytes_received: received.saturating_sub(u64::from(state.fin_received)),
         dst: state.dst,
         src: state.local,
-        kind: if state.tier == Tier::Resolver as u8 {
-            FlowKind::Resolver as u32
-        } else {
-            FlowKind::Bypassed as u32
-        },
+        kind: kind(state),
         finding: 0,
         established: u32::from(was_established),
         protocol: TCP_PROTOCOL,
-    });
+        label: state.label,
+        unproven: u32::from(state.proof != Proof::Done as u8),
+    };
+    if state.name_kept != 0
+        && let Some(name) = ctx::shown_name(ctx)
+    {
+        return report_named(&maps::FLOWS, Finding::FlowLost, event, Some(name));
+    }
+    report(&maps::FLOWS, Finding::FlowLost, event);
+}
+
+#[inline(always)]
+fn kind(state: &SocketState) -> u32 {
+    let kind = if state.tier == Tier::Resolver as u8 {
+        FlowKind::Resolver
+    } else if state.tier == Tier::Direct as u8 {
+        FlowKind::Direct
+    } else if state.tier == Tier::Named as u8 {
+        FlowKind::Named
+    } else {
+        FlowKind::Bypassed
+    };
+    kind as u32
 }

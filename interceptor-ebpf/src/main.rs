@@ -16,6 +16,8 @@ mod handover;
 mod maps;
 mod names;
 mod packet;
+mod prove;
+mod scratch;
 mod select;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, sock_ops};

@@ -5,9 +5,11 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use interceptor_common::{
-    DatagramKey, DatagramPeer, Finding, Handover, HandoverKey, Namespace, Route, RouteKey,
-    Settings, SocketState, capacity,
+    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey, Label,
+    NameKey, Namespace, Pending, Route, RouteKey, Settings, ShownName, SocketState, capacity,
 };
+
+use crate::scratch::Scratch;
 
 /// Written by the daemon, read by every hook. One element.
 #[map]
@@ -40,6 +42,36 @@ pub static BYPASS6: LpmTrie<[u8; 16], u32> =
 #[map]
 pub static DATAGRAMS: LpmTrie<DatagramKey, u32> =
     LpmTrie::with_max_entries(capacity::DATAGRAMS, BPF_F_NO_PREALLOC);
+
+/// Destinations that need no proxy. Written by the daemon. Full: it empties the table, everything
+/// goes to the proxy.
+#[map]
+pub static ENDPOINTS: LpmTrie<EndpointKey, EndpointRule> =
+    LpmTrie::with_max_entries(capacity::ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// Names that may be shown at them. Written by the daemon, before the row of `ENDPOINTS` that names
+/// the set. Full: as there.
+#[map]
+pub static NAMES: LpmTrie<NameKey, Label> =
+    LpmTrie::with_max_entries(capacity::NAMES, BPF_F_NO_PREALLOC);
+
+/// Direct connections that have not shown their name yet. Written when established, removed when
+/// shown or closed; the daemon destroys those that are refused or too old. Full: the connection is
+/// refused.
+#[map]
+pub static PENDING: HashMap<u64, Pending> =
+    HashMap::with_max_entries(capacity::PENDING, BPF_F_NO_PREALLOC);
+
+/// The name that a direct connection showed, where its label does not tell it. Lives and dies with
+/// the socket. No memory: the log line has no name.
+#[btf_map]
+pub static SHOWN: SkStorage<ShownName> = SkStorage::new();
+
+/// Where a socket's hello is read. Of the socket, since neither preemption nor a softirq may bring
+/// another connection's bytes in between; removed as soon as the hello is judged. Not pinned: what it
+/// holds is written anew for each packet. No memory: the packet is held.
+#[btf_map]
+pub static SCRATCH: SkStorage<Scratch> = SkStorage::new();
 
 /// Who wrote to which UDP socket, and when. Written by the ingress hook. An LRU: an entry that is
 /// pushed out means a refused reply, never a wrong permission.

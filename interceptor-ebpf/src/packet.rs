@@ -2,17 +2,17 @@
 //! (connected sockets) and stands behind connect: a SYN that nobody approved is dropped.
 
 use aya_ebpf::programs::SkBuffContext;
-use interceptor_common::{Endpoint, Finding, Tier};
+use interceptor_common::{Endpoint, Finding, Proof, Tier};
 
 use crate::count::count;
 use crate::ctx::{self, PacketSocket, Verdict};
-use crate::{datagram, select};
+use crate::{datagram, prove, select};
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 const STREAM: u32 = 1;
 const DGRAM: u32 = 2;
-const SYN_SENT: u32 = 2;
+pub(crate) const SYN_SENT: u32 = 2;
 const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Egress.
@@ -68,10 +68,16 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
         return Verdict::Allow;
     }
     if is_plain(ctx) {
-        if socket.state != SYN_SENT {
-            return Verdict::Allow;
+        let state = socket.state_slot();
+        if let Some(state) = state
+            && (socket.state != SYN_SENT || is_direct(state.tier))
+        {
+            if state.proof == Proof::Done as u8 {
+                return Verdict::Allow;
+            }
+            return prove::packet(ctx, socket, state);
         }
-        if socket.state_slot().is_some_and(|state| is_direct(state.tier)) {
+        if socket.state != SYN_SENT {
             return Verdict::Allow;
         }
         if let Some(settings) = select::settings()
@@ -86,7 +92,10 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
 
 #[inline(always)]
 fn is_direct(tier: u8) -> bool {
-    tier == Tier::Bypassed as u8 || tier == Tier::Resolver as u8
+    tier == Tier::Bypassed as u8
+        || tier == Tier::Resolver as u8
+        || tier == Tier::Direct as u8
+        || tier == Tier::Named as u8
 }
 
 /// Whether the IP header has neither options nor extension headers, so that nothing in it sends the

@@ -1,7 +1,9 @@
 //! Is this caller ours, and is its destination let go? Asked by every hook that judges.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use interceptor_common::{DatagramKey, Endpoint, Permit, Route, RouteKey, Settings};
+use interceptor_common::{
+    DatagramKey, Endpoint, EndpointKey, EndpointRule, Permit, Route, RouteKey, Settings,
+};
 
 use crate::{ctx, maps};
 
@@ -52,4 +54,19 @@ pub fn route(netns: u64, dst: &Endpoint) -> Option<&'static Route> {
         None => (RouteKey::v6(netns, dst.addr()), RouteKey::FIXED_BITS + 128),
     };
     maps::ROUTES.get(Key::new(bits, key)).filter(|route| route.kind != Route::UNREACHABLE)
+}
+
+/// What a policy says of a destination, at its port or at any.
+#[inline(always)]
+pub fn endpoint(policy: u16, dst: &Endpoint) -> Option<EndpointRule> {
+    let (key, bits) = EndpointKey::exact(policy, dst, dst.port());
+    let row = maps::ENDPOINTS.get(Key::new(bits, key));
+    let row = match row {
+        Some(row) => row,
+        None => {
+            let (key, bits) = EndpointKey::exact(policy, dst, EndpointKey::ANY_PORT);
+            maps::ENDPOINTS.get(Key::new(bits, key))?
+        }
+    };
+    Some(*row)
 }

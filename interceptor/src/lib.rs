@@ -16,6 +16,7 @@ pub mod conn;
 pub mod kernel;
 pub mod policy;
 pub mod resolve;
+pub mod tiers;
 pub mod workloads;
 pub mod netns;
 

@@ -1,4 +1,4 @@
-//! A TLS hello is read in whatever pieces it comes.
+//! A TLS hello is read in whatever pieces it comes; by the proxy (`fastpath.rs` has the kernel).
 
 use std::net::SocketAddr;
 
@@ -32,7 +32,7 @@ fn a_listed_name_passes_however_the_hello_is_cut() -> Result<()> {
     }
     let world = World::new()?;
     let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443);
     let shape = passed(to, "outbound|443||v4.example.com", "v4.example.com");
@@ -55,7 +55,7 @@ fn an_unlisted_name_is_refused_however_the_hello_is_cut() -> Result<()> {
     let world = World::new()?;
     let capture = world.capture()?;
     let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443);
     let shape = refused(to, "other.example.com");

@@ -20,6 +20,12 @@ pub struct StatusReport {
     pub outbound: String,
     /// The number of the policy in force: rises with each change.
     pub generation: u64,
+    /// Whether connections that need no proxy go direct.
+    #[serde(default)]
+    pub fast_path: bool,
+    /// Connections so far, by the way that they took.
+    #[serde(default)]
+    pub tiers: Tiers,
     /// How the last change of the policy files went; `None` before the first.
     #[serde(default)]
     pub last_reload: Option<LastReload>,
@@ -39,6 +45,19 @@ pub struct StatusReport {
     pub bypass: Vec<String>,
     /// DNS servers that the workload may ask.
     pub resolvers: Vec<String>,
+}
+
+/// Connections so far, by the way that they took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tiers {
+    /// Direct by an operator's CIDR.
+    pub bypass: u64,
+    /// Direct by their address.
+    pub direct: u64,
+    /// Direct to where they had to show a name first.
+    pub name: u64,
+    /// To the proxy.
+    pub proxy: u64,
 }
 
 /// One change of the policy files.
@@ -131,6 +150,8 @@ impl fmt::Display for StatusReport {
                 "last reload",
                 self.last_reload.as_ref().map_or_else(|| "none".into(), LastReload::text),
             ),
+            ("fast path", self.fast_path.to_string()),
+            ("by tier", self.tiers.to_string()),
             ("connections", format!("{} open, {} in all", connections.active, connections.total)),
             ("access log", format!("{} lines dropped", self.access_log_dropped)),
             ("resolvers", list(&self.resolvers)),
@@ -162,6 +183,13 @@ impl fmt::Display for StatusReport {
         table(f, ["TABLE", "ENTRIES", "CAPACITY", "FULL"], tables.collect())?;
         let counters = self.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]);
         table(f, ["COUNTER", "VALUE"], counters.collect())
+    }
+}
+
+impl fmt::Display for Tiers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bypass, direct, name, proxy } = self;
+        write!(f, "bypass {bypass}, direct {direct}, name {name}, proxy {proxy}")
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::client::{request_in, request_within};
-use super::report::{Attachment, Connections, LastReload, Namespace, Table};
+use super::report::{Attachment, Connections, LastReload, Namespace, Table, Tiers};
 use super::*;
 use crate::workloads::testing::kernel;
 
@@ -50,6 +50,8 @@ fn sample() -> StatusReport {
         enforcement: "strict".into(),
         outbound: "REGISTRY_ONLY".into(),
         generation: 3,
+        fast_path: true,
+        tiers: Tiers { bypass: 1, direct: 2, name: 30, proxy: 4 },
         last_reload: Some(LastReload {
             at: "2026-01-02T03:04:05Z".into(),
             accepted: false,
@@ -87,6 +89,8 @@ interceptor default: pid 42, up 1h 02m 03s
   outbound           REGISTRY_ONLY
   policy generation  3
   last reload        REFUSED at 2026-01-02T03:04:05Z: p.yaml:1:1: no?good
+  fast path          true
+  by tier            bypass 1, direct 2, name 30, proxy 4
   connections        2 open, 120 in all
   access log         0 lines dropped
   resolvers          none

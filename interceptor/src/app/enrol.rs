@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use interceptor_common::Namespace;
+
 use crate::accept::Listeners;
 use crate::kernel::{Kernel, RouteEntry, TableError, Tables};
 use crate::netns::{NetNs, Routes};
+use crate::tiers::POLICY;
 use crate::workloads::cgroup::Cgroup;
 
 /// A namespace that is about to be covered: everything is ready but the kernel's table.
@@ -30,7 +33,8 @@ impl Enrolled {
     /// without them.
     pub(super) fn cover(&self, tables: &mut Tables) -> Result<(), TableError> {
         tables.set_routes(self.netns.cookie(), &self.entries)?;
-        tables.cover(self.netns.cookie(), self.listeners.addresses())
+        let namespace = Namespace { policy: POLICY, ..self.listeners.addresses() };
+        tables.cover(self.netns.cookie(), namespace)
     }
 
     /// Starts following its routes, and gives the listeners away.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use interceptor_common::Namespace;
+use interceptor_common::{Finding, Namespace};
 use ipnet::IpNet;
 
 use super::cut::{self, Ended};
 use crate::account::AccessLog;
 use crate::admin::report::{
-    Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table,
+    Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table, Tiers,
 };
 use crate::admin::{ExecInfo, Handler};
 use crate::conn::Counts;
@@ -20,6 +20,7 @@ use crate::kernel::Kernel;
 use crate::netns::NetNs;
 use crate::policy::{Enforcement, OnRemoval, Outbound, Store};
 use crate::resolve::Resolver;
+use crate::tiers::Sync;
 use crate::workloads::cgroup::Cgroup;
 
 /// The parts that status reads and the control socket changes.
@@ -40,12 +41,22 @@ pub(super) struct Running {
     pub(super) exec: ExecInfo,
     /// How the last change of the policy files went.
     pub(super) last_reload: ArcSwapOption<LastReload>,
+    /// What keeps the tables of direct traffic in step.
+    pub(super) sync: Arc<Sync>,
 }
 
 impl Handler for Running {
     fn status(&self) -> StatusReport {
         let snapshot = self.policy.current();
         let tables = self.kernel.tables();
+        let counters = tables.counters();
+        let count = |finding: Finding| counters.get(finding.label()).copied().unwrap_or(0);
+        let tiers = Tiers {
+            bypass: count(Finding::Bypassed),
+            direct: count(Finding::Direct),
+            name: count(Finding::NameAsked),
+            proxy: count(Finding::Redirected),
+        };
         StatusReport {
             name: self.name.clone(),
             pid: std::process::id(),
@@ -62,6 +73,8 @@ impl Handler for Running {
             }
             .into(),
             generation: snapshot.generation,
+            fast_path: snapshot.fast_path && self.sync.is_enabled(),
+            tiers,
             last_reload: self.last_reload.load().as_deref().cloned(),
             attachments: self
                 .kernel
@@ -78,17 +91,14 @@ impl Handler for Running {
             tables: tables
                 .fill()
                 .into_iter()
+                .chain(self.kernel.direct().fill())
                 .map(|fill| Table {
                     name: fill.name.into(),
                     entries: fill.entries as u64,
                     capacity: fill.capacity as u64,
                 })
                 .collect(),
-            counters: tables
-                .counters()
-                .into_iter()
-                .map(|(name, count)| (name.into(), count))
-                .collect(),
+            counters: counters.into_iter().map(|(name, count)| (name.into(), count)).collect(),
             connections: Connections { active: self.counts.active(), total: self.counts.total() },
             access_log_dropped: self.log.dropped(),
             bypass: tables.bypass_list().iter().map(ToString::to_string).collect(),

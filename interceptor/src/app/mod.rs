@@ -1,6 +1,7 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod cut;
+mod direct;
 mod enrol;
 mod explain;
 mod handler;

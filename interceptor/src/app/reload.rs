@@ -102,11 +102,17 @@ impl Reloader {
     /// The tables of the kernel that follow policy.
     fn set_kernel(&self, snapshot: &Snapshot) -> Result<(), String> {
         let settings = governed(self.settings, snapshot);
-        let mut tables = self.running.kernel.tables();
-        tables
-            .set_datagrams(&self.running.resolvers, &snapshot.udp_allowed)
-            .and_then(|()| tables.set_settings(settings))
-            .map_err(|error| error.to_string())
+        let set = {
+            let mut tables = self.running.kernel.tables();
+            tables
+                .set_datagrams(&self.running.resolvers, &snapshot.udp_allowed)
+                .and_then(|()| tables.set_settings(settings))
+        };
+        // Where this fails the proxy takes over, with the policy that is about to be in force.
+        if let Err(error) = self.running.sync.apply(snapshot) {
+            tracing::error!("{error}");
+        }
+        set.map_err(|error| error.to_string())
     }
 
     /// Says what was not said of the set before.

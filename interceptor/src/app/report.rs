@@ -7,10 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use interceptor_common::Finding;
+
 use super::cut::{BYPASS_REMOVED, Ended};
+use super::direct::Direct;
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
-use crate::kernel::{Closed, EventReader, KernelEvent, Refused};
+use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused};
 use crate::policy::{Enforcement, Store};
 
 /// How often folded refusals are written.
@@ -25,6 +28,7 @@ pub(super) struct Reporter {
     policy: Arc<Store>,
     bypass_log: bool,
     ended: Ended,
+    direct: Arc<Direct>,
     folded: HashMap<(SocketAddr, &'static str, u32), Folded>,
 }
 
@@ -37,8 +41,14 @@ struct Folded {
 impl Reporter {
     /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md). `ended`
     /// are those that were cut.
-    pub(super) fn new(log: AccessLog, policy: Arc<Store>, bypass_log: bool, ended: Ended) -> Self {
-        Self { log, policy, bypass_log, ended, folded: HashMap::new() }
+    pub(super) fn new(
+        log: AccessLog,
+        policy: Arc<Store>,
+        bypass_log: bool,
+        ended: Ended,
+        direct: Arc<Direct>,
+    ) -> Self {
+        Self { log, policy, bypass_log, ended, direct, folded: HashMap::new() }
     }
 
     /// Whether refusals say why, and direct flows are accounted.
@@ -71,16 +81,24 @@ impl Reporter {
 
     fn event(&mut self, event: KernelEvent) {
         match event {
-            KernelEvent::Closed(closed) if self.bypass_log && self.is_strict() => {
-                let cut = closed.src.is_some_and(|src| self.ended.take(src, closed.dst));
-                let mut record = direct(closed);
-                if cut {
-                    record.connection_termination_details = Some(Cow::Borrowed(BYPASS_REMOVED));
+            KernelEvent::Closed(closed) => match closed.tier {
+                ClosedTier::Direct | ClosedTier::Named { .. } => {
+                    self.log.write(self.direct.closed(&closed));
                 }
-                self.log.write(record);
-            }
-            KernelEvent::Closed(_) => {}
+                ClosedTier::Bypassed | ClosedTier::Resolver => {
+                    if self.bypass_log && self.is_strict() {
+                        let cut = closed.src.is_some_and(|src| self.ended.take(src, closed.dst));
+                        let mut record = bypassed(&closed);
+                        if cut {
+                            record.connection_termination_details =
+                                Some(Cow::Borrowed(BYPASS_REMOVED));
+                        }
+                        self.log.write(record);
+                    }
+                }
+            },
             KernelEvent::Refused(refused) => self.refused(refused),
+            KernelEvent::RefusedHello(refused) => self.log.write(self.direct.refused(&refused)),
         }
     }
 
@@ -123,35 +141,50 @@ impl Reporter {
         record.upstream_cluster = Some(ClusterName::black_hole());
         record.flags = vec![Flag::UH];
         record.reason = Reason::NotRegistered;
+        // Without spaces in JSON too: a word to search for is the same in both (LOG-4).
+        let mut why = format!("{}_{}", refused.why, protocol_name(refused.protocol));
+        if refused.why == Finding::AddressRefused.label() {
+            // As the proxy would have said it.
+            record.reason = self.direct.reason_of(refused.dst);
+            record.reason.label().clone_into(&mut why);
+        }
         if self.is_strict() {
-            let protocol = protocol_name(refused.protocol);
             record.connection_termination_details = Some(Cow::Owned(match more {
-                // Without spaces in JSON too: a word to search for is the same in both (LOG-4).
-                0 => format!("{}_{protocol}", refused.why),
-                _ => format!("{}_{protocol}_{more}_times", refused.why),
+                0 => why,
+                _ => format!("{why}_{more}_times"),
             }));
         }
         record
     }
 }
 
-fn direct(closed: Closed) -> Record {
-    let src = closed.src.unwrap_or(unspecified_like(closed.dst));
-    let mut record = Record::new(closed.start, closed.dst, src);
+fn bypassed(closed: &Closed) -> Record {
+    let mut record = connection(closed);
+    record.upstream_cluster = Some(ClusterName::bypass());
+    record.reason = Reason::Bypassed;
+    if closed.tier == ClosedTier::Resolver {
+        record.route_name = Some(Arc::from("resolver"));
+    }
+    record
+}
+
+/// What every direct flow's line has.
+pub(super) fn connection(closed: &Closed) -> Record {
+    let mut record = Record::new(closed.start, closed.dst, source_of(closed));
     record.duration = closed.duration;
     record.bytes_received = closed.bytes_sent;
     record.bytes_sent = closed.bytes_received;
-    record.upstream_cluster = Some(ClusterName::bypass());
     record.upstream_host = Some(closed.dst);
     record.upstream_local_address = closed.src;
-    record.reason = Reason::Bypassed;
-    if closed.resolver {
-        record.route_name = Some(Arc::from("resolver"));
-    }
     if !closed.established {
         record.flags = vec![Flag::UF, Flag::URX];
     }
     record
+}
+
+/// The workload's end of a flow, or what stands for it where there never was one.
+fn source_of(closed: &Closed) -> SocketAddr {
+    closed.src.unwrap_or_else(|| unspecified_like(closed.dst))
 }
 
 /// Stands for an end that never was: the workload's, of a connect that came to nothing.

@@ -1,6 +1,6 @@
 //! `interceptor run`: put everything in place, wait, take everything away again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::cut::Ended;
+use super::direct::Direct;
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
@@ -28,9 +29,10 @@ use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, Kernel, Plan};
-use crate::netns::NetNs;
+use crate::netns::{Destroyer, NetNs};
 use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
+use crate::tiers::{Labels, Sync};
 use crate::workloads::Workload;
 use crate::workloads::capture::PROXY_UID;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
@@ -84,6 +86,7 @@ fn sources(args: &cli::Run) -> Sources {
         outbound: args.outbound,
         enforcement: args.enforcement,
         on_removal: args.on_policy_removal,
+        fast_path: args.fast_path,
         ..Sources::default()
     }
 }
@@ -125,6 +128,8 @@ struct Started {
     admin: JoinHandle<()>,
     reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
+    /// What keeps direct connections in order.
+    background: [JoinHandle<()>; 2],
     stop_reporter: oneshot::Sender<()>,
 }
 
@@ -170,10 +175,44 @@ async fn start(
         name: args.name.as_str().into(),
         labels: args.workload.labels.iter().cloned().collect(),
     });
+    let labels = Arc::new(Labels::default());
+    let destroyers = destroyers(&enrolled);
+    let sync = Arc::new(Sync::new(
+        Arc::clone(&kernel),
+        Arc::clone(&resolver),
+        Arc::clone(&labels),
+        &args.workload.namespace,
+        destroyers.is_ok(),
+    ));
+    if let Err(error) = &destroyers
+        && policy.current().fast_path
+    {
+        eprintln!("interceptor: warning: {error}; fastPath is off, everything goes by the proxy");
+    }
+    if let Err(error) = sync.apply(&policy.current()) {
+        eprintln!("interceptor: {error}");
+    }
+    let direct = Arc::new(Direct {
+        kernel: Arc::clone(&kernel),
+        policy: Arc::clone(&policy),
+        labels,
+        sync: Arc::clone(&sync),
+        destroyers: destroyers.unwrap_or_default(),
+        namespace: args.workload.namespace.as_str().into(),
+    });
+    let background = [
+        tokio::spawn(Arc::clone(&direct).watch()),
+        tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
+    ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();
-    let reporter =
-        Reporter::new(log.clone(), Arc::clone(&policy), !args.no_bypass_log, ended.clone());
+    let reporter = Reporter::new(
+        log.clone(),
+        Arc::clone(&policy),
+        !args.no_bypass_log,
+        ended.clone(),
+        Arc::clone(&direct),
+    );
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
     }));
@@ -219,6 +258,7 @@ async fn start(
             hide: hidden(),
         },
         last_reload: ArcSwapOption::empty(),
+        sync,
     });
     let reloader = Reloader {
         watch: watched.watch,
@@ -231,7 +271,22 @@ async fn start(
     };
     let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, stop_reporter })
+    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, background, stop_reporter })
+}
+
+/// What ends refused connections in each namespace.
+fn destroyers(enrolled: &[Enrolled]) -> Result<HashMap<u64, Destroyer>, String> {
+    let open = |one: &Enrolled| {
+        let destroyer = Destroyer::open(&one.netns).map_err(|error| {
+            format!(
+                "cannot end connections in network namespace {} (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY): \
+                 {error}",
+                one.netns.label()
+            )
+        })?;
+        Ok((one.netns.cookie(), destroyer))
+    };
+    enrolled.iter().map(open).collect()
 }
 
 /// What of the kernel's settings policy governs.
@@ -465,6 +520,7 @@ impl Started {
         }
         let _ = self.stop_reporter.send(());
         let _ = self.reporter.await;
+        self.background.iter().for_each(JoinHandle::abort);
         self.running.log.flush().await;
         Ok(detached?)
     }

@@ -14,6 +14,7 @@ mod request;
 pub mod route;
 pub(crate) mod service;
 mod strict;
+pub mod tier;
 pub mod trace;
 pub mod traffic;
 pub(crate) mod uri;

@@ -7,9 +7,11 @@ use std::time::{Duration, SystemTime};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use interceptor_common::{Endpoint, Event, Finding, FlowKind};
+use interceptor_common::{Endpoint, Event, Finding, FlowKind, NamedEvent, ShownName};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
+
+use super::direct::SocketId;
 
 /// One report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,13 +20,35 @@ pub enum KernelEvent {
     Closed(Closed),
     /// Something was refused in the kernel.
     Refused(Refused),
+    /// The first bytes of a direct connection were refused in the kernel.
+    RefusedHello(RefusedHello),
+}
+
+/// How a closed flow had gone direct.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClosedTier {
+    /// By an operator's CIDR.
+    Bypassed,
+    /// To a configured resolver (TCP port 53).
+    Resolver,
+    /// By its address.
+    Direct,
+    /// By a name that it had to show.
+    Named {
+        /// Whether it did.
+        proven: bool,
+    },
 }
 
 /// A direct TCP flow, after its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closed {
-    /// Whether it went direct as a resolver's (TCP port 53) and not by an operator's CIDR.
-    pub resolver: bool,
+    /// How it went direct.
+    pub tier: ClosedTier,
+    /// The number of its label; 0: none.
+    pub label: u32,
+    /// The name that it showed, where the label does not tell it.
+    pub name: Option<String>,
     /// When it was opened.
     pub start: SystemTime,
     /// Open to close.
@@ -52,6 +76,22 @@ pub struct Refused {
     pub why: &'static str,
     /// IP protocol number.
     pub protocol: u32,
+}
+
+/// A direct connection that showed no allowed name. It still has its socket, which can send nothing
+/// any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedHello {
+    /// When it was opened.
+    pub start: SystemTime,
+    /// Open to refusal.
+    pub duration: Duration,
+    /// Its socket.
+    pub socket: SocketId,
+    /// Why.
+    pub finding: Finding,
+    /// The name that it showed.
+    pub name: Option<String>,
 }
 
 /// Reads both ring buffers.
@@ -101,47 +141,90 @@ fn drain(
 
 fn take_all(ring: &mut RingBuf<MapData>, each: &mut impl FnMut(KernelEvent)) {
     while let Some(item) = ring.next() {
-        if let Some(event) = read(&item).and_then(|event| translate(&event)) {
+        if let Some(named) = read_record(&item)
+            && let Some(event) = translate(&named.event, &named.name)
+        {
             each(event);
         }
     }
 }
 
+/// A record: an event, with a name or without.
+fn read_record(bytes: &[u8]) -> Option<NamedEvent> {
+    if let Some(named) = read::<NamedEvent>(bytes) {
+        return Some(named);
+    }
+    Some(NamedEvent { event: read::<Event>(bytes)?, name: ShownName::default() })
+}
+
 #[expect(unsafe_code, reason = "reads a plain-data struct from the ring buffer's bytes")]
-fn read(bytes: &[u8]) -> Option<Event> {
-    if bytes.len() < size_of::<Event>() {
+fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
         return None;
     }
-    // SAFETY: `bytes` holds at least size_of::<Event>() bytes, Event is plain data (aya::Pod), and
-    // the read does not ask for alignment.
+    // SAFETY: `bytes` holds at least size_of::<T>() bytes, T is plain data (aya::Pod), and the read
+    // does not ask for alignment.
     Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
 }
 
-fn translate(event: &Event) -> Option<KernelEvent> {
+fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
     let dst = socket_addr(&event.dst);
     let start = wall_clock(event.started_ns);
-    let finding =
-        Finding::ALL.get(event.finding as usize).map_or("unknown", |finding| finding.label());
+    let finding = Finding::ALL.get(event.finding as usize).copied();
+    let closed = |tier| {
+        KernelEvent::Closed(Closed {
+            tier,
+            label: event.label,
+            name: shown(name),
+            start,
+            duration: Duration::from_nanos(event.duration_ns),
+            src: (event.established != 0).then(|| socket_addr(&event.src)),
+            dst,
+            bytes_sent: event.bytes_sent,
+            bytes_received: event.bytes_received,
+            established: event.established != 0,
+        })
+    };
+    const BYPASSED: u32 = FlowKind::Bypassed as u32;
+    const RESOLVER: u32 = FlowKind::Resolver as u32;
+    const DIRECT: u32 = FlowKind::Direct as u32;
+    const NAMED: u32 = FlowKind::Named as u32;
+    const REFUSED_CONNECT: u32 = FlowKind::RefusedConnect as u32;
+    const REFUSED_DATAGRAM: u32 = FlowKind::RefusedDatagram as u32;
+    const REFUSED_HELLO: u32 = FlowKind::RefusedHello as u32;
     Some(match event.kind {
-        kind if kind == FlowKind::Bypassed as u32 || kind == FlowKind::Resolver as u32 => {
-            KernelEvent::Closed(Closed {
-                resolver: kind == FlowKind::Resolver as u32,
-                start,
-                duration: Duration::from_nanos(event.duration_ns),
-                src: (event.established != 0).then(|| socket_addr(&event.src)),
+        BYPASSED => closed(ClosedTier::Bypassed),
+        RESOLVER => closed(ClosedTier::Resolver),
+        DIRECT => closed(ClosedTier::Direct),
+        NAMED => closed(ClosedTier::Named { proven: event.unproven == 0 }),
+        REFUSED_CONNECT | REFUSED_DATAGRAM => KernelEvent::Refused(Refused {
+            at: start,
+            dst,
+            why: finding.map_or("unknown", Finding::label),
+            protocol: event.protocol,
+        }),
+        REFUSED_HELLO => KernelEvent::RefusedHello(RefusedHello {
+            start,
+            duration: Duration::from_nanos(event.duration_ns),
+            socket: SocketId {
+                netns: event.netns,
+                cookie: event.socket,
+                src: socket_addr(&event.src),
                 dst,
-                bytes_sent: event.bytes_sent,
-                bytes_received: event.bytes_received,
-                established: event.established != 0,
-            })
-        }
-        kind if kind == FlowKind::RefusedConnect as u32
-            || kind == FlowKind::RefusedDatagram as u32 =>
-        {
-            KernelEvent::Refused(Refused { at: start, dst, why: finding, protocol: event.protocol })
-        }
+            },
+            finding: finding?,
+            name: shown(name),
+        }),
         _ => return None,
     })
+}
+
+/// The name that a client showed, the right way round; `None`: none.
+fn shown(name: &ShownName) -> Option<String> {
+    let end = name.bytes.iter().position(|byte| *byte == 0)?;
+    let name: Vec<u8> = name.bytes[..end].iter().rev().copied().collect();
+    // The kernel's reader lets only bytes of host names pass.
+    String::from_utf8(name).ok().filter(|name| !name.is_empty())
 }
 
 /// An endpoint as an address; v4-mapped becomes IPv4.

@@ -1,5 +1,6 @@
 //! The user side of BPF: load, attach, pin, adopt; tables and events. Never decides.
 
+mod direct;
 mod events;
 mod hooks;
 mod object;
@@ -24,7 +25,8 @@ use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
 
-pub use events::{Closed, EventReader, KernelEvent, Refused};
+pub use direct::{DirectTables, EndpointRow, NameRow, PendingFlow, SocketId};
+pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use pins::{PinError, Pins};
 pub use probe::{KernelVersion, MissingFeature};
@@ -35,6 +37,7 @@ use crate::workloads::cgroup::{Cgroup, CgroupError};
 /// Everything that is loaded and attached for one instance.
 pub struct Kernel {
     tables: Mutex<Tables>,
+    direct: Mutex<DirectTables>,
     accepted: SkStorage<MapData, Handover>,
     attachments: Vec<Attachment>,
     pins: Pins,
@@ -137,6 +140,9 @@ impl Kernel {
         let mut ebpf = load_object(object, pins, version, plan.log)?;
         load_programs(&mut ebpf)?;
         let mut tables = Tables::take(&mut ebpf)?;
+        let mut direct = DirectTables::take(&mut ebpf)?;
+        // What an earlier run let go direct, this one has not judged.
+        direct.clear()?;
         prepare(&mut tables)?;
         let attachments = attach_all(&ebpf, pins, plan)?;
         pins.remove_other_maps()?;
@@ -150,13 +156,21 @@ impl Kernel {
         if plan.log {
             events::forward_bpf_log(&mut ebpf).map_err(KernelError::Load)?;
         }
-        let tables = Mutex::new(tables);
-        Ok((Self { tables, accepted, attachments, pins: pins.clone(), _object: ebpf }, events))
+        let (tables, direct) = (Mutex::new(tables), Mutex::new(direct));
+        Ok((
+            Self { tables, direct, accepted, attachments, pins: pins.clone(), _object: ebpf },
+            events,
+        ))
     }
 
     /// The tables, for reading and changing.
     pub fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The tables of what goes direct.
+    pub fn direct(&self) -> MutexGuard<'_, DirectTables> {
+        self.direct.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Where the workload behind an accepted connection was going; `None` if the kernel handed

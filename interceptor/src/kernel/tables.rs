@@ -45,7 +45,7 @@ pub struct TableFill {
     pub capacity: usize,
 }
 
-fn at(table: &'static str) -> impl Fn(MapError) -> TableError {
+pub(super) fn at(table: &'static str) -> impl Fn(MapError) -> TableError {
     move |source| TableError { table, source }
 }
 

@@ -43,6 +43,8 @@ pub struct Sources {
     pub enforcement: Option<Enforcement>,
     /// Overrides `InterceptorConfig`'s `onPolicyRemoval`.
     pub on_removal: Option<OnRemoval>,
+    /// Overrides `InterceptorConfig`'s `fastPath`.
+    pub fast_path: Option<bool>,
     /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
     /// addresses are recognised by automatic ones (RES-18, RES-19).
     pub dns_capture: bool,
@@ -275,6 +277,7 @@ fn load_once(
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
         credentials: resources.secrets.keyring(namespace),
         on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
+        fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(false),
     };
     let inventory = {
         let rejected: HashSet<_> =

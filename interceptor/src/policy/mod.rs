@@ -125,6 +125,8 @@ pub struct Snapshot {
     pub credentials: Keyring,
     /// What happens to what is no longer allowed when this comes into force.
     pub on_removal: OnRemoval,
+    /// Whether connections that need no proxy go direct.
+    pub fast_path: bool,
 }
 
 /// The current snapshot, swapped whole.

@@ -61,6 +61,7 @@ pub(super) struct Resources {
     /// See [`Gateway`]: for workloads that are one.
     pub(super) gateways: Vec<Gateway>,
     pub(super) on_removal: Option<OnRemoval>,
+    pub(super) fast_path: Option<bool>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -435,12 +436,14 @@ impl Resources {
         if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
             self.on_removal = Some(value);
         }
+        if let Some(value) = spec.boolean("fastPath", cx, out) {
+            self.fast_path = Some(value.value);
+        }
         let later = [
             "mode",
             "bypassCIDRs",
             "excludedPorts",
             "resolvers",
-            "fastPath",
             "onDaemonLoss",
             "accessLog",
             "limits",

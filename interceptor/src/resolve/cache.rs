@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::ResolveError;
@@ -49,6 +50,8 @@ type Flight = Shared<BoxFuture<'static, Lookup>>;
 pub(super) struct Cache {
     slots: Mutex<HashMap<HostName, Slot>>,
     holding: Mutex<Holding>,
+    /// Counts answers that were news.
+    news: watch::Sender<u64>,
 }
 
 /// How long answers hold, as settings have it.
@@ -89,7 +92,11 @@ impl Cache {
     /// A cache that serves the last good answer for `stale_for` while asking fails (`None`: for
     /// ever) and asks again after `refresh`, at the latest after five seconds.
     pub(super) fn new(stale_for: Option<Duration>, refresh: Duration) -> Self {
-        Self { slots: Mutex::default(), holding: Mutex::new(Holding { stale_for, refresh }) }
+        Self {
+            slots: Mutex::default(),
+            holding: Mutex::new(Holding { stale_for, refresh }),
+            news: watch::Sender::new(0),
+        }
     }
 
     /// How long answers hold.
@@ -131,6 +138,27 @@ impl Cache {
         }
     }
 
+    /// What may be said now without asking, of every name that has addresses.
+    pub(super) fn known(&self) -> Vec<(HostName, Arc<[IpAddr]>)> {
+        let now = Instant::now();
+        let slots = self.slots();
+        let known = slots.iter().filter_map(|(host, slot)| {
+            Some((host.clone(), slot.known(now, self.stale_for)?.ok()?))
+        });
+        known.collect()
+    }
+
+    /// Whether `host` would be answered from memory now, if only with a refusal.
+    pub(super) fn remembers(&self, host: &HostName) -> bool {
+        let slots = self.slots();
+        slots.get(host).is_some_and(|slot| slot.known(Instant::now(), self.stale_for).is_some())
+    }
+
+    /// Changes with every answer that differs from the one before.
+    pub(super) fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
     /// Starts a question. It runs by itself, so that a caller that gives up neither stops it for
     /// others nor loses its answer.
     fn take_off<F>(self: &Arc<Self>, host: &HostName, ask: F) -> Flight
@@ -158,7 +186,9 @@ impl Cache {
         match asked {
             Ok(Answer { addresses, .. }) if addresses.is_empty() => {
                 // A successful empty answer clears the addresses (RES-7).
-                slot.good = None;
+                if slot.good.take().is_some() {
+                    self.news.send_modify(|count| *count += 1);
+                }
                 let error = ResolveError::NoAddress(host.clone());
                 slot.refused = Some((error.clone(), now + RETRY_AFTER));
                 Err(error)
@@ -166,6 +196,9 @@ impl Cache {
             Ok(Answer { mut addresses, ttl }) => {
                 addresses.truncate(MAX_ADDRESSES);
                 let addresses: Arc<[IpAddr]> = addresses.into();
+                if slot.good.as_ref().is_none_or(|good| good.addresses != addresses) {
+                    self.news.send_modify(|count| *count += 1);
+                }
                 slot.good = Some(Good {
                     addresses: Arc::clone(&addresses),
                     fresh_until: now + ttl.max(TTL_FLOOR),

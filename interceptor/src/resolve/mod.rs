@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ask::Servers;
 use cache::{Cache, Holding};
+use tokio::sync::watch;
 
 use crate::decide::host::HostName;
 
@@ -83,6 +84,21 @@ impl Resolver {
             cache: Arc::new(Cache::new(None, Duration::from_secs(60))),
             source: Source::Table(table.iter().map(parse).collect()),
         }
+    }
+
+    /// Every name that would be answered with addresses from memory now, with those.
+    pub fn known(&self) -> Vec<(HostName, Arc<[IpAddr]>)> {
+        self.cache.known()
+    }
+
+    /// Whether a lookup of `host` would ask nobody now.
+    pub fn remembers(&self, host: &HostName) -> bool {
+        self.cache.remembers(host)
+    }
+
+    /// Changes with every answer that is news: other addresses, or none any more.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.cache.news()
     }
 
     /// The addresses of `host`, from the cache while the answer's TTL lasts (floor 1 s, T-41), else

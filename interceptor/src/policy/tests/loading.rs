@@ -324,14 +324,30 @@ fn interceptor_config_sets_the_profile_and_the_flag_overrides_it() {
     };
     assert_eq!(with(None), Enforcement::Istio);
     assert_eq!(with(Some(Enforcement::Strict)), Enforcement::Strict);
-    let more = config.replace("istio}", "istio, fastPath: true, nonsense: 1}");
+    let more = config.replace("istio}", "istio, limits: {}, nonsense: 1}");
     assert_eq!(
         errors(&more),
         [
-            "p.yaml:4:28: InterceptorConfig default/default: spec.fastPath: not supported yet",
-            "p.yaml:4:44: InterceptorConfig default/default: spec.nonsense: unknown field",
+            "p.yaml:4:28: InterceptorConfig default/default: spec.limits: not supported yet",
+            "p.yaml:4:40: InterceptorConfig default/default: spec.nonsense: unknown field",
         ]
     );
+}
+
+#[test]
+fn interceptor_config_sets_the_fast_path_and_the_flag_overrides_it() {
+    let config = "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
+                  metadata: {name: default}\nspec: {fastPath: true}\n";
+    let with = |text: &str, fast_path| {
+        load_from(text, |file| Sources { files: vec![file], fast_path, ..Sources::default() })
+            .expect("accepted")
+            .snapshot
+            .fast_path
+    };
+    assert!(with(config, None));
+    assert!(!with(config, Some(false)));
+    assert!(!with(GOOD, None));
+    assert!(with(GOOD, Some(true)));
 }
 
 #[test]

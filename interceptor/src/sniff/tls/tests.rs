@@ -1,3 +1,5 @@
+mod in_kernel;
+
 use proptest::prelude::*;
 
 use super::sample::{Sample, message, record, records, rustls, server_names, vec8, vec16};

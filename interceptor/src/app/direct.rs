@@ -1,0 +1,142 @@
+//! What becomes of connections that went direct: those that show no allowed name are destroyed, and
+//! each leaves the line that the proxy would have written.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use interceptor_common::Finding;
+
+use super::report::connection;
+use crate::account::{Flag, Record};
+use crate::decide::host::HostName;
+use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
+use crate::kernel::{Closed, ClosedTier, Kernel, RefusedHello, SocketId};
+use crate::netns::{Destroyed, Destroyer};
+use crate::origin::OriginalDst;
+use crate::policy::{Enforcement, Snapshot, Store};
+use crate::sniff::{ClientHello, Hello, Malformed};
+use crate::tiers::{Labels, Sync};
+
+/// How often connections that owe a name are looked through.
+const WATCH: Duration = Duration::from_millis(200);
+
+/// Direct connections' affairs.
+pub(super) struct Direct {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) policy: Arc<Store>,
+    pub(super) labels: Arc<Labels>,
+    pub(super) sync: Arc<Sync>,
+    /// By namespace cookie.
+    pub(super) destroyers: HashMap<u64, Destroyer>,
+    pub(super) namespace: Arc<str>,
+}
+
+impl Direct {
+    /// The line of a closed flow.
+    pub(super) fn closed(&self, closed: &Closed) -> Record {
+        let mut record = connection(closed);
+        if closed.tier == (ClosedTier::Named { proven: false }) {
+            record.upstream_cluster = Some(ClusterName::black_hole());
+            record.upstream_host = None;
+            record.upstream_local_address = None;
+            if closed.established {
+                self.refused_line(&mut record, Reason::SniffTimeout);
+            }
+            return record;
+        }
+        record.reason = Reason::Registered;
+        let Some(label) = self.labels.get(closed.label) else { return record };
+        record.upstream_cluster = label.cluster.clone().map(ClusterName);
+        let told = label.shown.as_ref().filter(|pattern| !pattern.below);
+        record.requested_server_name =
+            closed.name.clone().or_else(|| told.map(|pattern| pattern.name.to_string()));
+        record
+    }
+
+    /// Why every connection to `dst` is refused.
+    pub(super) fn reason_of(&self, dst: SocketAddr) -> Reason {
+        let snapshot = self.policy.current();
+        let flow = Flow { dst: OriginalDst::new(dst), namespace: &self.namespace };
+        match decide::by_address(&snapshot.policy, &flow) {
+            ByAddress::Decided(decision) => decision.reason,
+            // Policy changed meanwhile.
+            ByAddress::Inspect { .. } => Reason::NotRegistered,
+        }
+    }
+
+    /// Destroys a connection whose first bytes were refused; gives its line.
+    pub(super) fn refused(&self, refused: &RefusedHello) -> Record {
+        self.destroy(&refused.socket);
+        let snapshot = self.policy.current();
+        let dst = refused.socket.dst;
+        let mut record = Record::new(refused.start, dst, refused.socket.src);
+        record.duration = refused.duration;
+        record.requested_server_name.clone_from(&refused.name);
+        let decision = self.judge(&snapshot, refused);
+        let allowed = !matches!(decision.action, Action::Block(_));
+        // The proxy reads more than the kernel, and dials where the client did not.
+        if allowed || refused.finding == Finding::HelloUnclear {
+            self.sync.avoid(dst);
+        }
+        let reason = if allowed { Reason::AddressNotVerified } else { decision.reason };
+        record.upstream_cluster = Some(ClusterName::black_hole());
+        self.refused_line(&mut record, reason);
+        record
+    }
+
+    /// What the proxy would have said to these bytes.
+    fn judge(&self, snapshot: &Snapshot, refused: &RefusedHello) -> Decision {
+        let dst = OriginalDst::new(refused.socket.dst);
+        let flow = Flow { dst, namespace: &self.namespace };
+        let tls = |sni| Hello::Tls(ClientHello { sni, ..ClientHello::default() });
+        let hello = match refused.finding {
+            Finding::NotTls => Hello::Opaque,
+            Finding::HelloUnclear => Hello::Malformed(Malformed("unclear")),
+            _ => tls(refused.name.as_deref().and_then(|name| HostName::parse(name).ok())),
+        };
+        decide::by_hello(&snapshot.policy, &flow, &hello)
+    }
+
+    fn refused_line(&self, record: &mut Record, reason: Reason) {
+        record.reason = reason;
+        record.flags = vec![Flag::UH];
+        if self.policy.current().enforcement == Enforcement::Strict {
+            record.connection_termination_details = Some(Cow::Borrowed(reason.label()));
+        }
+    }
+
+    /// Destroys connections that owe a name for too long (T-28), and those whose refusal was not
+    /// reported, for ever.
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(WATCH);
+        loop {
+            tick.tick().await;
+            let pending = self.kernel.direct().pending();
+            if pending.is_empty() {
+                continue;
+            }
+            let limit = self.policy.current().sniff_timeout;
+            for flow in pending {
+                let late = limit.is_some_and(|limit| flow.age >= limit);
+                if (late || flow.refused) && self.destroy(&flow.socket) == Some(Destroyed::Before) {
+                    self.kernel.direct().forget(flow.socket.cookie);
+                }
+            }
+        }
+    }
+
+    fn destroy(&self, socket: &SocketId) -> Option<Destroyed> {
+        let destroyer = self.destroyers.get(&socket.netns)?;
+        match destroyer.destroy(socket.src, socket.dst, socket.cookie) {
+            Ok(destroyed) => Some(destroyed),
+            // Nothing of it leaves all the same; the watch tries again.
+            Err(error) => {
+                tracing::warn!("cannot end a refused connection to {}: {error}", socket.dst);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The tables of what goes direct, as typed doors: destinations, names, and connections that have not
+//! shown their name yet.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use interceptor_common::{EndpointKey, EndpointRule, Label, NameKey, Pending, capacity, maps};
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+
+use super::events::socket_addr;
+use super::tables::{TableError, TableFill, at};
+use super::{KernelError, take};
+
+/// The tables of what goes direct.
+pub struct DirectTables {
+    endpoints: LpmTrie<MapData, EndpointKey, EndpointRule>,
+    names: LpmTrie<MapData, NameKey, Label>,
+    pending: HashMap<MapData, u64, Pending>,
+}
+
+/// A row of the table of destinations: one policy's port and network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointRow {
+    /// Whose.
+    pub policy: u16,
+    /// [`EndpointKey::ANY_PORT`]: every port without a row of its own.
+    pub port: u16,
+    /// Of the longest that holds an address, the row counts.
+    pub network: IpNet,
+}
+
+/// A row of the table of names: a name of a set, or (`below`) the names below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NameRow<'a> {
+    /// The set.
+    pub set: u16,
+    /// A host name in normal form.
+    pub name: &'a str,
+    /// Those below it, instead of itself.
+    pub below: bool,
+}
+
+/// A direct connection that has not shown its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PendingFlow {
+    /// Its socket.
+    pub socket: SocketId,
+    /// Since the connect.
+    pub age: Duration,
+    /// What it sent was refused: it only waits to be destroyed.
+    pub refused: bool,
+}
+
+/// A workload's socket, so that it can be told from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketId {
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// Its own cookie: never another socket's while the machine runs.
+    pub cookie: u64,
+    /// The workload's end.
+    pub src: SocketAddr,
+    /// The other.
+    pub dst: SocketAddr,
+}
+
+impl DirectTables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(
+            ebpf: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, KernelError> {
+            Ok(T::try_from(take(ebpf, name)?).map_err(at(name))?)
+        }
+        Ok(Self {
+            endpoints: typed(ebpf, maps::ENDPOINTS)?,
+            names: typed(ebpf, maps::NAMES)?,
+            pending: typed(ebpf, maps::PENDING)?,
+        })
+    }
+
+    /// Removes every destination, then every name: everything is the proxy's.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn clear(&mut self) -> Result<(), TableError> {
+        let endpoints: Vec<_> = self.endpoints.keys().filter_map(Result::ok).collect();
+        for key in endpoints {
+            self.endpoints.remove(&key).map_err(at(maps::ENDPOINTS))?;
+        }
+        let names: Vec<_> = self.names.keys().filter_map(Result::ok).collect();
+        for key in names {
+            self.names.remove(&key).map_err(at(maps::NAMES))?;
+        }
+        Ok(())
+    }
+
+    /// Sets what is done with a destination.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn set_endpoint(&mut self, row: EndpointRow, rule: EndpointRule) -> Result<(), TableError> {
+        self.endpoints.insert(&endpoint_key(row), rule, 0).map_err(at(maps::ENDPOINTS))
+    }
+
+    /// Gives a destination back to the proxy, or to the wider row around it.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_endpoint(&mut self, row: EndpointRow) -> Result<(), TableError> {
+        self.endpoints.remove(&endpoint_key(row)).map_err(at(maps::ENDPOINTS))
+    }
+
+    /// Adds a name to a set. False: no name is as long as that.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn set_name(&mut self, row: NameRow<'_>, label: Label) -> Result<bool, TableError> {
+        let Some((key, bits)) = NameKey::row(row.set, row.name, row.below) else {
+            return Ok(false);
+        };
+        self.names.insert(&Key::new(bits, key), label, 0).map_err(at(maps::NAMES))?;
+        Ok(true)
+    }
+
+    /// Takes a name out of a set.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn remove_name(&mut self, row: NameRow<'_>) -> Result<(), TableError> {
+        match NameKey::row(row.set, row.name, row.below) {
+            Some((key, bits)) => self.names.remove(&Key::new(bits, key)).map_err(at(maps::NAMES)),
+            None => Ok(()),
+        }
+    }
+
+    /// The connections that have not shown their name yet, or showed one that was refused.
+    pub fn pending(&self) -> Vec<PendingFlow> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let flow = |(cookie, pending): (u64, Pending)| PendingFlow {
+            socket: SocketId {
+                netns: pending.netns,
+                cookie,
+                src: socket_addr(&pending.src),
+                dst: socket_addr(&pending.dst),
+            },
+            age: now.saturating_sub(Duration::from_nanos(pending.started_ns)),
+            refused: pending.refused != 0,
+        };
+        self.pending.iter().filter_map(Result::ok).map(flow).collect()
+    }
+
+    /// Forgets a connection whose socket is gone.
+    pub fn forget(&mut self, cookie: u64) {
+        // Mostly it went with its socket.
+        let _ = self.pending.remove(&cookie);
+    }
+
+    /// How full the tables are.
+    pub fn fill(&self) -> Vec<TableFill> {
+        let fill =
+            |name, entries, capacity: u32| TableFill { name, entries, capacity: capacity as usize };
+        vec![
+            fill(maps::ENDPOINTS, self.endpoints.keys().count(), capacity::ENDPOINTS),
+            fill(maps::NAMES, self.names.keys().count(), capacity::NAMES),
+            fill(maps::PENDING, self.pending.keys().count(), capacity::PENDING),
+        ]
+    }
+}
+
+fn endpoint_key(row: EndpointRow) -> Key<EndpointKey> {
+    let bits = EndpointKey::FIXED_BITS + u32::from(row.network.prefix_len());
+    let key = match row.network.network() {
+        IpAddr::V4(ip) => EndpointKey::v4(row.policy, ip.octets(), row.port),
+        IpAddr::V6(ip) => EndpointKey::v6(row.policy, ip.octets(), row.port),
+    };
+    Key::new(bits, key)
+}

@@ -1,0 +1,76 @@
+//! The kernel's reader of ClientHellos beside this one: it may understand less, never something else.
+
+use interceptor_ebpf::hello::Reading;
+use interceptor_ebpf::hello::host::read_payload;
+
+use super::*;
+
+/// What the kernel may say where the proxy's reader says this of the same bytes.
+fn agrees(kernel: &(Reading, Option<Vec<u8>>), proxy: &Scan<ClientHello>) -> bool {
+    let (reading, name) = kernel;
+    match reading {
+        Reading::Named(_) => {
+            let name = name.as_deref().and_then(|name| str::from_utf8(name).ok());
+            let name = name.and_then(|name| HostName::parse(name).ok());
+            matches!(proxy, Scan::Found(hello) if name.is_some() && hello.sni == name)
+                // Addresses are told from names by the proxy; no table of names has one.
+                || (name.is_none() && matches!(proxy, Scan::Malformed(_)))
+        }
+        Reading::NoName => matches!(proxy, Scan::Found(hello) if hello.sni.is_none()),
+        Reading::NotTls => *proxy == Scan::NotMine,
+        // Held until the deadline: nothing leaves.
+        Reading::NeedMore => !matches!(proxy, Scan::Found(_)),
+        // Refused, and the proxy's next time.
+        Reading::Unclear => true,
+    }
+}
+
+#[test]
+fn the_kernel_reads_honest_hellos_as_the_proxy_does() {
+    for (bytes, _) in honest() {
+        let message = &bytes[RECORD_HEADER..];
+        for size in [16384, 500, 64, 16, 7, 5] {
+            let bytes = records(message, size);
+            if message.len() / size >= interceptor_ebpf::hello::MAX_RECORDS {
+                continue;
+            }
+            let kernel = read_payload(&bytes);
+            assert_ne!(kernel.0, Reading::Unclear, "{size} {bytes:02x?}");
+            assert!(agrees(&kernel, &scan(&bytes)), "{size} {kernel:?}");
+            for end in 1..bytes.len() {
+                assert_eq!(read_payload(&bytes[..end]).0, Reading::NeedMore, "{end} of {size}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    #[test]
+    fn the_kernel_never_reads_another_name(
+        which in 0usize..8,
+        in_message in proptest::collection::vec(mutation(), 0..3),
+        record_size in prop_oneof![3 => Just(16384usize), 1 => 1usize..200],
+        on_the_wire in proptest::collection::vec(mutation(), 0..2),
+        end in 0usize..4000,
+    ) {
+        let mut body = honest()[which].0[RECORD_HEADER + HANDSHAKE_HEADER..].to_vec();
+        in_message.iter().for_each(|m| m.apply(&mut body));
+        let mut bytes = records(&message(1, &body), record_size);
+        on_the_wire.iter().for_each(|m| m.apply(&mut bytes));
+        for bytes in [&bytes[..], &bytes[..end.min(bytes.len())]] {
+            let (kernel, proxy) = (read_payload(bytes), scan(bytes));
+            prop_assert!(agrees(&kernel, &proxy), "{:?} {:?}", kernel, proxy);
+        }
+    }
+
+    #[test]
+    fn the_kernel_finds_no_name_in_noise(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
+        for head in [&[][..], &[22, 3, 1], &[22, 3, 1, 0, 60, 1, 0, 0, 56, 3, 3]] {
+            let bytes = [head, &tail].concat();
+            let (kernel, proxy) = (read_payload(&bytes), scan(&bytes));
+            prop_assert!(agrees(&kernel, &proxy), "{:?} {:?}", kernel, proxy);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Traffic that needs no proxy: which destinations and names the kernel may let go direct, and how
+//! its tables follow policy and names' addresses.
+//!
+//! [`compile`] asks `decide` and nobody else, so the tables say what it says. [`Sync`] keeps them in
+//! step; [`Labels`] gives flows their names back when the kernel reports them.
+
+mod book;
+pub mod compile;
+mod labels;
+mod survey;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+pub use book::AddressBook;
+pub use compile::{Compiled, Label, NameSet, Pattern, Row};
+pub use labels::Labels;
+pub use survey::Survey;
+pub use sync::{POLICY, Sync, SyncError};

@@ -1,0 +1,305 @@
+//! Keeps the kernel's tables in step with policy and with names' addresses.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use interceptor_common::{EndpointKey, EndpointRule, EndpointVerdict, LABEL_REFUSED};
+use ipnet::IpNet;
+use tokio::sync::Semaphore;
+
+use super::book::AddressBook;
+use super::compile::{Compiled, NameSet, Row, compile};
+use super::labels::Labels;
+use super::survey::{Survey, network_of};
+use crate::kernel::{DirectTables, EndpointRow, Kernel, NameRow, TableError};
+use crate::policy::{Snapshot, Store};
+use crate::resolve::Resolver;
+
+/// The one policy that `run` has. Pods will have one each.
+pub const POLICY: u16 = 1;
+
+/// How often names whose answers ran out are asked for anew: less than an address lingers.
+const REFRESH: Duration = Duration::from_secs(3);
+/// Questions under way at a time.
+const QUESTIONS: usize = 16;
+/// Names that are asked for before anybody connects. Further ones are learned from the proxy's own
+/// lookups.
+const MAX_ASKED: usize = 1024;
+/// How long a destination that the kernel could not judge stays with the proxy.
+const AVOID: Duration = Duration::from_secs(600);
+/// Most such destinations; the oldest go.
+const MAX_AVOIDED: usize = 1024;
+/// How long the number of a set is not given to another after its last use: a program that read it
+/// from one table must not find another's names in the other.
+const REST: Duration = Duration::from_secs(2);
+
+/// A row that gives a destination to the proxy.
+const PROXY: EndpointRule =
+    EndpointRule { verdict: EndpointVerdict::Proxy as u8, pad: 0, names: 0, label: 0 };
+
+/// The tables could not be written; they were emptied, so everything is the proxy's.
+#[derive(Debug, thiserror::Error)]
+#[error("the tables of what goes direct cannot be written, so everything goes by the proxy: {0}")]
+pub struct SyncError(#[from] TableError);
+
+/// Keeps the kernel's tables in step.
+pub struct Sync {
+    kernel: Arc<Kernel>,
+    resolver: Arc<Resolver>,
+    labels: Arc<Labels>,
+    namespace: Arc<str>,
+    enabled: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    book: AddressBook,
+    survey: Arc<Survey>,
+    /// Generation of the policy that was compiled last; 0: none.
+    generation: u64,
+    avoided: VecDeque<(SocketAddr, Instant)>,
+    written: Written,
+}
+
+/// What lies in the kernel's tables.
+#[derive(Default)]
+struct Written {
+    rules: BTreeMap<(u16, IpNet), EndpointRule>,
+    sets: HashMap<Arc<NameSet>, u16>,
+    /// Numbers of sets that are gone, and since when.
+    resting: HashMap<u16, Instant>,
+    last: u16,
+}
+
+impl Sync {
+    /// Nothing is written before the first [`Sync::apply`]; nothing at all where it is not `enabled`.
+    pub fn new(
+        kernel: Arc<Kernel>,
+        resolver: Arc<Resolver>,
+        labels: Arc<Labels>,
+        namespace: &str,
+        enabled: bool,
+    ) -> Self {
+        let state = Mutex::default();
+        Self { kernel, resolver, labels, namespace: namespace.into(), enabled, state }
+    }
+
+    /// Whether it writes anything at all.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Makes the tables those of `snapshot`, with the addresses that are known now.
+    ///
+    /// # Errors
+    /// [`SyncError`].
+    pub fn apply(&self, snapshot: &Snapshot) -> Result<(), SyncError> {
+        self.update(snapshot, true)
+    }
+
+    /// Sends connections to `dst` to the proxy for a while: the kernel cannot judge what is said
+    /// there, or its judgement was narrower than the proxy's.
+    pub fn avoid(&self, dst: SocketAddr) {
+        let mut state = self.state();
+        state.avoided.retain(|(avoided, _)| *avoided != dst);
+        if state.avoided.len() == MAX_AVOIDED {
+            state.avoided.pop_front();
+        }
+        state.avoided.push_back((dst, Instant::now()));
+        // At once; the next compilation has it too.
+        let (place, rule) = ((dst.port(), network_of(dst.ip())), PROXY);
+        match self.kernel.direct().set_endpoint(row_of(place), rule) {
+            Ok(()) => drop(state.written.rules.insert(place, rule)),
+            Err(error) => tracing::warn!("{dst} stays direct: {error}"),
+        }
+    }
+
+    /// Follows the resolver's answers and policy's changes, for ever.
+    pub async fn follow(self: Arc<Self>, policy: Arc<Store>) {
+        let mut news = self.resolver.news();
+        let mut tick = tokio::time::interval(REFRESH);
+        let questions = Arc::new(Semaphore::new(QUESTIONS));
+        loop {
+            tokio::select! {
+                heard = news.changed() => if heard.is_err() { return },
+                _ = tick.tick() => self.ask(&questions),
+            }
+            if let Err(error) = self.update(&policy.current(), false) {
+                tracing::error!("{error}");
+            }
+        }
+    }
+
+    /// Asks for names whose answers ran out.
+    fn ask(&self, questions: &Arc<Semaphore>) {
+        let survey = Arc::clone(&self.state().survey);
+        for host in survey.hosts().into_iter().take(MAX_ASKED) {
+            if self.resolver.remembers(host) {
+                continue;
+            }
+            // Those that find no room now are asked for at the next turn.
+            let Ok(room) = Arc::clone(questions).try_acquire_owned() else { return };
+            let (resolver, host) = (Arc::clone(&self.resolver), host.clone());
+            tokio::spawn(async move {
+                let _ = resolver.lookup(&host).await;
+                drop(room);
+            });
+        }
+    }
+
+    fn update(&self, snapshot: &Snapshot, always: bool) -> Result<(), SyncError> {
+        let mut state = self.state();
+        // A reload is under way, and was here already.
+        if !always && snapshot.generation < state.generation {
+            return Ok(());
+        }
+        let enabled = self.enabled && snapshot.fast_path;
+        let now = Instant::now();
+        let mut changed = always || state.generation != snapshot.generation;
+        if changed {
+            state.generation = snapshot.generation;
+            state.survey =
+                Arc::new(if enabled { Survey::of(&snapshot.policy) } else { Survey::default() });
+        }
+        let known = self.resolver.known();
+        changed |= state.book.update(known.iter().map(|(host, ips)| (host, &**ips)), now);
+        let avoided = state.avoided.len();
+        state.avoided.retain(|(_, since)| now.duration_since(*since) < AVOID);
+        if !changed && state.avoided.len() == avoided {
+            return Ok(());
+        }
+        let mut compiled = Compiled::default();
+        if enabled {
+            compiled = compile(snapshot, &self.namespace, &state.survey, &state.book);
+            for (dst, _) in &state.avoided {
+                compiled.rows.insert((dst.port(), network_of(dst.ip())), Row::Proxy);
+            }
+        }
+        let mut tables = self.kernel.direct();
+        let written = state.written.replace(&compiled, &self.labels, &mut tables, now);
+        written.inspect_err(|_| {
+            state.written = Written::default();
+            if let Err(error) = tables.clear() {
+                tracing::error!("emptying them: {error}");
+            }
+        })?;
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Written {
+    /// Replaces what lies in the tables. What stays allowed is so all the time, and nothing is that
+    /// should not: names come before the rows that point at them and go after; narrow rows come
+    /// before the wide ones around them and go after.
+    fn replace(
+        &mut self,
+        compiled: &Compiled,
+        labels: &Labels,
+        tables: &mut DirectTables,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        self.resting.retain(|_, since| now.duration_since(*since) < REST);
+        let mut sets = HashMap::new();
+        let mut rules = BTreeMap::new();
+        for (place, row) in &compiled.rows {
+            let mut rule = PROXY;
+            rule.verdict = match row {
+                Row::Proxy => EndpointVerdict::Proxy,
+                Row::Refused(_) => EndpointVerdict::Refused,
+                Row::Direct(label) => {
+                    rule.label = labels.number(label);
+                    EndpointVerdict::Direct
+                }
+                Row::Named(set) => match self.number(set, &mut sets, labels, tables)? {
+                    Some(number) => {
+                        rule.names = number;
+                        EndpointVerdict::Named
+                    }
+                    None => EndpointVerdict::Proxy,
+                },
+            } as u8;
+            rules.insert(*place, rule);
+        }
+        let mut places: Vec<_> = rules.keys().copied().collect();
+        places.sort_by_key(|(_, network)| std::cmp::Reverse(network.prefix_len()));
+        for place in places {
+            let rule = rules[&place];
+            if self.rules.get(&place) != Some(&rule) {
+                tables.set_endpoint(row_of(place), rule)?;
+            }
+        }
+        let mut stale: Vec<_> =
+            self.rules.keys().filter(|place| !rules.contains_key(*place)).copied().collect();
+        stale.sort_by_key(|(_, network)| network.prefix_len());
+        for place in stale {
+            tables.remove_endpoint(row_of(place))?;
+        }
+        self.rules = rules;
+        let gone: Vec<_> =
+            self.sets.iter().filter(|(set, _)| !sets.contains_key(*set)).map(clone_pair).collect();
+        for (set, number) in gone {
+            for pattern in set.0.keys() {
+                let row =
+                    NameRow { set: number, name: pattern.name.as_str(), below: pattern.below };
+                tables.remove_name(row)?;
+            }
+            self.resting.insert(number, now);
+        }
+        self.sets = sets;
+        Ok(())
+    }
+
+    /// The number of a set, which lies in the table then; `None`: there are too many.
+    fn number(
+        &mut self,
+        set: &Arc<NameSet>,
+        sets: &mut HashMap<Arc<NameSet>, u16>,
+        labels: &Labels,
+        tables: &mut DirectTables,
+    ) -> Result<Option<u16>, TableError> {
+        if let Some(number) = sets.get(set) {
+            return Ok(Some(*number));
+        }
+        let number = match self.sets.get(set) {
+            Some(number) => *number,
+            None => {
+                let Some(number) = self.free_number() else { return Ok(None) };
+                self.last = number;
+                // Known from here on: what a failure leaves behind is cleared with the rest.
+                self.sets.insert(Arc::clone(set), number);
+                for (pattern, label) in &set.0 {
+                    let row =
+                        NameRow { set: number, name: pattern.name.as_str(), below: pattern.below };
+                    let label = label.as_ref().map_or(LABEL_REFUSED, |label| labels.number(label));
+                    tables.set_name(row, label)?;
+                }
+                number
+            }
+        };
+        sets.insert(Arc::clone(set), number);
+        Ok(Some(number))
+    }
+
+    fn free_number(&self) -> Option<u16> {
+        let taken: std::collections::HashSet<u16> = self.sets.values().copied().collect();
+        (1..=u16::MAX)
+            .map(|step| self.last.wrapping_add(step))
+            .find(|number| !taken.contains(number) && !self.resting.contains_key(number))
+    }
+}
+
+fn clone_pair((set, number): (&Arc<NameSet>, &u16)) -> (Arc<NameSet>, u16) {
+    (Arc::clone(set), *number)
+}
+
+fn row_of((port, network): (u16, IpNet)) -> EndpointRow {
+    debug_assert!(port != EndpointKey::ANY_PORT || network.prefix_len() > 0);
+    EndpointRow { policy: POLICY, port, network }
+}

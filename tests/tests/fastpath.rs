@@ -1,0 +1,354 @@
+//! Allowed traffic without the proxy: the kernel decides by address and by name.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use interceptor_tests::capture::Capture;
+use interceptor_tests::log::{Line, expect_lines};
+use interceptor_tests::product::{Interceptor, Running, binary};
+use interceptor_tests::shapes::{passed, refused};
+use interceptor_tests::world::{self, World, kernel_tests};
+use nix::sys::signal::Signal;
+
+const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
+const NAME: &str = "v4.example.com";
+const CLUSTER: &str = "outbound|443||v4.example.com";
+
+fn there() -> SocketAddr {
+    SocketAddr::new(world::EXAMPLE_V4, 443)
+}
+
+/// The product with the fast path, and every address of its entry in the kernel's table.
+fn start<'w>(world: &'w World, more: &[&str]) -> Result<Running<'w>> {
+    let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
+    let mut flags = vec!["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    flags.extend(more);
+    let running = Interceptor::new(world, &binary(), &flags).start()?;
+    // One of its own, and those that are refused on every port.
+    wait_until(&running, "NAMES", |entries| entries == 1)?;
+    Ok(running)
+}
+
+fn status(running: &Running<'_>) -> Result<serde_json::Value> {
+    let status = running.verb(&["status", "-o", "json"])?;
+    serde_json::from_str(&status.stdout).context(status.stderr)
+}
+
+fn counter(running: &Running<'_>, name: &str) -> Result<u64> {
+    status(running)?["counters"][name].as_u64().with_context(|| format!("no counter {name}"))
+}
+
+fn wait_until(running: &Running<'_>, table: &str, holds: impl Fn(u64) -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = status(running)?;
+        let tables = status["tables"].as_array().context("tables")?;
+        let entries = tables.iter().find(|row| row["name"] == table).map(|row| &row["entries"]);
+        if entries.and_then(serde_json::Value::as_u64).is_some_and(&holds) {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "{table}: {status}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Packets to `to` that carry anything but a handshake, an acknowledgement or an end.
+fn payloads(capture: &Capture, to: SocketAddr) -> usize {
+    let packets = capture.packets();
+    packets.iter().filter(|p| p.destination == to.ip() && p.payload > 0).count()
+}
+
+fn hello<'a>(to: &'a str, name: &'a str, cut: &'a str) -> Vec<&'a str> {
+    [CLIENT, "hello", to, name].into_iter().chain(cut.split_whitespace()).collect()
+}
+
+#[test]
+fn an_allowed_name_goes_from_the_workloads_own_socket() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let outcome = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
+    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    expect_lines(&outcome.log, &[&passed(there(), CLUSTER, NAME)])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    let line = Line::parse(&outcome.log[0]).expect("a line");
+    let own = line.field("DOWNSTREAM_REMOTE_ADDRESS");
+    assert_eq!(line.field("UPSTREAM_LOCAL_ADDRESS"), own);
+    let seen = world.seen();
+    let seen = seen.last().expect("a request arrived");
+    assert_eq!(seen.peer.to_string(), own, "the server's peer is the workload");
+    assert_eq!(counter(&running, "name_allowed")?, 1);
+    let status = running.verb(&["status"])?.stdout;
+    assert!(status.contains("bypass 0, direct 0, name 1, proxy 0"), "{status}");
+    Ok(())
+}
+
+#[test]
+fn t_25_another_name_at_the_address_is_refused_and_nothing_of_it_leaves() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let to = there().to_string();
+    let outcome = running.exec(&hello(&to, "other.example.com", ""), 1)?;
+    assert_eq!(outcome.finished.code, 1, "{}", outcome.finished.stdout);
+    // ECONNABORTED, while the client was sending or waiting.
+    assert!(outcome.finished.stderr.contains("os error 103"), "{}", outcome.finished.stderr);
+    expect_lines(&outcome.log, &[&refused(there(), "other.example.com")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(outcome.log[0].contains("not_registered"), "{}", outcome.log[0]);
+    assert!(capture.packets_to(there().ip()) > 0, "the handshake went direct");
+    assert_eq!(payloads(&capture, there()), 0);
+    assert_eq!(counter(&running, "refused_name")?, 1);
+    wait_until(&running, "PENDING", |entries| entries == 0)
+}
+
+/// Ways in which a hello is cut that the kernel reads.
+const CUTS: [&str; 9] = [
+    "--segment 1",
+    "--segment 1 --pause 1",
+    "--segment 5",
+    "--segment 6 --pause 2",
+    "--segment 43",
+    "--record 1",
+    "--record 16",
+    "--record 1 --segment 1",
+    "--grow 3000",
+];
+
+#[test]
+fn t_17_an_allowed_name_passes_however_the_hello_is_cut() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let to = there().to_string();
+    for (number, cut) in (1..).zip(CUTS) {
+        let outcome = running.exec(&hello(&to, NAME, cut), 1)?;
+        assert_eq!(outcome.finished.code, 0, "{cut}: {}", outcome.finished.stderr);
+        expect_lines(&outcome.log, &[&passed(there(), CLUSTER, NAME)])
+            .unwrap_or_else(|problems| panic!("{cut}: {problems}"));
+        assert_eq!(counter(&running, "name_allowed")?, number, "{cut}");
+    }
+    assert_eq!(counter(&running, "redirected")?, 0);
+    Ok(())
+}
+
+#[test]
+fn t_17_another_name_is_refused_however_the_hello_is_cut() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let to = there().to_string();
+    for (number, cut) in (1..).zip(CUTS) {
+        let outcome = running.exec(&hello(&to, "other.example.com", cut), 1)?;
+        assert_eq!(outcome.finished.code, 1, "{cut}: {}", outcome.finished.stdout);
+        expect_lines(&outcome.log, &[&refused(there(), "other.example.com")])
+            .unwrap_or_else(|problems| panic!("{cut}: {problems}"));
+        assert_eq!(counter(&running, "refused_name")?, number, "{cut}");
+    }
+    assert_eq!(payloads(&capture, there()), 0);
+    Ok(())
+}
+
+#[test]
+fn t_18_what_the_kernel_cannot_read_is_refused_once_and_then_the_proxys() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let to = there().to_string();
+    let first = running.exec(&hello(&to, NAME, "--grow 30000"), 1)?;
+    assert_eq!(first.finished.code, 1, "{}", first.finished.stdout);
+    assert_eq!(payloads(&capture, there()), 0);
+    assert_eq!(counter(&running, "refused_hello_unclear")?, 1);
+    let second = running.exec(&hello(&to, NAME, "--grow 30000"), 1)?;
+    assert_eq!(second.finished.code, 0, "{}", second.finished.stderr);
+    assert_eq!(counter(&running, "redirected")?, 1);
+    Ok(())
+}
+
+#[test]
+fn t_21_and_t_27_what_shows_no_name_is_refused() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let url = format!("http://{NAME}:443/");
+    for (command, finding, reason) in [
+        (vec!["curl", "-sS", url.as_str()], "refused_not_tls", "wrong_protocol"),
+        // curl sends no name for an address.
+        (vec!["curl", "-sSk", "https://203.0.113.40/"], "refused_no_name", "no_server_name"),
+    ] {
+        let outcome = running.exec(&command, 1)?;
+        assert_ne!(outcome.finished.code, 0, "{command:?}: {}", outcome.finished.stdout);
+        expect_lines(&outcome.log, &[&refused(there(), "-")])
+            .unwrap_or_else(|problems| panic!("{command:?}: {problems}"));
+        assert!(outcome.log[0].contains(reason), "{}", outcome.log[0]);
+        assert_eq!(counter(&running, finding)?, 1, "{command:?}");
+    }
+    assert_eq!(payloads(&capture, there()), 0);
+    Ok(())
+}
+
+#[test]
+fn t_28_a_hello_that_is_never_completed_ends_at_the_deadline() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mesh = world.file("mesh.yaml", "protocolDetectionTimeout: 1s\n")?;
+    let running = start(&world, &["--mesh-config", &mesh])?;
+    let capture = world.capture()?;
+    let script = r"exec 3<>/dev/tcp/203.0.113.40/443; printf '\x16\x03\x01\x00\x40\x01' >&3; \
+                   start=$SECONDS; cat <&3; echo after $((SECONDS - start))";
+    let outcome = running.exec(&["bash", "-c", script], 1)?;
+    assert!(outcome.finished.stderr.contains("abort"), "{}", outcome.finished.stderr);
+    expect_lines(&outcome.log, &[&refused(there(), "-")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(outcome.log[0].contains("sniff_timeout"), "{}", outcome.log[0]);
+    assert!(counter(&running, "hello_held")? >= 1);
+    assert_eq!(payloads(&capture, there()), 0);
+    wait_until(&running, "PENDING", |entries| entries == 0)
+}
+
+/// The kernel alone: allowed names work, others leak nothing, while the daemon stands still and when
+/// it is dead.
+#[test]
+fn r_6_without_the_daemon_names_are_still_judged() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mut running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let to = there().to_string();
+    // What is covered is covered without the daemon: these start before it stands still.
+    let script = format!(
+        "echo ready; read go; {CLIENT} hello {to} {NAME} && echo passed; timeout 2 {CLIENT} hello {to} other.example.com; \
+         echo ended $?"
+    );
+    for kill in [false, true] {
+        let mut command = running.exec_command(&["sh", "-c", &script]);
+        let (reader, writer) = std::io::pipe()?;
+        let output = tempfile::NamedTempFile::new()?;
+        command.stdin(reader).stdout(output.reopen()?).stderr(output.reopen()?);
+        let mut child = world.spawn(&mut command)?;
+        drop(command);
+        while !std::fs::read_to_string(output.path())?.contains("ready") {
+            anyhow::ensure!(child.try_wait()?.is_none(), "it ended before it was told to go");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if kill {
+            running.kill()?;
+        } else {
+            running.signal(Signal::SIGSTOP)?;
+        }
+        std::io::Write::write_all(&mut &writer, b"go\n")?;
+        let status = world::wait(&mut child, Duration::from_secs(20))?;
+        if !kill {
+            running.signal(Signal::SIGCONT)?;
+        }
+        let said = std::fs::read_to_string(output.path())?;
+        assert!(status.is_some() && said.contains("passed"), "{said}");
+        // Nobody ends it: it hangs until it is told to stop.
+        assert!(said.contains("ended 124"), "{said}");
+        let packets = capture.packets();
+        let sent = packets.iter().filter(|p| p.destination == there().ip() && p.payload > 0);
+        let sources: BTreeSet<u16> = sent.map(|p| p.source_port).collect();
+        assert_eq!(sources.len(), 1 + usize::from(kill), "connections that sent anything");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_address_of_a_name_is_never_refused() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let direct = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
+    assert_eq!(direct.finished.code, 0, "{}", direct.finished.stderr);
+    world.zone.set(NAME, &[world::CNN]);
+    let moved = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
+    assert_eq!(moved.finished.code, 0, "{}", moved.finished.stderr);
+    assert_eq!(counter(&running, "redirected")?, 1, "the new address is not in the table yet");
+    Ok(())
+}
+
+#[test]
+fn opaque_entries_go_direct_with_their_cluster() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.entry(
+        "echo.example.net",
+        7,
+        "TCP",
+        "  resolution: NONE\n  addresses: [203.0.113.0/24]\n",
+    )?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, 7);
+    let dial = to.to_string();
+    let outcome = running.exec(&[CLIENT, "echo", &dial, "--bytes", "3000000"], 1)?;
+    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    expect_lines(&outcome.log, &[&passed(to, "outbound|7||echo.example.net", "-")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    let line = Line::parse(&outcome.log[0]).expect("a line");
+    assert_eq!(line.field("BYTES_RECEIVED"), "3000000");
+    assert_eq!(line.field("BYTES_SENT"), "3000000");
+    assert_eq!(counter(&running, "direct")?, 1);
+    assert_eq!(counter(&running, "redirected")?, 0);
+    Ok(())
+}
+
+#[test]
+fn t_13_a_refused_address_is_refused_at_connect() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let to: SocketAddr = "169.254.169.254:80".parse()?;
+    let outcome = running.exec(&[CLIENT, "connect", "169.254.169.254:80"], 1)?;
+    assert!(outcome.finished.stdout.contains("EPERM"), "{}", outcome.finished.stdout);
+    assert!(outcome.log[0].contains("special_address"), "{}", outcome.log[0]);
+    assert_eq!(capture.packets_to(to.ip()), 0);
+    Ok(())
+}
+
+#[test]
+fn fast_path_false_is_the_proxy_alone() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    for _ in 0..2 {
+        let outcome = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
+        assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    }
+    assert_eq!(counter(&running, "redirected")?, 2);
+    assert_eq!(counter(&running, "name_asked")?, 0);
+    Ok(())
+}
