@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use interceptor_common::Finding;
 
-use super::report::connection;
+use super::report::{DirectFlows, connection};
 use crate::account::{Flag, Record};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
@@ -34,9 +34,8 @@ pub(super) struct Direct {
     pub(super) namespace: Arc<str>,
 }
 
-impl Direct {
-    /// The line of a closed flow.
-    pub(super) fn closed(&self, closed: &Closed) -> Record {
+impl DirectFlows for Direct {
+    fn closed(&self, closed: &Closed) -> Record {
         let mut record = connection(closed);
         if closed.tier == (ClosedTier::Named { proven: false }) {
             record.upstream_cluster = Some(ClusterName::black_hole());
@@ -56,8 +55,7 @@ impl Direct {
         record
     }
 
-    /// Why every connection to `dst` is refused.
-    pub(super) fn reason_of(&self, dst: SocketAddr) -> Reason {
+    fn reason_of(&self, dst: SocketAddr) -> Reason {
         let snapshot = self.policy.current();
         let flow = Flow { dst: OriginalDst::new(dst), namespace: &self.namespace };
         match decide::by_address(&snapshot.policy, &flow) {
@@ -67,8 +65,7 @@ impl Direct {
         }
     }
 
-    /// Destroys a connection whose first bytes were refused; gives its line.
-    pub(super) fn refused(&self, refused: &RefusedHello) -> Record {
+    fn refused(&self, refused: &RefusedHello) -> Record {
         self.destroy(&refused.socket);
         let snapshot = self.policy.current();
         let dst = refused.socket.dst;
@@ -86,7 +83,9 @@ impl Direct {
         self.refused_line(&mut record, reason);
         record
     }
+}
 
+impl Direct {
     /// What the proxy would have said to these bytes.
     fn judge(&self, snapshot: &Snapshot, refused: &RefusedHello) -> Decision {
         let dst = OriginalDst::new(refused.socket.dst);

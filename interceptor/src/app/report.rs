@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use interceptor_common::Finding;
 
 use super::cut::{BYPASS_REMOVED, Ended};
-use super::direct::Direct;
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
-use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused};
+use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 use crate::policy::{Enforcement, Store};
 
 /// How often folded refusals are written.
@@ -22,13 +21,25 @@ const FOLD: Duration = Duration::from_secs(1);
 /// Destinations whose refusals are folded at a time; beyond, each refusal has a line of its own.
 const MAX_FOLDED: usize = 1024;
 
+/// What is known of connections that went direct by policy.
+pub(super) trait DirectFlows: Send + Sync {
+    /// The line of a closed one.
+    fn closed(&self, closed: &Closed) -> Record;
+
+    /// Ends one whose first bytes were refused; gives its line.
+    fn refused(&self, refused: &RefusedHello) -> Record;
+
+    /// Why every connection to `dst` is refused.
+    fn reason_of(&self, dst: SocketAddr) -> Reason;
+}
+
 /// Writes lines for what the kernel reports.
 pub(super) struct Reporter {
     log: AccessLog,
     policy: Arc<Store>,
     bypass_log: bool,
     ended: Ended,
-    direct: Arc<Direct>,
+    direct: Arc<dyn DirectFlows>,
     folded: HashMap<(SocketAddr, &'static str, u32), Folded>,
 }
 
@@ -46,7 +57,7 @@ impl Reporter {
         policy: Arc<Store>,
         bypass_log: bool,
         ended: Ended,
-        direct: Arc<Direct>,
+        direct: Arc<dyn DirectFlows>,
     ) -> Self {
         Self { log, policy, bypass_log, ended, direct, folded: HashMap::new() }
     }
@@ -215,6 +226,23 @@ mod tests {
 
     const DST: &str = "192.0.2.9:443";
 
+    /// No connection goes direct but by bypass.
+    struct NoneDirect;
+
+    impl DirectFlows for NoneDirect {
+        fn closed(&self, closed: &Closed) -> Record {
+            connection(closed)
+        }
+
+        fn refused(&self, refused: &RefusedHello) -> Record {
+            Record::new(refused.start, refused.socket.dst, refused.socket.src)
+        }
+
+        fn reason_of(&self, _dst: SocketAddr) -> Reason {
+            Reason::NotRegistered
+        }
+    }
+
     fn reporter(enforcement: Enforcement, bypass_log: bool) -> (Reporter, Captured) {
         let snapshot = Snapshot {
             generation: 1,
@@ -228,11 +256,13 @@ mod tests {
             log_format: Default::default(),
             credentials: Default::default(),
             on_removal: Default::default(),
+            fast_path: false,
             udp_allowed: Vec::new(),
             refuse_datagrams: true,
         };
         let (log, captured) = AccessLog::memory();
-        (Reporter::new(log, Arc::new(Store::new(snapshot)), bypass_log, Ended::default()), captured)
+        let (policy, ended) = (Arc::new(Store::new(snapshot)), Ended::default());
+        (Reporter::new(log, policy, bypass_log, ended, Arc::new(NoneDirect)), captured)
     }
 
     fn refused(protocol: u32) -> KernelEvent {
@@ -272,7 +302,9 @@ mod tests {
     fn istio_says_less() {
         let direct = || {
             KernelEvent::Closed(Closed {
-                resolver: true,
+                tier: ClosedTier::Resolver,
+                label: 0,
+                name: None,
                 start: std::time::SystemTime::now(),
                 duration: Duration::from_millis(7),
                 src: None,

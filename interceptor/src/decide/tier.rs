@@ -6,7 +6,7 @@
 use super::host::HostName;
 use super::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use super::{
-    Action, ByAddress, Decision, Flow, Group, Policy, Reason, Upstream, by_address, by_hello,
+    Action, ByAddress, Decision, Flow, Group, Place, Policy, Reason, Upstream, by_address, by_hello,
 };
 use crate::policy::Outbound;
 use crate::sniff::{ClientHello, Hello, Malformed};
@@ -149,8 +149,12 @@ fn leads_there<'a>(
             _ => Err(WhyProxy::Several),
         },
         Upstream::Dns { endpoints, .. } => match &**endpoints {
-            [one] if one.target.1 == dialled.port() => Ok(Some(&one.target.0)),
-            [_] => Err(WhyProxy::OtherPlace),
+            [one] if one.target.1 != dialled.port() => Err(WhyProxy::OtherPlace),
+            [one] => match &one.target.0 {
+                Place::Name(name) => Ok(Some(name)),
+                Place::Ip(ip) if *ip == dialled.ip().to_canonical() => Ok(None),
+                Place::Ip(_) => Err(WhyProxy::OtherPlace),
+            },
             _ => Err(WhyProxy::Several),
         },
         _ => Err(WhyProxy::OtherPlace),

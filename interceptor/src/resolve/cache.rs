@@ -140,18 +140,19 @@ impl Cache {
 
     /// What may be said now without asking, of every name that has addresses.
     pub(super) fn known(&self) -> Vec<(HostName, Arc<[IpAddr]>)> {
-        let now = Instant::now();
+        let (now, stale_for) = (Instant::now(), self.holding().stale_for);
         let slots = self.slots();
-        let known = slots.iter().filter_map(|(host, slot)| {
-            Some((host.clone(), slot.known(now, self.stale_for)?.ok()?))
-        });
+        let known = slots
+            .iter()
+            .filter_map(|(host, slot)| Some((host.clone(), slot.known(now, stale_for)?.ok()?)));
         known.collect()
     }
 
     /// Whether `host` would be answered from memory now, if only with a refusal.
     pub(super) fn remembers(&self, host: &HostName) -> bool {
+        let stale_for = self.holding().stale_for;
         let slots = self.slots();
-        slots.get(host).is_some_and(|slot| slot.known(Instant::now(), self.stale_for).is_some())
+        slots.get(host).is_some_and(|slot| slot.known(Instant::now(), stale_for).is_some())
     }
 
     /// Changes with every answer that differs from the one before.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;
 use crate::decide::traffic::LoadBalancer;
-use crate::decide::{Cluster, Group, Policy, Service, Target, Upstream};
+use crate::decide::{Cluster, Group, Place, Policy, Service, Target, Upstream};
 
 /// A policy's ports.
 #[derive(Debug, Default)]
@@ -100,7 +100,12 @@ impl Port {
             anywhere |= networks.is_empty() && goes_where_dialled(cluster);
             networks.extend(endpoints(cluster));
             if let Target::Fixed(Upstream::Dns { endpoints, .. }) = &cluster.target {
-                resolved.extend(endpoints.iter().map(|endpoint| endpoint.target.0.clone()));
+                for endpoint in endpoints.iter() {
+                    match &endpoint.target.0 {
+                        Place::Name(name) => resolved.push(name.clone()),
+                        Place::Ip(ip) => networks.push(network_of(*ip)),
+                    }
+                }
             }
         }
         resolved.sort();
