@@ -211,7 +211,7 @@ async fn start(
         Arc::clone(&policy),
         !args.no_bypass_log,
         ended.clone(),
-        Arc::clone(&direct),
+        Arc::clone(&direct) as _,
     );
     let reporter = tokio::spawn(reporter.run(events, async {
         let _ = stopped.await;
