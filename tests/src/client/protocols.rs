@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_prost::ProstCodec;
 
 use super::PATIENCE;
-use crate::servers::protocols::{TALK, TALK_METADATA};
+use crate::servers::protocols::{CHANGING, ILL, TALK, TALK_METADATA};
 
 /// How many states of a watched service are waited for.
 const STATES: usize = 5;
@@ -36,13 +36,13 @@ pub(super) fn grpc(to: SocketAddr, authority: &str) -> Result<String> {
         let mut client = HealthClient::new(channel.clone());
         let asked = |service: &str| HealthCheckRequest { service: service.to_owned() };
 
-        let known = client.check(asked("stub")).await.context("the unary call")?;
+        let known = client.check(asked(ILL)).await.context("the unary call")?;
         let known = known.into_inner().status();
         let unknown = match client.check(asked("nobody")).await {
             Ok(answer) => bail!("a status was expected, not {answer:?}"),
             Err(status) => status.code(),
         };
-        let mut states = client.watch(asked("stub")).await.context("the stream")?.into_inner();
+        let mut states = client.watch(asked(CHANGING)).await.context("the stream")?.into_inner();
         for number in 0..STATES {
             states.message().await?.with_context(|| format!("no state number {number}"))?;
         }

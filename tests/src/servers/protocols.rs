@@ -20,8 +20,10 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_prost::ProstCodec;
 
-/// The service whose health the gRPC stub knows.
-pub(super) const SERVICE: &str = "stub";
+/// The service that is never well, in the gRPC stub.
+pub const ILL: &str = "ill";
+/// The service whose health changes all the time.
+pub const CHANGING: &str = "changing";
 
 /// A gRPC method that streams both ways: every message comes back as it went out, and when the
 /// client ends its stream the call ends with ABORTED, `that was all`, and [`TALK_METADATA`].
@@ -32,13 +34,14 @@ pub const TALK_METADATA: (&str, &str) = ("x-last-word", "goodbye");
 /// gRPC's own health service, as any server has it. Whoever watches sees the state change.
 pub(super) async fn grpc(stream: TcpStream) -> io::Result<()> {
     let (reporter, service) = tonic_health::server::health_reporter();
-    reporter.set_service_status(SERVICE, ServingStatus::NotServing).await;
+    reporter.set_service_status(ILL, ServingStatus::NotServing).await;
+    reporter.set_service_status(CHANGING, ServingStatus::NotServing).await;
     let changes = tokio::spawn(async move {
         loop {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            reporter.set_service_status(SERVICE, ServingStatus::Serving).await;
+            reporter.set_service_status(CHANGING, ServingStatus::Serving).await;
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            reporter.set_service_status(SERVICE, ServingStatus::NotServing).await;
+            reporter.set_service_status(CHANGING, ServingStatus::NotServing).await;
         }
     });
     // The server stops when no further connection can come, so that stays open; the stub internet's
