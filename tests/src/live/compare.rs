@@ -35,7 +35,16 @@ pub fn verdict(seen: &Seen) -> &'static str {
 }
 
 fn verdict_of(exchange: &Exchange, seen: &Seen) -> &'static str {
-    let direct = |contact: &Contact| exchange.local == Some(contact.peer);
+    // The proxy dials from the caller's address too, and now and then from the same port: its own
+    // line tells.
+    let proxied = |contact: &Contact| {
+        let end = contact.peer.to_string();
+        seen.lines.iter().any(|line| {
+            line.field("upstream_local_address") == Some(&end)
+                && line.field("upstream_cluster") != Some("BypassCluster")
+        })
+    };
+    let direct = |contact: &Contact| exchange.local == Some(contact.peer) && !proxied(contact);
     if seen.contacts.iter().any(direct) {
         "bypass"
     } else if exchange.hung {

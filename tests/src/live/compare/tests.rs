@@ -165,7 +165,18 @@ fn verdicts() {
     seen.exchanges[0].headers.clear();
     assert_eq!(verdict(&seen), "local_reply");
     seen.exchanges[0].local = Some(seen.contacts[0].peer);
+    seen.lines.clear();
     assert_eq!(verdict(&seen), "bypass");
+    let line = |cluster: &str| {
+        Entry::read(&format!(
+            r#"{{"upstream_local_address": "10.77.0.2:5000", "upstream_cluster": "{cluster}"}}"#
+        ))
+    };
+    seen.lines.push(line("BypassCluster"));
+    assert_eq!(verdict(&seen), "bypass");
+    seen.lines.push(line("outbound|80||a.test"));
+    assert_eq!(verdict(&seen), "local_reply", "the proxy's port, by chance the caller's too");
+    seen.lines.clear();
     seen.exchanges[0] = Exchange::default();
     assert_eq!(verdict(&seen), "forward", "something arrived");
     seen.contacts.clear();
