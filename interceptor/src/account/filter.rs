@@ -12,7 +12,8 @@ use cel::objects::{Key, Map};
 use cel::{Context, Env, Program, Value};
 
 use super::Record;
-use super::operators::{ALWAYS_THERE, Head, LONG_FLAGS, header_value, short_flag};
+use super::operators::Head;
+use super::values::{ALWAYS_THERE, LONG_FLAGS, header_value, short_flag};
 use super::wanted::Wanted;
 
 /// Longest expression, in bytes.

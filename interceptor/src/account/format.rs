@@ -9,7 +9,8 @@ use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use serde_json::ser::Formatter;
 
 use super::Record;
-use super::operators::{Operator, Value, What};
+use super::operators::{Operator, What};
+use super::values::Value;
 use super::wanted::Wanted;
 
 /// No field prints more than this many bytes (T-56).

@@ -9,6 +9,7 @@ mod operators;
 mod sink;
 mod strftime;
 mod substitution;
+mod values;
 mod writer;
 
 pub use connection::ConnectionAccount;

@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::Record;
 use super::format::{FormatError, Piece, pieces, want_pieces};
-use super::operators::Value;
+use super::values::Value;
 use super::wanted::Wanted;
 
 /// Text with operators between percent signs; `%%` is the sign itself.

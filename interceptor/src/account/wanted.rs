@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use http::HeaderMap;
 
-use super::operators::{ALWAYS_THERE, Head};
+use super::operators::Head;
+use super::values::ALWAYS_THERE;
 
 /// What the log in force asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

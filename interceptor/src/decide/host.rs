@@ -2,11 +2,12 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::sync::Arc;
 
 /// A DNS host name in normal form: lower case, no trailing dot, every label 1 to 63 bytes, 253 in
 /// all, only letters, digits, `-` and `_`. An IP literal is not a host name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HostName(Box<str>);
+pub struct HostName(Arc<str>);
 
 impl HostName {
     /// Reads `text` as a host name, folding case and dropping one trailing dot.

@@ -105,10 +105,10 @@ impl std::fmt::Display for EntryHost {
 /// Names to service numbers; a lookup costs one hash per label, however many hosts there are.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HostIndex {
-    exact: HashMap<Box<str>, Vec<u32>>,
-    wildcard: HashMap<Box<str>, Vec<u32>>,
+    exact: HashMap<HostName, Vec<u32>>,
+    wildcard: HashMap<HostName, Vec<u32>>,
     /// Few in practice, and absent in strict.
-    partial: Vec<(Box<str>, u32)>,
+    partial: Vec<(HostName, u32)>,
 }
 
 impl HostIndex {
@@ -116,12 +116,12 @@ impl HostIndex {
     pub(super) fn insert(&mut self, host: &EntryHost, service: u32) {
         match host {
             EntryHost::Exact(name) => {
-                self.exact.entry(name.as_str().into()).or_default().push(service);
+                self.exact.entry(name.clone()).or_default().push(service);
             }
             EntryHost::Wildcard(suffix) => {
-                self.wildcard.entry(suffix.as_str().into()).or_default().push(service);
+                self.wildcard.entry(suffix.clone()).or_default().push(service);
             }
-            EntryHost::Partial(suffix) => self.partial.push((suffix.as_str().into(), service)),
+            EntryHost::Partial(suffix) => self.partial.push((suffix.clone(), service)),
         }
     }
 
@@ -143,8 +143,9 @@ impl HostIndex {
             let name = name.as_str();
             let partial = self.partial.iter();
             let fitting = partial
-                .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(&**suffix));
-            suffixes.extend(fitting.map(|(suffix, service)| (suffix.len(), *service)));
+                .map(|(suffix, service)| (suffix.as_str(), *service))
+                .filter(|(suffix, _)| name.len() > suffix.len() && name.ends_with(suffix));
+            suffixes.extend(fitting.map(|(suffix, service)| (suffix.len(), service)));
             suffixes.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
         }
         exact.chain(suffixes.into_iter().map(|(_, service)| service))

@@ -1,7 +1,7 @@
 //! From valid resources to what decisions read: visibility, precedence and merging (SE-9, SC, REG-2
 //! to REG-7), and what each port's traffic meets there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     }
     let entries = visible(input.entries, mesh, namespace);
     let mut compiled = Compiled::default();
-    let mut registry = Registry::new(mesh.carriage);
+    let mut registry = Registry::new(mesh.carriage, entries.len());
     let automatic = automatic_addresses(&entries, mesh.dns_capture);
     let services =
         services(&entries, &imports, &automatic, namespace, &mut registry, out, &mut compiled.udp);
@@ -170,6 +170,14 @@ fn visible(mut entries: Vec<Entry>, mesh: &Mesh<'_>, namespace: &str) -> Vec<Ent
     entries
 }
 
+/// Who has a host, and which of its ports are taken.
+struct Owned<'a> {
+    /// The least has it.
+    rank: (usize, bool, bool),
+    owner: &'a Entry,
+    ports: BTreeSet<u16>,
+}
+
 /// The services that the workload reaches, before VirtualServices; `registry` gets all that it
 /// sees.
 fn services<'a>(
@@ -184,7 +192,7 @@ fn services<'a>(
     // REG-2, REG-5: one namespace owns a host: a platform Service's, else the workload's own if it
     // has it, else the first's. Among what a Sidecar imports: the earliest item's, then the
     // workload's own before a platform Service's (REG-7).
-    let mut owners: HashMap<&EntryHost, ((usize, bool, bool), &Entry)> = HashMap::new();
+    let mut hosts: HashMap<&EntryHost, Owned<'_>> = HashMap::with_capacity(entries.len());
     let rank = |entry: &Entry, host: &EntryHost| {
         let (foreign, entry_only) = (*entry.meta.namespace != *namespace, entry.platform.is_none());
         match imports.item(&entry.meta.namespace, host) {
@@ -196,18 +204,18 @@ fn services<'a>(
     for entry in entries {
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
             let rank = rank(entry, host);
-            let owner = owners.entry(host).or_insert((rank, entry));
-            if rank < owner.0 {
-                *owner = (rank, entry);
+            let owned =
+                hosts.entry(host).or_insert(Owned { rank, owner: entry, ports: BTreeSet::new() });
+            if rank < owned.rank {
+                (owned.rank, owned.owner) = (rank, entry);
             }
         }
     }
     let mut services = Vec::new();
-    let mut taken: HashMap<&EntryHost, HashSet<u16>> = HashMap::new();
     for entry in entries {
         for host in entry.hosts.iter().filter(|host| seen(&entry, host)) {
-            let owner = owners.get(host).map_or(entry, |(_, owner)| *owner);
-            if !std::ptr::eq(owner, entry) && !merges(owner, entry) {
+            let Some(Owned { owner, ports: taken, .. }) = hosts.get_mut(host) else { continue };
+            if !std::ptr::eq(*owner, entry) && !merges(owner, entry) {
                 let message = format!(
                     "host {host} is ignored here: {} has it first (REG-3, REG-5)",
                     owner.id
@@ -216,8 +224,7 @@ fn services<'a>(
                 out.warnings.push(entry.context.notice(at.at, &at.path, message));
                 continue;
             }
-            let ports = taken.entry(host).or_default();
-            for port in entry.ports.iter().filter(|port| ports.insert(port.number)) {
+            for port in entry.ports.iter().filter(|port| taken.insert(port.number)) {
                 let reached = imports.reaches(&entry.meta.namespace, host, port.number);
                 let Protocol::Stream(group, exclusive) = port.protocol else {
                     let allowed = entry.addresses.iter().map(|network| (*network, port.number));

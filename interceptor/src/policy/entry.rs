@@ -1,6 +1,7 @@
 //! A ServiceEntry that holds: its parts in parsed form.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,9 +15,25 @@ use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;
 use crate::decide::{Group, RuleId};
 
-/// A ServiceEntry that holds, in parsed form.
+/// A ServiceEntry that holds, and where it stands. What it says is shared with what the next load
+/// need not read again.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
+    pub(super) says: Arc<Says>,
+    pub(super) context: Context,
+}
+
+impl Deref for Entry {
+    type Target = Says;
+
+    fn deref(&self) -> &Says {
+        &self.says
+    }
+}
+
+/// What a ServiceEntry says, in parsed form.
+#[derive(Debug, Clone)]
+pub(super) struct Says {
     pub(super) meta: Meta,
     pub(super) id: RuleId,
     pub(super) hosts: Vec<EntryHost>,
@@ -36,7 +53,6 @@ pub(super) struct Entry {
     pub(super) platform: Option<Platform>,
     /// For messages about the entry as a whole.
     pub(super) notice_at: Located<()>,
-    pub(super) context: Context,
 }
 
 /// What makes a platform Service different from a ServiceEntry: it wins over those of its name

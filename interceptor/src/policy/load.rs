@@ -215,8 +215,8 @@ fn load_once(
         out.errors.push(context.notice(At { line: 1, column: 1 }, "", message));
     }
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
-    let mut known = Known::new();
     let written = std::mem::take(&mut resources.service_entries).into_iter();
+    let mut known = Known::with_capacity(written.len());
     let mut entries: Vec<_> =
         written.filter_map(|entry| entry.check(profile, &mut known, &mut out)).collect();
     reject_partial(&mut resources, profile, &mut out);
@@ -309,6 +309,9 @@ fn destination_rules(
 
 /// GAP-18: rules that wrap what is TLS already.
 fn double_tls(rules: &DestinationRules, caller: &Caller, services: &[Service]) -> Vec<Notice> {
+    if rules.is_empty() {
+        return Vec::new();
+    }
     let mut ports: BTreeMap<(String, &str), Vec<(u16, bool)>> = BTreeMap::new();
     for service in services {
         let host = service.cluster.host.to_string();

@@ -108,7 +108,7 @@ impl Written {
             Self::New { entry, origin } => (entry, origin),
             Self::Known { part, text, context } if part.profile == profile => {
                 out.warnings.extend(part.checked.iter().map(|notice| part.moved(notice, &context)));
-                let entry = Entry { context, ..part.entry.clone() };
+                let entry = Entry { says: Arc::clone(&part.entry.says), context };
                 known.insert(text, part);
                 return Some(entry);
             }

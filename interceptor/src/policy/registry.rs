@@ -26,8 +26,14 @@ pub(super) struct Carriage {
 /// Every host and port that a workload sees.
 pub(super) struct Registry<'a> {
     carriage: &'a Carry<'a>,
-    sources: HashMap<EntryHost, Vec<Source<'a>>>,
-    ports: HashMap<EntryHost, Vec<u16>>,
+    hosts: HashMap<&'a EntryHost, Host<'a>>,
+}
+
+/// The ports of a host, and what each was made of, in the same order.
+#[derive(Default)]
+struct Host<'a> {
+    ports: Vec<u16>,
+    sources: Vec<Source<'a>>,
 }
 
 /// What a host's port was made of.
@@ -38,22 +44,24 @@ struct Source<'a> {
 }
 
 impl<'a> Registry<'a> {
-    pub(super) fn new(carriage: &'a Carry<'a>) -> Self {
-        Self { carriage, sources: HashMap::new(), ports: HashMap::new() }
+    /// For about so many hosts.
+    pub(super) fn new(carriage: &'a Carry<'a>, capacity: usize) -> Self {
+        Self { carriage, hosts: HashMap::with_capacity(capacity) }
     }
 
     /// Adds the port of a host; its own cluster.
     pub(super) fn add(
         &mut self,
         entry: &'a Entry,
-        host: &EntryHost,
+        host: &'a EntryHost,
         port: &'a ServicePort,
         addresses: Arc<[IpNet]>,
     ) -> Option<Arc<Cluster>> {
         let cluster = Arc::new(self.cluster(entry, host, port, addresses, None)?);
         let source = Source { entry, port, cluster: Arc::clone(&cluster) };
-        self.sources.entry(host.clone()).or_default().push(source);
-        self.ports.entry(host.clone()).or_default().push(port.number);
+        let known = self.hosts.entry(host).or_default();
+        known.sources.push(source);
+        known.ports.push(port.number);
         Some(cluster)
     }
 
@@ -78,7 +86,7 @@ impl<'a> Registry<'a> {
 
 impl Clusters for Registry<'_> {
     fn find(&self, host: &EntryHost, port: u16, subset: Option<&str>) -> Option<Arc<Cluster>> {
-        let mut sources = self.sources.get(host)?.iter();
+        let mut sources = self.hosts.get(host)?.sources.iter();
         let source = sources.find(|source| source.port.number == port)?;
         if subset.is_none() {
             return Some(Arc::clone(&source.cluster));
@@ -88,7 +96,7 @@ impl Clusters for Registry<'_> {
     }
 
     fn ports(&self, host: &EntryHost) -> &[u16] {
-        self.ports.get(host).map_or(&[], Vec::as_slice)
+        self.hosts.get(host).map_or(&[], |known| &known.ports)
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn select_endpoints(
             }
         }
     }
-    entry.endpoints = endpoints;
+    Arc::make_mut(&mut entry.says).endpoints = endpoints;
 }
 
 /// Why an address is no endpoint of `entry`; `None` if it is one. STATIC resolves nothing.

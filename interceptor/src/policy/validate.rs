@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::Enforcement;
 use super::destination_rule::PortKind;
 use super::entry::{
-    EndpointAddress, Entry, NO_SOCKETS, Protocol, ServiceEndpoint, ServicePort, is_dns_label,
+    EndpointAddress, Entry, NO_SOCKETS, Protocol, Says, ServiceEndpoint, ServicePort, is_dns_label,
     parse_network,
 };
 use super::fields::{Findings, Located};
@@ -41,7 +42,7 @@ pub(super) fn check(
     }
     let mut export_to: Vec<String> = entry.export_to.iter().map(|e| e.value.clone()).collect();
     export_to.sort();
-    Some(Entry {
+    let says = Says {
         meta: entry.meta.clone(),
         id: entry.id(),
         hosts,
@@ -55,8 +56,8 @@ pub(super) fn check(
         subject_alt_names: entry.subject_alt_names.clone(),
         platform: None,
         notice_at: entry.spec.clone(),
-        context: entry.context.clone(),
-    })
+    };
+    Some(Entry { says: Arc::new(says), context: entry.context.clone() })
 }
 
 struct Check<'a> {

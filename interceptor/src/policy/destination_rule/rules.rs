@@ -149,6 +149,11 @@ impl Rules {
         }
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_namespace.is_empty()
+    }
+
     /// The profile that they are read in.
     pub(crate) fn profile(&self) -> Enforcement {
         self.defaults.profile

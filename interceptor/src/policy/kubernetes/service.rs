@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::super::destination_rule::PortKind;
 use super::super::entry::{
-    EndpointAddress, Entry, Platform, Protocol, ServiceEndpoint, ServicePort,
+    EndpointAddress, Entry, Platform, Protocol, Says, ServiceEndpoint, ServicePort,
 };
 use super::super::fields::{Context, Fields, Findings, Located, text};
 use super::super::node::{Node, Value};
@@ -170,7 +170,7 @@ impl KubernetesService {
                 (Vec::new(), Resolution::Dns, vec![endpoint])
             }
         };
-        Some(Entry {
+        let says = Says {
             meta: self.meta.clone(),
             id: RuleId {
                 kind: "Service",
@@ -188,8 +188,8 @@ impl KubernetesService {
             subject_alt_names: Vec::new(),
             platform: Some(platform),
             notice_at: self.spec.clone(),
-            context: self.context.clone(),
-        })
+        };
+        Some(Entry { says: Arc::new(says), context: self.context.clone() })
     }
 }
 

@@ -79,7 +79,7 @@ fn reg_2_and_http_9_names() {
         .replace("shop}", "shop, annotations: {networking.istio.io/exportTo: '., other'}}");
     let entry = entry(&text, false);
     assert_eq!(entry.hosts[0].to_string(), "web.shop.svc.cluster.local");
-    let platform = entry.platform.expect("a platform service");
+    let platform = entry.platform.clone().expect("a platform service");
     assert_eq!(platform.local_name.as_str(), "web");
     let short: Vec<&str> = platform.short_names.iter().map(|name| name.as_str()).collect();
     assert_eq!(short, ["web.shop", "web.shop.svc"]);
