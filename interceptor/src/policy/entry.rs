@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::destination_rule::PortKind;
 use super::fields::{Context, Located};
-use super::resource::Meta;
+use super::metadata::Meta;
 use super::service_entry::Resolution;
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;

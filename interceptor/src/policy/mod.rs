@@ -10,6 +10,7 @@ mod inventory;
 mod kubernetes;
 mod load;
 mod mesh;
+mod metadata;
 mod node;
 mod notice;
 mod parts;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::fields::{Context, Fields, Findings, Located, int, text};
+use super::metadata::Meta;
 use super::node::Node;
-use super::resource::Meta;
 use crate::decide::pattern::EntryHost;
 
 /// A ServiceEntry whose shape is right; whether it makes sense is `validate`'s question.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::fields::{Context, Fields, Findings, Located};
 use super::mesh::MeshConfig;
+use super::metadata::Meta;
 use super::node::{At, Node};
 use super::providers::Writes;
-use super::resource::Meta;
 use super::service_entry::{one_of, string_map};
 use crate::account::{Filter, LogSettings, LogTarget};
 

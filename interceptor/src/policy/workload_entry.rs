@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::destination_rule::{Reader, string_pairs};
 use super::entry::{EndpointAddress, ServiceEndpoint, is_dns_label};
 use super::fields::{Context, Fields, Findings, Located, int};
-use super::resource::Meta;
+use super::metadata::Meta;
 use super::selection::Workload;
 use super::service_entry::without_effect;
 use crate::decide::RuleId;

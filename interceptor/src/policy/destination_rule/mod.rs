@@ -17,8 +17,8 @@ pub(super) use self::reader::{Reader, string_pairs};
 pub(crate) use self::rules::{Defaults, PortKind, Rules, ServicePort};
 use super::entry::is_dns_label;
 use super::fields::{Context, Fields, Findings, Located};
+use super::metadata::Meta;
 use super::node::Node;
-use super::resource::Meta;
 use super::workload_entry::bad_label;
 use crate::decide::RuleId;
 

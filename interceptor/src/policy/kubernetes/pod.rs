@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::super::entry::{EndpointAddress, ServiceEndpoint};
+use super::super::metadata::Meta;
 use super::super::node::Node;
-use super::super::resource::Meta;
 use super::super::selection::Workload;
 use crate::decide::RuleId;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::base64::decode;
 use super::super::fields::{Context, Fields, Findings, text};
-use super::super::resource::Meta;
+use super::super::metadata::Meta;
 
 /// A TLS credential, each part PEM as written. Its `Debug` shows no content.
 #[derive(Clone, Default, PartialEq, Eq)]

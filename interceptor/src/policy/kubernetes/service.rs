@@ -10,8 +10,8 @@ use super::super::entry::{
     EndpointAddress, Entry, Platform, Protocol, Says, ServiceEndpoint, ServicePort,
 };
 use super::super::fields::{Context, Fields, Findings, Located, text};
+use super::super::metadata::Meta;
 use super::super::node::{Node, Value};
-use super::super::resource::Meta;
 use super::super::service_entry::Resolution;
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;

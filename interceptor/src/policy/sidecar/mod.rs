@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::Outbound;
 use super::fields::{Context, Located};
 use super::load::Caller;
-use super::resource::Meta;
+use super::metadata::Meta;
 use super::virtual_service::VirtualService;
 use crate::decide::Group;
 use crate::decide::pattern::EntryHost;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::fields::{Context, Located};
-use super::resource::Meta;
+use super::metadata::Meta;
 use crate::decide::RuleId;
 use crate::decide::http_route::{HttpMatch, RewriteRule};
 use crate::decide::pattern::EntryHost;

@@ -1,9 +1,9 @@
 //! VirtualService as written, field by field, with what VSV says of the whole.
 
 use super::super::fields::{Context, Fields, Findings, Located};
+use super::super::metadata::Meta;
 use super::super::node::Node;
 use super::super::reader::Reader;
-use super::super::resource::Meta;
 use super::{HttpAction, HttpRule, MESH, StreamRule, VirtualService, actions, matches};
 use crate::decide::RuleId;
 use crate::decide::http_route::{HttpMatch, RewriteRule};
