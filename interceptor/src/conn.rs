@@ -152,7 +152,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
         }
         ByAddress::Inspect { unless_client_speaks } => {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
-            match sniff(&client, &origin, &site, &snapshot, otherwise).await {
+            match Box::pin(sniff(&client, &origin, &site, &snapshot, otherwise)).await {
                 Ok(sniffed) => sniffed,
                 // The client is gone, by a reset.
                 Err(_) => {
@@ -310,7 +310,8 @@ async fn connect(
     let hash = source_hash(&destination.traffic, src);
     let ask = Ask { dst, src, host: None, hash, avoid: &[] };
     let carrier = Carrier { dialer: site.dialer.clone(), outbound: Arc::clone(&site.outbound) };
-    carrier.connect(destination, ask).await
+    // Apart, so that an established connection does not keep the room that opening it took.
+    Box::pin(carrier.connect(destination, ask)).await
 }
 
 /// Does what was decided, and closes the account.
@@ -394,7 +395,7 @@ async fn act(
             account.per_request();
             let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
             let context = HttpContext { carrier, policy: site.policy, log: site.log };
-            http::serve(Prefixed::new(bytes, client), origin, context).await;
+            Box::pin(http::serve(Prefixed::new(bytes, client), origin, context)).await;
         }
         // Only by_request answers the one, and settling leaves none of the other: refuse.
         Action::Forward(_) | Action::Reply(_) | Action::ByResolution(_) => {

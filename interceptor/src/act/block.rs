@@ -27,10 +27,10 @@ pub async fn close(client: TcpStream) {
 
 /// Reads until the end, an error or the limit; none of the three matters to the caller.
 async fn drain(client: &TcpStream) {
-    let mut scratch = [0; 4096];
     let mut left = DRAIN_BYTES;
     while left > 0 && client.readable().await.is_ok() {
-        match client.try_read(&mut scratch) {
+        // No longer than the call: what lives while waiting is memory of every connection.
+        match client.try_read(&mut [0; 4096]) {
             Ok(0) => return,
             Ok(n) => left = left.saturating_sub(n),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}

@@ -163,7 +163,8 @@ impl Target<'_> {
             }
         }
         // Waits for its turn where the connections are counted; the queue has its limit (DR-10).
-        let opened = async {
+        // Boxed, since most requests find a kept connection and need not carry room for this.
+        let opened = Box::pin(async {
             let pending = cluster.admit(Kind::Pending, limits)?;
             let connection = cluster.connection(limits).await;
             let alpn = if self.http2 { Alpn::Http2 } else { Alpn::Http1 };
@@ -171,7 +172,7 @@ impl Target<'_> {
                 self.carrier.open(self.destination, choice, ask, alpn, connection).await?;
             drop(pending);
             Ok(carried)
-        };
+        });
         let carried = match opened.await {
             Ok(carried) => carried,
             Err(error) => {
@@ -183,7 +184,7 @@ impl Target<'_> {
         tried.now = Some(address);
         entry.edit(|record| note_end(record, address, None, carried.socket.clone()));
         let busy = cluster.busy(address);
-        let lost = match self.pool.start(purpose, carried).await {
+        let lost = match Box::pin(self.pool.start(purpose, carried)).await {
             Err(error) => Lost { error, unsent: None },
             Ok(connection) => match try_on(connection, request, entry).await {
                 Err(lost) => lost,

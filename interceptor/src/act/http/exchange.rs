@@ -99,7 +99,8 @@ impl<W: World> Session<W> {
             (Ok(to), Some(changes)) => Some(self.withdrawal(changes, &parts, &to.destination)),
             _ => None,
         };
-        self.carry_out(verdict, withdrawal, parts, body, client_side, entry, exchange)
+        // Boxed, since the library keeps the room for this as long as the connection lives.
+        Box::pin(self.carry_out(verdict, withdrawal, parts, body, client_side, entry, exchange))
     }
 
     #[expect(clippy::too_many_arguments, reason = "all that there is of one exchange")]
