@@ -30,6 +30,8 @@ pub enum Proof {
     Owed = 1,
     /// Refused: no data leaves any more.
     Refused = 2,
+    /// Nothing to show; a name in the first bytes is kept for the log.
+    Noticed = 3,
 }
 
 /// What connect4/6 decided for a workload's socket. Lives in the socket (SK_STORAGE).

@@ -122,6 +122,12 @@ fn direct(ctx: &SockAddrContext, state: &mut SocketState, dst: &Endpoint) -> Opt
         state.label = rule.label;
         return Some(Finding::Direct);
     }
+    if rule.verdict == EndpointVerdict::Noticed as u8 {
+        state.tier = Tier::Direct as u8;
+        state.label = rule.label;
+        state.proof = Proof::Noticed as u8;
+        return Some(Finding::Direct);
+    }
     // A socket bound to a device is not found by its addresses alone when it must be destroyed.
     if rule.verdict == EndpointVerdict::Named as u8 && !ctx::is_bound_to_device(ctx) {
         state.tier = Tier::Named as u8;

@@ -329,6 +329,10 @@ pub struct Explain {
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub enforcement: Option<Enforcement>,
 
+    /// As with `run`.
+    #[arg(long, value_name = "true|false")]
+    pub fast_path: Option<bool>,
+
     /// The address that the client dials [default: the target's own address, with --resolve; else
     /// one that no resource lists].
     #[arg(long, value_name = "IP[:PORT]")]

@@ -13,15 +13,21 @@ use super::report::{DirectFlows, connection};
 use crate::account::{Flag, Record};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
-use crate::kernel::{Closed, ClosedTier, Kernel, RefusedHello, SocketId};
-use crate::netns::{Destroyed, Destroyer};
+use crate::kernel::{Closed, ClosedTier, HintReader, Kernel, RefusedHello, SocketId};
+use crate::netns::diag::{Destroyed, Diag};
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::{ClientHello, Hello, Malformed};
-use crate::tiers::{Labels, Sync};
+use crate::tiers::{Labels, Sync, name_in};
 
 /// How often connections that owe a name are looked through.
 const WATCH: Duration = Duration::from_millis(200);
+
+/// So many hints are read at a time.
+const HINTS: usize = 64;
+/// Pauses after that: mostly, and where there were as many or more.
+const HEARD: Duration = Duration::from_millis(1);
+const FLOODED: Duration = Duration::from_millis(100);
 
 /// Direct connections' affairs.
 pub(super) struct Direct {
@@ -30,7 +36,7 @@ pub(super) struct Direct {
     pub(super) labels: Arc<Labels>,
     pub(super) sync: Arc<Sync>,
     /// By namespace cookie.
-    pub(super) destroyers: HashMap<u64, Destroyer>,
+    pub(super) destroyers: HashMap<u64, Diag>,
     pub(super) namespace: Arc<str>,
 }
 
@@ -129,12 +135,31 @@ impl Direct {
 
     fn destroy(&self, socket: &SocketId) -> Option<Destroyed> {
         let destroyer = self.destroyers.get(&socket.netns)?;
-        match destroyer.destroy(socket.src, socket.dst, socket.cookie) {
+        match destroyer.destroy_tcp(socket.src, socket.dst, socket.cookie) {
             Ok(destroyed) => Some(destroyed),
             // Nothing of it leaves all the same; the watch tries again.
             Err(error) => {
                 tracing::warn!("cannot end a refused connection to {}: {error}", socket.dst);
                 None
+            }
+        }
+    }
+}
+
+/// Takes hints, for ever, but only so many at a time: whoever sends more has them dropped in the
+/// kernel.
+pub(super) async fn hear(mut hints: HintReader, sync: Arc<Sync>) {
+    loop {
+        let heard = hints.next(HINTS, |datagram| {
+            if let Some(name) = name_in(datagram) {
+                sync.hear(name);
+            }
+        });
+        match heard.await {
+            Ok(HINTS) => tokio::time::sleep(FLOODED).await,
+            Ok(_) => tokio::time::sleep(HEARD).await,
+            Err(error) => {
+                return tracing::warn!("resolvers' answers are not heard any more: {error}");
             }
         }
     }

@@ -157,8 +157,8 @@ fn read_record(bytes: &[u8]) -> Option<NamedEvent> {
     Some(NamedEvent { event: read::<Event>(bytes)?, name: ShownName::default() })
 }
 
-#[expect(unsafe_code, reason = "reads a plain-data struct from the ring buffer's bytes")]
-fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+#[expect(unsafe_code, reason = "reads a plain-data struct from the kernel's bytes")]
+pub(super) fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
         return None;
     }
@@ -220,7 +220,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
 }
 
 /// The name that a client showed, the right way round; `None`: none.
-fn shown(name: &ShownName) -> Option<String> {
+pub(super) fn shown(name: &ShownName) -> Option<String> {
     let end = name.bytes.iter().position(|byte| *byte == 0)?;
     let name: Vec<u8> = name.bytes[..end].iter().rev().copied().collect();
     // The kernel's reader lets only bytes of host names pass.
@@ -241,7 +241,7 @@ fn wall_clock(monotonic_ns: u64) -> SystemTime {
 }
 
 #[expect(unsafe_code, reason = "AsyncFd::register asks for a promise about the descriptor")]
-fn watch<T: AsRawFd>(inner: T) -> std::io::Result<AsyncFd<T>> {
+pub(super) fn watch<T: AsRawFd>(inner: T) -> std::io::Result<AsyncFd<T>> {
     // SAFETY: the types used here own their descriptor, return the same one for their whole life,
     // and the AsyncFd owns them.
     Ok(unsafe { AsyncFd::register(inner) }?)
