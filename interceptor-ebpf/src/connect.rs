@@ -87,6 +87,7 @@ fn judge(
     state.fin_received = 0;
     state.proof = Proof::Done as u8;
     state.name_kept = 0;
+    state.ech = 0;
     state.policy = namespace.policy;
     state.label = 0;
     if select::is_bypassed(dst) || select::is_exempt(settings) {

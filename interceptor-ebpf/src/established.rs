@@ -163,7 +163,7 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
         established: u32::from(was_established),
         protocol: TCP_PROTOCOL,
         label: state.label,
-        unproven: u32::from(!proven),
+        marks: if proven { ech(state) } else { Event::UNPROVEN },
     };
     if state.name_kept != 0
         && let Some(name) = ctx::shown_name(ctx)
@@ -171,6 +171,11 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
         return report_named(&maps::FLOWS, Finding::FlowLost, event, Some(name));
     }
     report(&maps::FLOWS, Finding::FlowLost, event);
+}
+
+#[inline(always)]
+fn ech(state: &SocketState) -> u32 {
+    if state.ech != 0 { Event::ECH } else { 0 }
 }
 
 #[inline(always)]

@@ -40,11 +40,15 @@ pub fn packet(ctx: &SkBuffContext, socket: &PacketSocket, state: &mut SocketStat
     if is_noticed(state) {
         // Everything passes there; only the log wants to know, and the first packet has it mostly.
         if let Reading::Named(_) = reading {
+            state.ech = u8::from(scratch.offers_ech());
             keep_name(socket, state, scratch);
         }
         state.proof = Proof::Done as u8;
         socket.drop_scratch();
         return Verdict::Allow;
+    }
+    if matches!(reading, Reading::Named(_) | Reading::NoName) {
+        state.ech = u8::from(scratch.offers_ech());
     }
     let (finding, named) = match reading {
         Reading::NeedMore => return hold(Finding::HelloHeld),

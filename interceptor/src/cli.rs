@@ -135,8 +135,8 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "ACTION")]
     pub on_policy_removal: Option<OnRemoval>,
 
-    /// Whether allowed connections that need no proxy go direct, judged by the kernel [default: the
-    /// InterceptorConfig's fastPath, else false].
+    /// Whether connections that need no proxy go direct, judged by the kernel [default: the
+    /// InterceptorConfig's fastPath, else true].
     #[arg(long, value_name = "true|false")]
     pub fast_path: Option<bool>,
 

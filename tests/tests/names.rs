@@ -78,6 +78,51 @@ fn rotating_addresses_are_never_refused() -> Result<()> {
     Ok(())
 }
 
+/// The address leaves the answers between the connect and the last byte of the hello.
+#[test]
+fn a_connection_under_way_may_show_its_name_at_an_old_address() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let second = Duration::from_secs(1);
+    world.zone.rotate(NAME, vec![world::EXAMPLE_V4], 1, second);
+    let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
+    let mesh = world.file("mesh.yaml", "protocolDetectionTimeout: 60s\n")?;
+    let flags = [
+        "--outbound",
+        "registry-only",
+        "--fast-path",
+        "true",
+        "--mesh-config",
+        &mesh,
+        "-f",
+        &entry,
+    ];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    until(&running, |status| names(status) == Some(1))?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, 443).to_string();
+    // Two pieces, and so long between them.
+    let slow = [CLIENT, "hello", &to, NAME, "--segment", "150", "--pause", "12000"];
+    let mut child = world.spawn(running.exec_command(&slow).stdout(std::process::Stdio::null()))?;
+    until(&running, |status| status["counters"]["hello_held"].as_u64() >= Some(1))?;
+    world.zone.rotate(NAME, vec![world::CNN], 1, second);
+    // New connections are the proxy's by now.
+    let deadline = Instant::now() + Duration::from_secs(11);
+    while counter(&running, "redirected")? == 0 {
+        ensure!(Instant::now() < deadline, "the address never retired");
+        let outcome = running.exec(&[CLIENT, "hello", &to, NAME], 1)?;
+        assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let before = counter(&running, "name_allowed")?;
+    let ended = world::wait(&mut child, Duration::from_secs(60))?;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+    assert_eq!(counter(&running, "name_allowed")?, before + 1);
+    assert_eq!(counter(&running, "refused_endpoint_gone")?, 0);
+    Ok(())
+}
+
 /// A lookup is enough: the first connection to a name below a wildcard goes direct.
 #[test]
 fn t_39_a_name_below_a_wildcard_is_known_once_it_was_looked_up() -> Result<()> {

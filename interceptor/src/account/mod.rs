@@ -11,7 +11,7 @@ mod strftime;
 mod substitution;
 mod writer;
 
-pub use connection::ConnectionAccount;
+pub use connection::{ConnectionAccount, OFFERED_ECH};
 pub use filter::{Filter, FilterError};
 pub use format::{Encoding, Format, FormatError};
 pub use record::{Flag, HttpFields, More, Record, TlsFields};

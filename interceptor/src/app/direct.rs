@@ -10,7 +10,7 @@ use std::time::Duration;
 use interceptor_common::Finding;
 
 use super::report::{DirectFlows, connection};
-use crate::account::{Flag, Record};
+use crate::account::{Flag, OFFERED_ECH, Record};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
 use crate::kernel::{Closed, ClosedTier, HintReader, Kernel, RefusedHello, SocketId};
@@ -43,14 +43,27 @@ pub(super) struct Direct {
 impl DirectFlows for Direct {
     fn closed(&self, closed: &Closed) -> Record {
         let mut record = connection(closed);
+        record.more.attempts = Some(1);
         if closed.tier == (ClosedTier::Named { proven: false }) {
-            record.upstream_cluster = Some(ClusterName::black_hole());
             record.upstream_host = None;
             record.upstream_local_address = None;
-            if closed.established {
-                self.refused_line(&mut record, Reason::SniffTimeout);
+            if !closed.established {
+                record.upstream_cluster = Some(ClusterName::black_hole());
+                return record;
+            }
+            let limit = self.policy.current().sniff_timeout;
+            if limit.is_some_and(|limit| closed.duration >= limit) {
+                record.upstream_cluster = Some(ClusterName::black_hole());
+                self.refused_line(&mut record, Reason::SniffTimeout, false);
+            } else {
+                // It asked for nothing, so nothing was refused (LIS-25).
+                self.refused_line(&mut record, Reason::EarlyClose, false);
+                record.flags = vec![Flag::DC];
             }
             return record;
+        }
+        if closed.ech && self.is_strict() {
+            record.connection_termination_details = Some(Cow::Borrowed(OFFERED_ECH));
         }
         record.reason = Reason::Registered;
         let Some(label) = self.labels.get(closed.label) else { return record };
@@ -86,7 +99,7 @@ impl DirectFlows for Direct {
         }
         let reason = if allowed { Reason::AddressNotVerified } else { decision.reason };
         record.upstream_cluster = Some(ClusterName::black_hole());
-        self.refused_line(&mut record, reason);
+        self.refused_line(&mut record, reason, refused.ech);
         record
     }
 }
@@ -105,12 +118,19 @@ impl Direct {
         decide::by_hello(&snapshot.policy, &flow, &hello)
     }
 
-    fn refused_line(&self, record: &mut Record, reason: Reason) {
+    fn refused_line(&self, record: &mut Record, reason: Reason, ech: bool) {
         record.reason = reason;
         record.flags = vec![Flag::UH];
-        if self.policy.current().enforcement == Enforcement::Strict {
-            record.connection_termination_details = Some(Cow::Borrowed(reason.label()));
+        if self.is_strict() {
+            record.connection_termination_details = Some(match ech {
+                true => Cow::Owned(format!("{},{OFFERED_ECH}", reason.label())),
+                false => Cow::Borrowed(reason.label()),
+            });
         }
+    }
+
+    fn is_strict(&self) -> bool {
+        self.policy.current().enforcement == Enforcement::Strict
     }
 
     /// Destroys connections that owe a name for too long (T-28), and those whose refusal was not

@@ -114,13 +114,14 @@ impl Reporter {
                         record.flags = vec![Flag::UH];
                         record.connection_termination_details = Some(why);
                     }
-                    self.log.write(record);
+                    // MESH-20.
+                    self.log.pen_at(closed.start).write(record);
                 }
                 ClosedTier::Bypassed | ClosedTier::Resolver => {
                     if self.bypass_log && self.is_strict() {
                         let mut record = bypassed(&closed);
                         record.connection_termination_details = self.cut(&closed);
-                        self.log.write(record);
+                        self.log.pen_at(closed.start).write(record);
                     }
                 }
             },
@@ -347,6 +348,7 @@ mod tests {
                 },
                 finding: Finding::NameRefused,
                 name: Some(name.into()),
+                ech: false,
             })
         };
         for _ in 0..HELLOS + 3 {
@@ -375,6 +377,7 @@ mod tests {
                 bytes_sent: 3,
                 bytes_received: 5,
                 established: false,
+                ech: false,
             })
         };
         let (mut istio, captured) = reporter(Enforcement::Istio, true);
