@@ -58,6 +58,8 @@ pub enum EndpointVerdict {
     Named = 2,
     /// Refused: no byte of any client is allowed there.
     Refused = 3,
+    /// Direct as `Direct`; a name in the first bytes is kept for the log.
+    Noticed = 4,
 }
 
 /// Value of the `ENDPOINTS` table.
@@ -68,9 +70,9 @@ pub struct EndpointRule {
     pub verdict: u8,
     /// Always zero.
     pub pad: u8,
-    /// The set of names, where `Named`.
+    /// The set of names, where `Named`; where `Proxy`, that of connections which were let go before.
     pub names: u16,
-    /// What user space calls flows of it, where `Direct`.
+    /// What user space calls flows of it, where `Direct` or `Noticed`.
     pub label: u32,
 }
 

@@ -54,11 +54,18 @@ pub struct Event {
     pub protocol: u32,
     /// What user space calls the flow; 0: nothing.
     pub label: u32,
-    /// 1 where a name had to be shown and was not.
-    pub unproven: u32,
+    /// [`Event::UNPROVEN`] and [`Event::ECH`].
+    pub marks: u32,
 }
 
 const _: () = assert!(size_of::<Event>() == 120);
+
+impl Event {
+    /// A name had to be shown and was not. In [`Event::marks`].
+    pub const UNPROVEN: u32 = 1;
+    /// The hello offered encrypted_client_hello. In [`Event::marks`].
+    pub const ECH: u32 = 2;
+}
 
 /// An event with the name that the client showed.
 #[repr(C)]

@@ -95,6 +95,10 @@ findings! {
     Unproven = 33, "dropped_unproven";
     /// Refused: too many direct connections have not shown a name.
     PendingFull = 34, "refused_pending_full";
+    /// A workload heard from a resolver; the daemon may ask for the same name.
+    HintGiven = 35, "hint_given";
+    /// The same, and there was no room to say so: it stays unasked.
+    HintLost = 36, "hint_lost";
 }
 
 #[cfg(test)]

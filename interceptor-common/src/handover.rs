@@ -30,6 +30,8 @@ pub enum Proof {
     Owed = 1,
     /// Refused: no data leaves any more.
     Refused = 2,
+    /// Nothing to show; a name in the first bytes is kept for the log.
+    Noticed = 3,
 }
 
 /// What connect4/6 decided for a workload's socket. Lives in the socket (SK_STORAGE).
@@ -60,8 +62,8 @@ pub struct SocketState {
     pub proof: u8,
     /// 1 where `SHOWN` has the name.
     pub name_kept: u8,
-    /// Always zero.
-    pub pad: u8,
+    /// 1 where its hello offered encrypted_client_hello.
+    pub ech: u8,
     /// Which policy's rows in `ENDPOINTS` are asked.
     pub policy: u16,
     /// What user space calls the flow; 0: nothing.

@@ -12,6 +12,7 @@ mod endpoint;
 mod event;
 mod finding;
 mod handover;
+mod hint;
 mod namespace;
 mod settings;
 #[cfg(feature = "user")]
@@ -27,12 +28,13 @@ pub use endpoint::Endpoint;
 pub use event::{Event, FlowKind, NamedEvent};
 pub use finding::Finding;
 pub use handover::{Handover, HandoverKey, Proof, SocketState, Tier};
+pub use hint::{HINT_BYTES, Hint};
 pub use namespace::{Namespace, Route, RouteKey};
 pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {
@@ -70,13 +72,15 @@ pub mod maps {
     /// `RingBuf` of the same: refusals. Apart from `FLOWS`, so that a flood of
     /// refused packets cannot push accounting out.
     pub const REFUSALS: &str = "REFUSALS";
+    /// `RingBuf` of [`Hint`](super::Hint): what workloads heard from resolvers.
+    pub const HINTS: &str = "HINTS";
     /// `PerCpuArray<u64>` by [`Finding`](super::Finding).
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every pinned map.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, ENDPOINTS, NAMES, PEERS,
-        SOCKETS, PENDING, SHOWN, HANDOVERS, ACCEPTED, FLOWS, REFUSALS, COUNTERS,
+        SOCKETS, PENDING, SHOWN, HANDOVERS, ACCEPTED, FLOWS, REFUSALS, HINTS, COUNTERS,
     ];
 }
 
@@ -104,6 +108,8 @@ pub mod capacity {
     pub const FLOWS_BYTES: u32 = 4 << 20;
     /// Bytes.
     pub const REFUSALS_BYTES: u32 = 256 << 10;
+    /// Bytes: some 400 answers.
+    pub const HINTS_BYTES: u32 = 128 << 10;
 }
 
 /// How long after a datagram from a peer a datagram to it counts as a reply, in nanoseconds.

@@ -1,8 +1,8 @@
 //! `aya::Pod` for what lies in maps, here because of the orphan rule.
 
 use crate::{
-    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Event, Handover, HandoverKey, NameKey,
-    NamedEvent, Namespace, Pending, Route, RouteKey, Settings, ShownName, SocketState,
+    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Event, Handover, HandoverKey, Hint,
+    NameKey, NamedEvent, Namespace, Pending, Route, RouteKey, Settings, ShownName, SocketState,
 };
 
 macro_rules! pod {
@@ -23,6 +23,7 @@ pod!(
     Event,
     Handover,
     HandoverKey,
+    Hint,
     NameKey,
     NamedEvent,
     Namespace,

@@ -87,6 +87,7 @@ fn judge(
     state.fin_received = 0;
     state.proof = Proof::Done as u8;
     state.name_kept = 0;
+    state.ech = 0;
     state.policy = namespace.policy;
     state.label = 0;
     if select::is_bypassed(dst) || select::is_exempt(settings) {
@@ -120,6 +121,12 @@ fn direct(ctx: &SockAddrContext, state: &mut SocketState, dst: &Endpoint) -> Opt
     if rule.verdict == EndpointVerdict::Direct as u8 {
         state.tier = Tier::Direct as u8;
         state.label = rule.label;
+        return Some(Finding::Direct);
+    }
+    if rule.verdict == EndpointVerdict::Noticed as u8 {
+        state.tier = Tier::Direct as u8;
+        state.label = rule.label;
+        state.proof = Proof::Noticed as u8;
         return Some(Finding::Direct);
     }
     // A socket bound to a device is not found by its addresses alone when it must be destroyed.

@@ -53,7 +53,7 @@ pub fn report_refusal(
         established: 0,
         protocol,
         label: 0,
-        unproven: 0,
+        marks: 0,
     });
 }
 
@@ -81,7 +81,7 @@ pub fn report_refused_hello(
         established: 1,
         protocol: TCP,
         label: 0,
-        unproven: 1,
+        marks: if state.ech != 0 { Event::UNPROVEN | Event::ECH } else { Event::UNPROVEN },
     };
     report_named(&maps::REFUSALS, Finding::RefusalLost, event, name);
 }

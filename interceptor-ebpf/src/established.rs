@@ -138,7 +138,8 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
     let was_established = state.local.port() != 0;
     let (acked, received) = ctx::ops_bytes(ctx);
     let socket = ctx::socket_cookie(ctx.ops);
-    if state.proof != Proof::Done as u8 {
+    let proven = state.proof == Proof::Done as u8 || state.proof == Proof::Noticed as u8;
+    if !proven {
         let _ = maps::PENDING.remove(&socket);
         // A refusal had its record.
         if state.proof == Proof::Refused as u8 {
@@ -162,7 +163,7 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
         established: u32::from(was_established),
         protocol: TCP_PROTOCOL,
         label: state.label,
-        unproven: u32::from(state.proof != Proof::Done as u8),
+        marks: if proven { ech(state) } else { Event::UNPROVEN },
     };
     if state.name_kept != 0
         && let Some(name) = ctx::shown_name(ctx)
@@ -170,6 +171,11 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
         return report_named(&maps::FLOWS, Finding::FlowLost, event, Some(name));
     }
     report(&maps::FLOWS, Finding::FlowLost, event);
+}
+
+#[inline(always)]
+fn ech(state: &SocketState) -> u32 {
+    if state.ech != 0 { Event::ECH } else { 0 }
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ mod ctx;
 mod datagram;
 mod established;
 mod handover;
+mod hint;
 mod maps;
 mod names;
 mod packet;
@@ -116,7 +117,7 @@ pub fn ix_egress(ctx: SkBuffContext) -> i32 {
     verdict(packet::egress(&ctx))
 }
 
-/// Every packet that a workload's socket receives: who may be answered.
+/// Every packet that a workload's socket receives: who may be answered, and what a resolver said.
 #[cgroup_skb]
 pub fn ix_ingress(ctx: SkBuffContext) -> i32 {
     packet::ingress(&ctx);

@@ -101,6 +101,10 @@ pub static FLOWS: RingBuf = RingBuf::with_byte_size(capacity::FLOWS_BYTES, 0);
 #[map]
 pub static REFUSALS: RingBuf = RingBuf::with_byte_size(capacity::REFUSALS_BYTES, 0);
 
+/// What workloads heard from resolvers. Full: the hint is lost and counted; the answer goes on.
+#[map]
+pub static HINTS: RingBuf = RingBuf::with_byte_size(capacity::HINTS_BYTES, 0);
+
 /// How often each finding was made, per CPU.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Finding::ALL.len() as u32, 0);

@@ -2,11 +2,11 @@
 //! (connected sockets) and stands behind connect: a SYN that nobody approved is dropped.
 
 use aya_ebpf::programs::SkBuffContext;
-use interceptor_common::{Endpoint, Finding, Proof, Tier};
+use interceptor_common::{Endpoint, Finding, Permit, Proof, Tier};
 
 use crate::count::count;
 use crate::ctx::{self, PacketSocket, Verdict};
-use crate::{datagram, prove, select};
+use crate::{datagram, hint, prove, select};
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -108,21 +108,29 @@ fn is_plain(ctx: &SkBuffContext) -> bool {
         || (first >> 4 == 6 && ctx.load::<u8>(6).is_ok_and(|next| u32::from(next) == TCP))
 }
 
-/// Ingress: a peer that wrote to a UDP socket may be answered for a while.
+/// Ingress: a peer that wrote to a UDP socket may be answered for a while, and what a resolver said
+/// is a hint.
 #[inline(always)]
 pub fn ingress(ctx: &SkBuffContext) {
     let Some(settings) = select::settings() else { return };
-    if settings.refuse_datagrams == 0 {
-        return;
-    }
     let Some(socket) = ctx::packet_socket(ctx) else { return };
     if socket.protocol != UDP || socket.kind != DGRAM {
         return;
     }
-    if let Some(peer) = remote(ctx, Side::Source, true) {
+    let Some(peer) = remote(ctx, Side::Source, true) else { return };
+    if settings.refuse_datagrams != 0 {
         datagram::heard(ctx::socket_cookie(ctx.skb.skb), peer);
     }
+    if select::permit(&peer) == Some(Permit::Resolver) {
+        let ip = if peer.as_v4().is_some() { V4_HEADER } else { V6_HEADER };
+        hint::heard(ctx, peer, ip + UDP_HEADER);
+    }
 }
+
+/// Without options. A resolver has no use for them.
+const V4_HEADER: usize = 20;
+const V6_HEADER: usize = 40;
+const UDP_HEADER: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {

@@ -16,27 +16,40 @@ use crate::packet::SYN_SENT;
 use crate::scratch::{Payload, Scratch};
 use crate::{maps, select};
 
-/// A packet of a connection that owes a name or was refused.
+/// A packet of a connection that owes a name, was refused, or whose name is noticed in passing.
 #[inline(always)]
 pub fn packet(ctx: &SkBuffContext, socket: &PacketSocket, state: &mut SocketState) -> Verdict {
     let total = ctx.len() as usize;
-    let Some((offset, flags)) = payload(ctx) else { return hold(Finding::Unproven) };
+    let Some((offset, flags)) = payload(ctx) else { return unread(state, Finding::Unproven) };
     // Handshake, acknowledgements, the end.
     if offset >= total {
         return Verdict::Allow;
     }
     // Fast Open: the SYN goes without its data, which comes back once established.
-    if state.proof != Proof::Owed as u8 || socket.state == SYN_SENT {
+    if !is_noticed(state) && (state.proof != Proof::Owed as u8 || socket.state == SYN_SENT) {
         return hold(Finding::Unproven);
     }
     // Urgent data: the server may read other bytes than are judged here (T-29, R4).
-    if flags & URG != 0 {
+    if flags & URG != 0 && !is_noticed(state) {
         return refuse(ctx, socket, state, Finding::HelloUnclear, None);
     }
-    let Some(scratch) = socket.scratch() else { return hold(Finding::NoStorage) };
+    let Some(scratch) = socket.scratch() else { return unread(state, Finding::NoStorage) };
     let mut payload = Payload { ctx, offset, scratch };
     let reading = hello::read(&mut payload, total - offset);
     let scratch = payload.scratch;
+    if is_noticed(state) {
+        // Everything passes there; only the log wants to know, and the first packet has it mostly.
+        if let Reading::Named(_) = reading {
+            state.ech = u8::from(scratch.offers_ech());
+            keep_name(socket, state, scratch);
+        }
+        state.proof = Proof::Done as u8;
+        socket.drop_scratch();
+        return Verdict::Allow;
+    }
+    if matches!(reading, Reading::Named(_) | Reading::NoName) {
+        state.ech = u8::from(scratch.offers_ech());
+    }
     let (finding, named) = match reading {
         Reading::NeedMore => return hold(Finding::HelloHeld),
         Reading::Named(len) => match allowed(state, scratch, len) {
@@ -60,6 +73,20 @@ pub fn packet(ctx: &SkBuffContext, socket: &PacketSocket, state: &mut SocketStat
     refuse(ctx, socket, state, finding, named.then_some(scratch))
 }
 
+/// Whether the connection owes nothing and its name is only noticed. Read anew each time: were it
+/// kept, the verifier would go through the reading of a hello twice, and that is too long for it.
+#[inline(always)]
+fn is_noticed(state: &SocketState) -> bool {
+    // SAFETY: a byte of ours.
+    unsafe { core::ptr::read_volatile(&raw const state.proof) == Proof::Noticed as u8 }
+}
+
+/// What cannot be read: held, where it matters.
+#[inline(always)]
+fn unread(state: &SocketState, finding: Finding) -> Verdict {
+    if is_noticed(state) { Verdict::Allow } else { hold(finding) }
+}
+
 /// Whether the name in the key may be shown where this socket is going. The table is asked anew: what
 /// it said at connect may no longer hold.
 #[inline(always)]
@@ -70,7 +97,9 @@ fn allowed(state: &SocketState, scratch: &mut Scratch, len: usize) -> Result<u32
     if rule.verdict == EndpointVerdict::Direct as u8 {
         return Ok(rule.label);
     }
-    if rule.verdict != EndpointVerdict::Named as u8 {
+    // With names, what is the proxy's by now is retiring: its names have other addresses since.
+    let retiring = rule.verdict == EndpointVerdict::Proxy as u8 && rule.names != 0;
+    if rule.verdict != EndpointVerdict::Named as u8 && !retiring {
         return Err(Finding::EndpointGone);
     }
     match maps::NAMES.get(scratch.key(rule.names, len)) {

@@ -3,7 +3,9 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{NameKey, ShownName};
-use interceptor_ebpf::hello::{BLURRED, MARKS, MAX_MESSAGE, MAX_NAME, RECORD_HEADER, Workspace};
+use interceptor_ebpf::hello::{
+    BLURRED, ECH_SLOT, MARKS, MAX_MESSAGE, MAX_NAME, RECORD_HEADER, Workspace,
+};
 
 use crate::ctx::{self, opaque};
 
@@ -32,6 +34,12 @@ impl Scratch {
         // SAFETY: `Key` is packed: four bytes of length, then the data, as `key_bits` and `key` lie
         // here; both have any bit pattern.
         unsafe { &*(&raw const self.key_bits).cast::<Key<NameKey>>() }
+    }
+
+    /// Whether the hello that was read offered encrypted_client_hello.
+    #[inline(always)]
+    pub fn offers_ech(&self) -> bool {
+        self.marks[ECH_SLOT / 64] & (1 << (ECH_SLOT % 64)) != 0
     }
 
     /// Copies the name that [`Workspace::set_key`] wrote, its 0 included; what lies behind is an

@@ -135,8 +135,8 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "ACTION")]
     pub on_policy_removal: Option<OnRemoval>,
 
-    /// Whether allowed connections that need no proxy go direct, judged by the kernel [default: the
-    /// InterceptorConfig's fastPath, else false].
+    /// Whether connections that need no proxy go direct, judged by the kernel [default: the
+    /// InterceptorConfig's fastPath, else true].
     #[arg(long, value_name = "true|false")]
     pub fast_path: Option<bool>,
 
@@ -328,6 +328,10 @@ pub struct Explain {
     /// As with `run`.
     #[arg(long, value_enum, value_name = "PROFILE")]
     pub enforcement: Option<Enforcement>,
+
+    /// As with `run`.
+    #[arg(long, value_name = "true|false")]
+    pub fast_path: Option<bool>,
 
     /// The address that the client dials [default: the target's own address, with --resolve; else
     /// one that no resource lists].

@@ -33,6 +33,7 @@ use crate::origin::{Intercepted, Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::prefixed::Prefixed;
 use crate::sniff::{Hello, Sniffer};
+use crate::tiers::Sync;
 use crate::workloads::Workload;
 
 /// How long a client may take to speak first before the upstream is dialled all the same, where
@@ -60,6 +61,8 @@ pub struct Site {
     pub workload: Arc<Workload>,
     /// Gauges.
     pub counts: Arc<Counts>,
+    /// What goes direct, and why the rest comes here.
+    pub tiers: Arc<Sync>,
 }
 
 /// Connections now and so far.
@@ -113,6 +116,7 @@ pub async fn serve(accepted: Accepted, site: Site) {
 fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Accepted> {
     let Some(handover) = site.kernel.handover(&accepted.client) else { return Err(accepted) };
     let (dst, src) = crate::kernel::ends(&handover);
+    site.tiers.fallbacks().count(dst);
     let origin = Origin {
         id,
         dst: OriginalDst::new(dst),
@@ -345,6 +349,9 @@ async fn act(
             account.close(0, 0);
         }
         Action::Relay(destinations) => {
+            if decision.reason == Reason::AllowAny && !matches!(hello, Some(Hello::Malformed(_))) {
+                site.tiers.spoke(snapshot, origin.dst.addr());
+            }
             let destination = pick(&destinations);
             account.cluster(destination.cluster.clone());
             let carried = match carried {

@@ -1,7 +1,7 @@
 //! A packet capture at the far side of the workload's link: the judge of what really left.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -98,6 +98,36 @@ impl Packet {
     }
 }
 
+/// The TCP connections among packets that were let out, each once, in order: where they come from and
+/// where they went. One that was made, carried nothing in either direction and was reset from its own
+/// end was refused by its first bytes, which are not there.
+#[must_use]
+pub fn let_out(packets: &[Packet]) -> Vec<(SocketAddr, SocketAddr)> {
+    const FIN: u8 = 1;
+    const RST: u8 = 4;
+    let ends = |p: &Packet| {
+        (
+            SocketAddr::new(p.source, p.source_port),
+            SocketAddr::new(p.destination, p.destination_port),
+        )
+    };
+    let mut found = Vec::new();
+    for syn in packets.iter().filter(|packet| packet.is_syn()) {
+        let (from, to) = ends(syn);
+        if found.contains(&(from, to)) {
+            continue;
+        }
+        let tcp = || packets.iter().filter(|packet| packet.protocol == 6);
+        let sent = |flag| tcp().any(|p| ends(p) == (from, to) && p.flags & flag != 0);
+        let carried =
+            tcp().any(|p| p.payload > 0 && (ends(p) == (from, to) || ends(p) == (to, from)));
+        if carried || !sent(RST) || sent(FIN) {
+            found.push((from, to));
+        }
+    }
+    found
+}
+
 /// A running capture of everything that enters or leaves a namespace's interfaces.
 #[derive(Debug)]
 pub struct Capture {
@@ -183,6 +213,12 @@ impl Capture {
         sources.len()
     }
 
+    /// Connections to one address and port that were [let out](let_out).
+    #[must_use]
+    pub fn let_out_to(&self, to: SocketAddr) -> usize {
+        let_out(&self.packets()).iter().filter(|(_, place)| *place == to).count()
+    }
+
     /// Packets of any protocol to an address.
     #[must_use]
     pub fn packets_to(&self, address: IpAddr) -> usize {
@@ -237,5 +273,53 @@ mod tests {
             let _ = Packet::parse(&v6[..length]);
         }
         assert_eq!(Packet::parse(b"\x10ARP"), None);
+    }
+
+    /// What was refused by its first bytes shows as a handshake and a reset.
+    #[test]
+    fn a_handshake_that_carries_nothing_and_is_reset_lets_nothing_out() {
+        const SYN: u8 = 2;
+        const ACK: u8 = 0x10;
+        let packet = |port, flags, payload| Packet {
+            source: IpAddr::from([10, 77, 0, 2]),
+            destination: IpAddr::from([192, 0, 2, 1]),
+            protocol: 6,
+            source_port: port,
+            destination_port: 443,
+            flags,
+            payload,
+        };
+        let back = |port, payload| {
+            let there = packet(port, ACK, payload);
+            Packet {
+                source: there.destination,
+                destination: there.source,
+                source_port: there.destination_port,
+                destination_port: there.source_port,
+                ..there
+            }
+        };
+        let packets = [
+            // Refused.
+            packet(1, SYN, 0),
+            packet(1, ACK, 0),
+            packet(1, ACK | 4, 0),
+            // Nobody there.
+            packet(2, SYN, 0),
+            packet(2, SYN, 0),
+            // Silent to its end.
+            packet(3, SYN, 0),
+            packet(3, ACK | 1, 0),
+            // Reset later on.
+            packet(4, SYN, 0),
+            packet(4, ACK, 9),
+            packet(4, 4, 0),
+            // The server spoke.
+            packet(5, SYN, 0),
+            back(5, 3),
+            packet(5, 4, 0),
+        ];
+        let ports: Vec<u16> = let_out(&packets).iter().map(|(from, _)| from.port()).collect();
+        assert_eq!(ports, [2, 3, 4, 5]);
     }
 }

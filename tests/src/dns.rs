@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hickory_proto::op::{Message, MessageType, ResponseCode};
@@ -18,6 +19,18 @@ const TTL: u32 = 30;
 pub struct Zone {
     records: Mutex<BTreeMap<String, Vec<IpAddr>>>,
     queries: Mutex<HashMap<(String, RecordType), usize>>,
+    rotating: Mutex<BTreeMap<String, Rotating>>,
+}
+
+/// Many addresses, of which an answer has some.
+#[derive(Debug)]
+struct Rotating {
+    addresses: Vec<IpAddr>,
+    at_a_time: usize,
+    /// How long an answer stays the same, as if a cache gave it.
+    each: Duration,
+    first: usize,
+    since: Instant,
 }
 
 impl Zone {
@@ -32,6 +45,26 @@ impl Zone {
     pub fn remove(&self, name: &str) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records.remove(&name.to_ascii_lowercase());
+    }
+
+    /// Sets a name whose answers have `at_a_time` of `addresses`, other ones after `each`; they may be
+    /// kept for a second.
+    pub fn rotate(&self, name: &str, addresses: Vec<IpAddr>, at_a_time: usize, each: Duration) {
+        let rotating = Rotating { addresses, at_a_time, each, first: 0, since: Instant::now() };
+        let mut all = self.rotating.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(name.to_ascii_lowercase(), rotating);
+    }
+
+    /// The addresses of a rotating name now.
+    fn turn(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let mut all = self.rotating.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = all.get_mut(name)?;
+        if one.since.elapsed() >= one.each {
+            one.since = Instant::now();
+            one.first += one.at_a_time;
+        }
+        let addresses = one.addresses.iter().cycle().skip(one.first % one.addresses.len().max(1));
+        Some(addresses.take(one.at_a_time).copied().collect())
     }
 
     /// How many queries of any type there were for a name.
@@ -65,7 +98,9 @@ impl Zone {
         let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
         answer.metadata.recursion_desired = query.metadata.recursion_desired;
         answer.metadata.recursion_available = true;
-        match self.lookup(&name) {
+        let turn = self.turn(&name);
+        let ttl = if turn.is_some() { 1 } else { TTL };
+        match turn.or_else(|| self.lookup(&name)) {
             None => answer.metadata.response_code = ResponseCode::NXDomain,
             Some(addresses) => {
                 for address in addresses {
@@ -74,7 +109,7 @@ impl Zone {
                         (IpAddr::V6(v6), RecordType::AAAA) => RData::AAAA(v6.into()),
                         _ => continue,
                     };
-                    answer.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
+                    answer.add_answer(Record::from_rdata(question.name().clone(), ttl, data));
                 }
             }
         }
@@ -161,5 +196,9 @@ mod tests {
         assert_eq!(zone.queries("example.org"), 2);
         assert_eq!(zone.queries("never.example.org"), 0);
         assert!(zone.answer(b"not a message").is_none());
+
+        zone.rotate("example.org", vec![one, two, one], 2, Duration::ZERO);
+        assert_eq!(ask(&zone, "example.org.", RecordType::A).1.len(), 2);
+        assert_eq!(ask(&zone, "example.org.", RecordType::A).1.len(), 1);
     }
 }

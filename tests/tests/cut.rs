@@ -15,6 +15,8 @@ use interceptor_tests::world::{self, World, kernel_tests, wait};
 /// From the change to the end of what it ends. The issue asks for 1 s; a busy machine gets more.
 const SOON: Duration = Duration::from_secs(4);
 
+const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
+
 const CONFIG: &str = "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
                       metadata: {name: default}\nspec: {onPolicyRemoval: cut}\n";
 
@@ -222,4 +224,88 @@ fn direct_flows_end_too() -> Result<()> {
     until_logged(&running, &[&destination, "policy_removed{not_registered}"])?;
     assert!(stays.goes_on()?);
     Ok(())
+}
+
+/// Connections that the kernel let go by policy, by address and by name: those of an entry that was
+/// removed end, others do not; and with `keep` none does.
+#[test]
+fn direct_flows_by_policy_end_with_their_entry() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    for keep in [false, true] {
+        let world = World::new()?;
+        let dir = world.dir().join("policy");
+        fs::create_dir(&dir)?;
+        let write = |name: &str, text: &str| fs::write(dir.join(name), text);
+        let at = |ip: std::net::IpAddr| format!("addresses: [{ip}]");
+        write("gone.yaml", &entry("gone", "gone.test", port::ECHO, "TCP", &at(world::HTTPBIN)))?;
+        write("stays.yaml", &entry("stays", "stays.test", port::ECHO, "TCP", &at(world::CNN)))?;
+        write("name.yaml", &entry("name", "v4.example.com", 443, "TLS", "resolution: DNS"))?;
+        write("other.yaml", &entry("other", "edition.cnn.com", 443, "TLS", "resolution: DNS"))?;
+        let path = dir.to_string_lossy();
+        let action = if keep { "keep" } else { "cut" };
+        let flags = [
+            "--outbound",
+            "registry-only",
+            "--fast-path",
+            "true",
+            "--on-policy-removal",
+            action,
+            "-f",
+            &path,
+        ];
+        let running = Interceptor::new(&world, &binary(), &flags).start()?;
+        until(&running, |status| table(status, "NAMES") == Some(2))?;
+        let mut gone = Open::echo(&world, &running, "gone", &tcp(world::HTTPBIN, port::ECHO))?;
+        let mut stays = Open::echo(&world, &running, "stays", &tcp(world::CNN, port::ECHO))?;
+        let tls = |name: &str, ip| {
+            let said = world.dir().join(name);
+            let script = format!("{CLIENT} hold {ip}:443 {name} || exit 42");
+            let mut command = running.exec_command(&["bash", "-c", &script]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            Ok::<_, anyhow::Error>(Open { child: world.spawn(&mut command)?, said })
+        };
+        let mut named = tls("v4.example.com", world::EXAMPLE_V4)?;
+        let mut other = tls("edition.cnn.com", world::CNN)?;
+        until(&running, |status| status["counters"]["name_allowed"] == 2)?;
+        assert!(named.goes_on()? && other.goes_on()?);
+        let status = running.verb(&["status"])?.stdout;
+        assert!(status.contains("bypass 0, direct 2, name 2, proxy 0"), "{status}");
+
+        fs::remove_file(dir.join("gone.yaml"))?;
+        fs::remove_file(dir.join("name.yaml"))?;
+        until(&running, |status| status["generation"].as_u64() >= Some(2))?;
+        if keep {
+            assert!(gone.goes_on()? && named.goes_on()?, "keep ends nothing");
+            assert!(stays.goes_on()? && other.goes_on()?);
+            continue;
+        }
+        assert!(gone.ends()?, "the connection by address ends");
+        assert!(named.ends()?, "the connection by name ends");
+        assert!(stays.goes_on()? && other.goes_on()?, "what is still allowed goes on");
+        let echo = format!("{}:{}", world::HTTPBIN, port::ECHO);
+        until_logged(&running, &[&echo, " UH ", "policy_removed{not_registered}"])?;
+        let tls = format!("{}:443", world::EXAMPLE_V4);
+        until_logged(&running, &[&tls, "v4.example.com", "policy_removed{not_registered}"])?;
+    }
+    Ok(())
+}
+
+fn table(status: &serde_json::Value, name: &str) -> Option<u64> {
+    let tables = status["tables"].as_array()?;
+    tables.iter().find(|row| row["name"] == name)?["entries"].as_u64()
+}
+
+fn until(running: &Running<'_>, holds: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = running.verb(&["status", "-o", "json"])?.stdout;
+        let status = serde_json::from_str(&status)?;
+        if holds(&status) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "never: {status}");
+        sleep(Duration::from_millis(20));
+    }
 }

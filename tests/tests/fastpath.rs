@@ -11,6 +11,7 @@ use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::shapes::{passed, refused};
 use interceptor_tests::world::{self, World, kernel_tests};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 const NAME: &str = "v4.example.com";
@@ -177,6 +178,7 @@ fn t_18_what_the_kernel_cannot_read_is_refused_once_and_then_the_proxys() -> Res
     let second = running.exec(&hello(&to, NAME, "--grow 30000"), 1)?;
     assert_eq!(second.finished.code, 0, "{}", second.finished.stderr);
     assert_eq!(counter(&running, "redirected")?, 1);
+    assert_eq!(status(&running)?["why_proxy"], json!({"remembered": 1}));
     Ok(())
 }
 
@@ -288,6 +290,7 @@ fn a_new_address_of_a_name_is_never_refused() -> Result<()> {
     let moved = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
     assert_eq!(moved.finished.code, 0, "{}", moved.finished.stderr);
     assert_eq!(counter(&running, "redirected")?, 1, "the new address is not in the table yet");
+    assert_eq!(status(&running)?["why_proxy"], json!({"name_not_resolved": 1}));
     Ok(())
 }
 
@@ -316,6 +319,64 @@ fn opaque_entries_go_direct_with_their_cluster() -> Result<()> {
     assert_eq!(line.field("BYTES_SENT"), "3000000");
     assert_eq!(counter(&running, "direct")?, 1);
     assert_eq!(counter(&running, "redirected")?, 0);
+    Ok(())
+}
+
+/// GAP-1: the addresses that the daemon resolved count for an opaque entry.
+#[test]
+fn an_opaque_entry_by_name_goes_direct_at_its_addresses() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.entry(NAME, 7, "TCP", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, 7);
+    let dial = to.to_string();
+    let echo = [CLIENT, "echo", &dial, "--bytes", "1000"];
+    // The first one may come before the daemon has the addresses.
+    let _ = running.exec(&echo, 1)?;
+    let before = counter(&running, "redirected")?;
+    let outcome = running.exec(&echo, 1)?;
+    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    expect_lines(&outcome.log, &[&passed(to, "outbound|7||v4.example.com", "-")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(counter(&running, "direct")? >= 1);
+    assert_eq!(counter(&running, "redirected")?, before);
+    Ok(())
+}
+
+/// MESH-21: nothing is judged, so nothing is held; the name is read in passing.
+#[test]
+fn in_allow_any_what_nobody_claims_goes_direct_and_its_name_is_noticed() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let flags = ["--outbound", "allow-any", "--fast-path", "true"];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let outcome = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
+    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    expect_lines(&outcome.log, &[&passed(there(), "PassthroughCluster", NAME)])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((counter(&running, "direct")?, counter(&running, "redirected")?), (1, 0));
+    // Another port: the first client shows that it is not HTTP.
+    let to = SocketAddr::new(world::EXAMPLE_V4, 7);
+    let dial = to.to_string();
+    for redirected in [1, 1] {
+        let outcome = running.exec(&[CLIENT, "echo", &dial, "--bytes", "1000"], 1)?;
+        assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+        expect_lines(&outcome.log, &[&passed(to, "PassthroughCluster", "-")])
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(counter(&running, "redirected")?, redirected);
+    }
+    // HTTP has a line for each request, from the proxy.
+    for _ in 0..2 {
+        let outcome = running.exec(&["curl", "-sSI", "http://v4.example.com"], 1)?;
+        assert!(outcome.log[0].contains("\"HEAD / HTTP/1.1\" 200"), "{}", outcome.log[0]);
+    }
+    assert_eq!(status(&running)?["why_proxy"], json!({"protocol_unknown": 3}));
     Ok(())
 }
 
@@ -349,6 +410,7 @@ fn fast_path_false_is_the_proxy_alone() -> Result<()> {
         assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
     }
     assert_eq!(counter(&running, "redirected")?, 2);
+    assert_eq!(status(&running)?["why_proxy"], json!({"fast_path_off": 2}));
     assert_eq!(counter(&running, "name_asked")?, 0);
     Ok(())
 }

@@ -104,7 +104,7 @@ pub(super) fn read(workspace: &mut impl Workspace, end: usize) -> Option<Body> {
 /// meets its own mark; so may two types whose slots agree, and then the hello is unclear. Those in
 /// use do not (see the tests).
 #[inline(always)]
-pub(super) fn slot(kind: usize) -> usize {
+pub(super) const fn slot(kind: usize) -> usize {
     (kind ^ (kind >> 7)) & (MARKS - 1)
 }
 

@@ -107,6 +107,9 @@ enum Message {
     Unclear,
 }
 
+/// Where [`Workspace::mark`] has it that a hello offered encrypted_client_hello (RFC 9849).
+pub const ECH_SLOT: usize = body::slot(0xfe0d);
+
 /// Reads the payload of a packet, `total` bytes, from its first byte on.
 #[inline(always)]
 pub fn read(workspace: &mut impl Workspace, total: usize) -> Reading {

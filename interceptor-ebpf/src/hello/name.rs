@@ -6,14 +6,14 @@ use super::{KEY_NAME, MAX_NAME, Workspace};
 const MAX_LABEL: usize = 63;
 
 /// Writes the key of the name at `at` of the message; its length, or `None` for what is no host name
-/// (T-20). One dot at the end is dropped (profiles: the same everywhere).
+/// (T-20), or has a dot at its end, which no TLS has: the profiles differ on that (HTTP-5), and the
+/// proxy knows how.
 ///
 /// Names that read as IP addresses are not told apart: no entry of the table is one.
 #[inline(always)]
 pub(super) fn write_key(workspace: &mut impl Workspace, at: usize, len: usize) -> Option<usize> {
     // `len` is not 0: that is no name.
-    let len = if workspace.byte(at + len - 1) == b'.' { len - 1 } else { len };
-    if len == 0 || len > MAX_NAME {
+    if len > MAX_NAME || workspace.byte(at + len - 1) == b'.' {
         return None;
     }
     // Arithmetic instead of conditions: see `message`.

@@ -87,9 +87,9 @@ fn t_19_two_names_and_what_follows_a_hello_are_unclear() {
 fn t_20_names() {
     let long =
         format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
-    for name in ["a", "a-b_c.D1", "a.b.", &long, &format!("{long}.")] {
+    for name in ["a", "a-b_c.D1", "a.b", &long] {
         let hello = records(&message(&server_name(name.as_bytes())), 4096);
-        let folded = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let folded = name.to_ascii_lowercase();
         assert_eq!(read_payload(&hello), named(&folded), "{name}");
     }
     let labels = format!("a.{}.test", "b".repeat(64));
@@ -99,6 +99,8 @@ fn t_20_names() {
         "a..b",
         ".a",
         "a.b..",
+        // HTTP-5.
+        "a.b.",
         "a b",
         "a/b",
         "a@b",

@@ -21,7 +21,7 @@ pub struct ConnectionAccount {
 }
 
 /// How field 8 says it.
-const ECH: &str = "encrypted_client_hello";
+pub const OFFERED_ECH: &str = "encrypted_client_hello";
 
 impl ConnectionAccount {
     /// Opens the account of a connection, to be written by the settings of this moment (MESH-20).
@@ -149,8 +149,8 @@ impl ConnectionAccount {
             record.duration = self.accepted.elapsed();
             if self.ech {
                 let noted = match record.connection_termination_details.take() {
-                    Some(why) => Cow::Owned(format!("{why},{ECH}")),
-                    None => Cow::Borrowed(ECH),
+                    Some(why) => Cow::Owned(format!("{why},{OFFERED_ECH}")),
+                    None => Cow::Borrowed(OFFERED_ECH),
                 };
                 record.connection_termination_details = Some(noted);
             }

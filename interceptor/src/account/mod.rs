@@ -12,7 +12,7 @@ mod substitution;
 mod values;
 mod writer;
 
-pub use connection::ConnectionAccount;
+pub use connection::{ConnectionAccount, OFFERED_ECH};
 pub use filter::{Filter, FilterError};
 pub use format::{Encoding, Format, FormatError};
 pub use record::{Flag, HttpFields, More, Record, TlsFields};

@@ -2,10 +2,12 @@
 //!
 //! A record becomes its lines where it was made; `writer` takes them from there.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
@@ -55,6 +57,9 @@ impl LogSettings {
     }
 }
 
+/// Earlier settings that are kept for flows that no part of the daemon carries.
+const BEFORE: usize = 8;
+
 /// Records that [`AccessLog::memory`] collected, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct Captured(Arc<Mutex<Vec<Record>>>);
@@ -64,6 +69,8 @@ struct Shared {
     outputs: ArcSwap<Outputs>,
     /// Lines lost so far, because a queue was full or a target refused them.
     dropped: Arc<AtomicU64>,
+    /// Earlier settings, each with when it went out of force.
+    before: Mutex<VecDeque<(SystemTime, Pen)>>,
     /// Writers of earlier settings: whatever began under these may still write.
     earlier: Mutex<Vec<Progress>>,
 }
@@ -130,12 +137,21 @@ impl AccessLog {
 
     fn of(outputs: Outputs, dropped: Arc<AtomicU64>) -> Self {
         let outputs = ArcSwap::from_pointee(outputs);
-        Self { shared: Arc::new(Shared { outputs, dropped, earlier: Mutex::default() }) }
+        let (before, earlier) = (Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { outputs, dropped, before, earlier }) }
     }
 
     /// The settings in force now.
     pub fn pen(&self) -> Pen {
         Pen(self.shared.outputs.load_full())
+    }
+
+    /// The settings that were in force when something began that is heard of only now: of the last
+    /// [`BEFORE`] ones.
+    pub fn pen_at(&self, begun: SystemTime) -> Pen {
+        let before = self.shared.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let then = before.iter().find(|(until, _)| *until > begun).map(|(_, pen)| pen.clone());
+        then.unwrap_or_else(|| self.pen())
     }
 
     /// Goes over to other settings (MESH-20): a target that stays is not opened again, and what was
@@ -148,6 +164,13 @@ impl AccessLog {
         let before = self.shared.outputs.load_full();
         let outputs = Arc::new(Outputs::open(settings, &before.list, &self.shared.dropped)?);
         self.shared.outputs.store(Arc::clone(&outputs));
+        {
+            let mut all = self.shared.before.lock().unwrap_or_else(PoisonError::into_inner);
+            all.push_back((SystemTime::now(), Pen(Arc::clone(&before))));
+            if all.len() > BEFORE {
+                all.pop_front();
+            }
+        }
         {
             let mut earlier = self.earlier();
             earlier.retain(|writer| !writer.ended());

@@ -26,6 +26,9 @@ pub struct StatusReport {
     /// Connections so far, by the way that they took.
     #[serde(default)]
     pub tiers: Tiers,
+    /// Why connections came to the proxy: how many for each reason.
+    #[serde(default)]
+    pub why_proxy: BTreeMap<String, u64>,
     /// How the last change of the policy files went; `None` before the first.
     #[serde(default)]
     pub last_reload: Option<LastReload>,
@@ -181,6 +184,8 @@ impl fmt::Display for StatusReport {
             ]
         });
         table(f, ["TABLE", "ENTRIES", "CAPACITY", "FULL"], tables.collect())?;
+        let why = self.why_proxy.iter().map(|(why, count)| [why.clone(), count.to_string()]);
+        table(f, ["PROXIED FOR", "CONNECTIONS"], why.collect())?;
         let counters = self.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]);
         table(f, ["COUNTER", "VALUE"], counters.collect())
     }

@@ -52,6 +52,7 @@ fn sample() -> StatusReport {
         generation: 3,
         fast_path: true,
         tiers: Tiers { bypass: 1, direct: 2, name: 30, proxy: 4 },
+        why_proxy: [("http".to_owned(), 3)].into(),
         last_reload: Some(LastReload {
             at: "2026-01-02T03:04:05Z".into(),
             accepted: false,
@@ -105,6 +106,9 @@ interceptor default: pid 42, up 1h 02m 03s
   TABLE      ENTRIES  CAPACITY  FULL
   BYPASS_V4  512      1024      50 %
   EMPTY      0        0         -
+
+  PROXIED FOR  CONNECTIONS
+  http         3
 
   COUNTER        VALUE
   refused_total  9

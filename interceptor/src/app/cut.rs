@@ -1,7 +1,9 @@
 //! `onPolicyRemoval: cut` for what goes direct and so has no end in the daemon: connections of a
-//! network that is bypassed no more, sockets with a UDP peer that no entry allows any more (T-62).
+//! network that is bypassed no more, connections that the kernel let go by policy, sockets with a UDP
+//! peer that no entry allows any more (T-62).
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -14,33 +16,40 @@ use ipnet::IpNet;
 
 use super::handler::Running;
 use crate::account::{Flag, Record};
-use crate::decide::{ClusterName, Reason};
+use crate::decide::host::HostName;
+use crate::decide::tier::withdrawn;
+use crate::decide::{ClusterName, Flow, Reason};
+use crate::kernel::DirectFlow;
 use crate::netns::diag::{Connected, Diag, Transport};
+use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot};
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 
+/// Why in the access log.
+type Why = Cow<'static, str>;
+
 /// Ends of direct connections that were cut, until their records come from the kernel.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ended(Arc<Mutex<HashSet<(SocketAddr, SocketAddr)>>>);
+pub(super) struct Ended(Arc<Mutex<HashMap<(SocketAddr, SocketAddr), Why>>>);
 
 /// Records that never come are forgotten in the end.
 const MAX_ENDED: usize = 65_536;
 
 impl Ended {
-    fn add(&self, socket: &Connected) {
+    fn add(&self, socket: &Connected, why: Why) {
         let mut ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.len() >= MAX_ENDED {
             ended.clear();
         }
-        ended.insert((socket.local, socket.peer));
+        ended.insert((socket.local, socket.peer), why);
     }
 
     fn forget(&self, socket: &Connected) {
         self.take(socket.local, socket.peer);
     }
 
-    /// Whether this connection was cut; says so once.
-    pub(super) fn take(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+    /// Why this connection was cut, if it was; says so once.
+    pub(super) fn take(&self, local: SocketAddr, peer: SocketAddr) -> Option<Why> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(local, peer))
     }
 }
@@ -55,9 +64,10 @@ fn allows(snapshot: &Snapshot, peer: SocketAddr) -> bool {
 /// by `after`. Gives how many.
 pub(super) fn datagrams(running: &Running, before: &Snapshot, after: &Snapshot) -> usize {
     end(running, Transport::Udp, |socket| {
-        allows(before, socket.peer)
+        let gone = allows(before, socket.peer)
             && !allows(after, socket.peer)
-            && !running.resolvers.contains(&socket.peer)
+            && !running.resolvers.contains(&socket.peer);
+        gone.then_some(POLICY_REMOVED.into())
     })
 }
 
@@ -66,26 +76,50 @@ pub(super) fn bypassed(running: &Running, removed: IpNet) -> usize {
     let left = running.kernel.tables().bypass_list();
     end(running, Transport::Tcp, |socket| {
         let ip = socket.peer.ip();
-        removed.contains(&ip)
+        let gone = removed.contains(&ip)
             && !left.iter().any(|net| net.contains(&ip))
-            && !running.resolvers.contains(&socket.peer)
+            && !running.resolvers.contains(&socket.peer);
+        gone.then_some(BYPASS_REMOVED.into())
+    })
+}
+
+/// Ends the connections that the kernel let go by policy and that `now` does not allow. Gives how
+/// many.
+pub(super) fn direct(running: &Running, now: &Snapshot) -> usize {
+    end(running, Transport::Tcp, |socket| {
+        let flow = DirectFlow::of(&socket.storage)?;
+        let label = running.labels.get(flow.label);
+        let told = label.as_ref().and_then(|label| label.shown.as_ref());
+        let told = told.filter(|pattern| !pattern.below).map(|pattern| pattern.name.clone());
+        let shown = flow.name.and_then(|name| HostName::parse(&name).ok()).or(told);
+        let cluster = label.as_ref().and_then(|label| label.cluster.clone()).map(ClusterName);
+        let place = Flow { dst: OriginalDst::new(flow.dst), namespace: &running.namespace };
+        let owns = |host: &HostName| running.sync.owns(host, flow.dst.ip());
+        let why = withdrawn(&now.policy, &place, shown.as_ref(), cluster.as_ref(), &owns)?;
+        Some(format!("policy_removed{{{why}}}").into())
     })
 }
 
 /// Ends the workloads' sockets that `gone` names, and logs each.
-fn end(running: &Running, transport: Transport, gone: impl Fn(&Connected) -> bool) -> usize {
+fn end(running: &Running, transport: Transport, gone: impl Fn(&Connected) -> Option<Why>) -> usize {
     let mut count = 0;
     for (netns, _) in &running.namespaces {
         let ended = Diag::open(netns).and_then(|diag| {
-            let mut found = diag.connected(transport)?;
-            found.retain(|socket| !is_local(socket) && gone(socket));
+            let maps = running.kernel.socket_storage();
+            let found =
+                diag.connected(transport, if transport == Transport::Tcp { &maps } else { &[] })?;
+            let found: Vec<_> = found
+                .iter()
+                .filter(|socket| !is_local(socket))
+                .filter_map(|socket| Some((socket, gone(socket)?)))
+                .collect();
             if found.is_empty() {
                 return Ok(());
             }
             let covered = Covered::new(&running.cgroups);
-            for socket in found.iter().filter(|socket| covered.holds(socket.cgroup)) {
+            for (socket, why) in found.into_iter().filter(|(one, _)| covered.holds(one.cgroup)) {
                 // Before: the kernel's record may come at once.
-                running.ended.add(socket);
+                running.ended.add(socket, why);
                 if let Err(error) = diag.destroy(socket) {
                     running.ended.forget(socket);
                     return Err(error);
@@ -136,10 +170,8 @@ fn record(running: &Running, socket: &Connected) -> Record {
     record
 }
 
-/// Why, in the access log.
-pub(super) const POLICY_REMOVED: &str = "policy_removed{not_registered}";
-/// The same, of a bypassed connection.
-pub(super) const BYPASS_REMOVED: &str = "policy_removed{not_bypassed}";
+const POLICY_REMOVED: &str = "policy_removed{not_registered}";
+const BYPASS_REMOVED: &str = "policy_removed{not_bypassed}";
 
 /// Which cgroups are covered, by number.
 struct Covered {

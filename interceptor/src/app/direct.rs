@@ -10,18 +10,24 @@ use std::time::Duration;
 use interceptor_common::Finding;
 
 use super::report::{DirectFlows, connection};
-use crate::account::{Flag, Record};
+use crate::account::{Flag, OFFERED_ECH, Record};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
-use crate::kernel::{Closed, ClosedTier, Kernel, RefusedHello, SocketId};
-use crate::netns::{Destroyed, Destroyer};
+use crate::kernel::{Closed, ClosedTier, HintReader, Kernel, RefusedHello, SocketId};
+use crate::netns::diag::{Destroyed, Diag};
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::{ClientHello, Hello, Malformed};
-use crate::tiers::{Labels, Sync};
+use crate::tiers::{Labels, Sync, name_in};
 
 /// How often connections that owe a name are looked through.
 const WATCH: Duration = Duration::from_millis(200);
+
+/// So many hints are read at a time.
+const HINTS: usize = 64;
+/// Pauses after that: mostly, and where there were as many or more.
+const HEARD: Duration = Duration::from_millis(1);
+const FLOODED: Duration = Duration::from_millis(100);
 
 /// Direct connections' affairs.
 pub(super) struct Direct {
@@ -30,21 +36,34 @@ pub(super) struct Direct {
     pub(super) labels: Arc<Labels>,
     pub(super) sync: Arc<Sync>,
     /// By namespace cookie.
-    pub(super) destroyers: HashMap<u64, Destroyer>,
+    pub(super) destroyers: HashMap<u64, Diag>,
     pub(super) namespace: Arc<str>,
 }
 
 impl DirectFlows for Direct {
     fn closed(&self, closed: &Closed) -> Record {
         let mut record = connection(closed);
+        record.more.attempts = Some(1);
         if closed.tier == (ClosedTier::Named { proven: false }) {
-            record.upstream_cluster = Some(ClusterName::black_hole());
             record.upstream_host = None;
             record.upstream_local_address = None;
-            if closed.established {
-                self.refused_line(&mut record, Reason::SniffTimeout);
+            if !closed.established {
+                record.upstream_cluster = Some(ClusterName::black_hole());
+                return record;
+            }
+            let limit = self.policy.current().sniff_timeout;
+            if limit.is_some_and(|limit| closed.duration >= limit) {
+                record.upstream_cluster = Some(ClusterName::black_hole());
+                self.refused_line(&mut record, Reason::SniffTimeout, false);
+            } else {
+                // It asked for nothing, so nothing was refused (LIS-25).
+                self.refused_line(&mut record, Reason::EarlyClose, false);
+                record.flags = vec![Flag::DC];
             }
             return record;
+        }
+        if closed.ech && self.is_strict() {
+            record.connection_termination_details = Some(Cow::Borrowed(OFFERED_ECH));
         }
         record.reason = Reason::Registered;
         let Some(label) = self.labels.get(closed.label) else { return record };
@@ -80,7 +99,7 @@ impl DirectFlows for Direct {
         }
         let reason = if allowed { Reason::AddressNotVerified } else { decision.reason };
         record.upstream_cluster = Some(ClusterName::black_hole());
-        self.refused_line(&mut record, reason);
+        self.refused_line(&mut record, reason, refused.ech);
         record
     }
 }
@@ -99,12 +118,19 @@ impl Direct {
         decide::by_hello(&snapshot.policy, &flow, &hello)
     }
 
-    fn refused_line(&self, record: &mut Record, reason: Reason) {
+    fn refused_line(&self, record: &mut Record, reason: Reason, ech: bool) {
         record.reason = reason;
         record.flags = vec![Flag::UH];
-        if self.policy.current().enforcement == Enforcement::Strict {
-            record.connection_termination_details = Some(Cow::Borrowed(reason.label()));
+        if self.is_strict() {
+            record.connection_termination_details = Some(match ech {
+                true => Cow::Owned(format!("{},{OFFERED_ECH}", reason.label())),
+                false => Cow::Borrowed(reason.label()),
+            });
         }
+    }
+
+    fn is_strict(&self) -> bool {
+        self.policy.current().enforcement == Enforcement::Strict
     }
 
     /// Destroys connections that owe a name for too long (T-28), and those whose refusal was not
@@ -129,12 +155,31 @@ impl Direct {
 
     fn destroy(&self, socket: &SocketId) -> Option<Destroyed> {
         let destroyer = self.destroyers.get(&socket.netns)?;
-        match destroyer.destroy(socket.src, socket.dst, socket.cookie) {
+        match destroyer.destroy_tcp(socket.src, socket.dst, socket.cookie) {
             Ok(destroyed) => Some(destroyed),
             // Nothing of it leaves all the same; the watch tries again.
             Err(error) => {
                 tracing::warn!("cannot end a refused connection to {}: {error}", socket.dst);
                 None
+            }
+        }
+    }
+}
+
+/// Takes hints, for ever, but only so many at a time: whoever sends more has them dropped in the
+/// kernel.
+pub(super) async fn hear(mut hints: HintReader, sync: Arc<Sync>) {
+    loop {
+        let heard = hints.next(HINTS, |datagram| {
+            if let Some(name) = name_in(datagram) {
+                sync.hear(name);
+            }
+        });
+        match heard.await {
+            Ok(HINTS) => tokio::time::sleep(FLOODED).await,
+            Ok(_) => tokio::time::sleep(HEARD).await,
+            Err(error) => {
+                return tracing::warn!("resolvers' answers are not heard any more: {error}");
             }
         }
     }

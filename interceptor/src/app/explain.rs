@@ -22,6 +22,7 @@ pub(super) async fn run(args: cli::Explain) -> Result<Exit, AppError> {
             mesh_config: args.mesh_config,
             outbound: args.outbound,
             enforcement: args.enforcement,
+            fast_path: args.fast_path,
             ..Sources::default()
         },
         caller: Caller { namespace: args.workload.namespace, labels: args.workload.labels },

@@ -20,7 +20,7 @@ use crate::kernel::Kernel;
 use crate::netns::NetNs;
 use crate::policy::{Enforcement, OnRemoval, Outbound, Store};
 use crate::resolve::Resolver;
-use crate::tiers::Sync;
+use crate::tiers::{Labels, Sync};
 use crate::workloads::cgroup::Cgroup;
 
 /// The parts that status reads and the control socket changes.
@@ -43,6 +43,10 @@ pub(super) struct Running {
     pub(super) last_reload: ArcSwapOption<LastReload>,
     /// What keeps the tables of direct traffic in step.
     pub(super) sync: Arc<Sync>,
+    /// What direct flows are called.
+    pub(super) labels: Arc<Labels>,
+    /// The workload's namespace in policy.
+    pub(super) namespace: Arc<str>,
 }
 
 impl Handler for Running {
@@ -75,6 +79,13 @@ impl Handler for Running {
             generation: snapshot.generation,
             fast_path: snapshot.fast_path && self.sync.is_enabled(),
             tiers,
+            why_proxy: self
+                .sync
+                .fallbacks()
+                .counts()
+                .into_iter()
+                .map(|(why, count)| (why.into(), count))
+                .collect(),
             last_reload: self.last_reload.load().as_deref().cloned(),
             attachments: self
                 .kernel

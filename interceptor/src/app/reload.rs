@@ -81,21 +81,29 @@ impl Reloader {
         self.running.resolver.hold(stale_for(&snapshot), snapshot.dns_refresh);
         let cuts = snapshot.on_removal == OnRemoval::Cut;
         self.running.policy.replace(snapshot);
-        let cut = if cuts { self.cut_datagrams(before).await } else { String::new() };
+        let cut = if cuts { self.cut(before).await } else { String::new() };
         self.inventory = loaded.inventory;
         self.say(&loaded.warnings, &loaded.rejected);
         Ok(format!("policy generation {generation}: {changes}{cut}"))
     }
 
-    /// Ends what goes by UDP to where nothing allows it any more. Proxied connections see to
+    /// Ends what goes direct to where nothing allows it any more. Proxied connections see to
     /// themselves.
-    async fn cut_datagrams(&self, before: Arc<Snapshot>) -> String {
+    async fn cut(&self, before: Arc<Snapshot>) -> String {
         let running = Arc::clone(&self.running);
-        let cut = move || cut::datagrams(&running, &before, &running.policy.current());
+        let cut = move || {
+            let now = running.policy.current();
+            (cut::datagrams(&running, &before, &now), cut::direct(&running, &now))
+        };
         match tokio::task::spawn_blocking(cut).await {
-            Ok(0) => String::new(),
-            Ok(count) => format!("; {count} UDP sockets cut"),
-            Err(panic) => format!("; cutting UDP sockets broke off: {panic}"),
+            Ok((datagrams, direct)) => {
+                let count = |count: usize, what: &str| match count {
+                    0 => String::new(),
+                    count => format!("; {count} {what} cut"),
+                };
+                count(datagrams, "UDP sockets") + &count(direct, "direct connections")
+            }
+            Err(panic) => format!("; cutting direct flows broke off: {panic}"),
         }
     }
 

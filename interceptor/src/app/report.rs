@@ -1,5 +1,5 @@
-//! Kernel events to access-log lines. A destination that is refused again and again is folded:
-//! one line at once, then one a second with the count (T-55).
+//! Kernel events to access-log lines. A destination that is refused again and again is folded: one
+//! line at once (of connections that were made: some), then one a second with the count (T-55).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use interceptor_common::Finding;
 
-use super::cut::{BYPASS_REMOVED, Ended};
+use super::cut::Ended;
 use crate::account::{AccessLog, Flag, Record};
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
@@ -17,6 +17,10 @@ use crate::policy::{Enforcement, Store};
 
 /// How often folded refusals are written.
 const FOLD: Duration = Duration::from_secs(1);
+
+/// Refused hellos of one destination and name that have a line of their own before they are folded:
+/// a client's own retries do.
+const HELLOS: u64 = 8;
 
 /// Destinations whose refusals are folded at a time; beyond, each refusal has a line of its own.
 const MAX_FOLDED: usize = 1024;
@@ -40,12 +44,23 @@ pub(super) struct Reporter {
     bypass_log: bool,
     ended: Ended,
     direct: Arc<dyn DirectFlows>,
-    folded: HashMap<(SocketAddr, &'static str, u32), Folded>,
+    folded: HashMap<Same, Folded>,
+}
+
+/// What refusals that are folded have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Same {
+    dst: SocketAddr,
+    why: Cow<'static, str>,
+    name: Option<String>,
 }
 
 struct Folded {
     since: Instant,
-    last: Refused,
+    /// Lines since then.
+    lines: u64,
+    /// The newest of those without a line, and how many there are.
+    last: Record,
     more: u64,
 }
 
@@ -94,60 +109,38 @@ impl Reporter {
         match event {
             KernelEvent::Closed(closed) => match closed.tier {
                 ClosedTier::Direct | ClosedTier::Named { .. } => {
-                    self.log.write(self.direct.closed(&closed));
+                    let mut record = self.direct.closed(&closed);
+                    if let Some(why) = self.cut(&closed) {
+                        record.flags = vec![Flag::UH];
+                        record.connection_termination_details = Some(why);
+                    }
+                    // MESH-20.
+                    self.log.pen_at(closed.start).write(record);
                 }
                 ClosedTier::Bypassed | ClosedTier::Resolver => {
                     if self.bypass_log && self.is_strict() {
-                        let cut = closed.src.is_some_and(|src| self.ended.take(src, closed.dst));
                         let mut record = bypassed(&closed);
-                        if cut {
-                            record.connection_termination_details =
-                                Some(Cow::Borrowed(BYPASS_REMOVED));
-                        }
-                        self.log.write(record);
+                        record.connection_termination_details = self.cut(&closed);
+                        self.log.pen_at(closed.start).write(record);
                     }
                 }
             },
-            KernelEvent::Refused(refused) => self.refused(refused),
-            KernelEvent::RefusedHello(refused) => self.log.write(self.direct.refused(&refused)),
-        }
-    }
-
-    fn refused(&mut self, refused: Refused) {
-        let key = (refused.dst, refused.why, refused.protocol);
-        if let Some(folded) = self.folded.get_mut(&key) {
-            folded.more += 1;
-            folded.last = refused;
-            return;
-        }
-        self.log.write(self.refusal(&refused, 0));
-        if self.folded.len() < MAX_FOLDED {
-            self.folded.insert(key, Folded { since: Instant::now(), last: refused, more: 0 });
-        }
-    }
-
-    /// Writes what was folded long enough; `all`: everything.
-    fn unfold(&mut self, all: bool) {
-        let due: Vec<_> = self
-            .folded
-            .iter()
-            .filter(|(_, folded)| all || folded.since.elapsed() >= FOLD)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in due {
-            let Some(folded) = self.folded.remove(&key) else { continue };
-            if folded.more == 0 {
-                continue;
-            }
-            self.log.write(self.refusal(&folded.last, folded.more));
-            if !all {
-                // Still at it: goes on being folded, with the next line in a second.
-                self.folded.insert(key, Folded { since: Instant::now(), more: 0, ..folded });
+            KernelEvent::Refused(refused) => self.refused(&refused),
+            KernelEvent::RefusedHello(refused) => {
+                let record = self.direct.refused(&refused);
+                let why = Cow::Borrowed(record.reason.label());
+                let same = Same { dst: refused.socket.dst, why, name: refused.name };
+                self.fold(same, record, HELLOS);
             }
         }
     }
 
-    fn refusal(&self, refused: &Refused, more: u64) -> Record {
+    /// Why a closed connection was cut, if it was.
+    fn cut(&self, closed: &Closed) -> Option<Cow<'static, str>> {
+        self.ended.take(closed.src?, closed.dst)
+    }
+
+    fn refused(&mut self, refused: &Refused) {
         let mut record = Record::new(refused.at, refused.dst, unspecified_like(refused.dst));
         record.upstream_cluster = Some(ClusterName::black_hole());
         record.flags = vec![Flag::UH];
@@ -160,12 +153,52 @@ impl Reporter {
             record.reason.label().clone_into(&mut why);
         }
         if self.is_strict() {
-            record.connection_termination_details = Some(Cow::Owned(match more {
-                0 => why,
-                _ => format!("{why}_{more}_times"),
-            }));
+            record.connection_termination_details = Some(Cow::Owned(why.clone()));
         }
-        record
+        self.fold(Same { dst: refused.dst, why: Cow::Owned(why), name: None }, record, 1);
+    }
+
+    /// Writes a refusal, or folds it into those like it, of which `lines` had one of their own.
+    fn fold(&mut self, same: Same, record: Record, lines: u64) {
+        if let Some(folded) = self.folded.get_mut(&same) {
+            if folded.lines >= lines {
+                folded.more += 1;
+                folded.last = record;
+                return;
+            }
+            folded.lines += 1;
+        } else if self.folded.len() < MAX_FOLDED {
+            let folded = Folded { since: Instant::now(), lines: 1, last: record.clone(), more: 0 };
+            self.folded.insert(same, folded);
+        }
+        self.log.write(record);
+    }
+
+    /// Writes what was folded long enough; `all`: everything.
+    fn unfold(&mut self, all: bool) {
+        let due: Vec<_> = self
+            .folded
+            .iter()
+            .filter(|(_, folded)| all || folded.since.elapsed() >= FOLD)
+            .map(|(same, _)| same.clone())
+            .collect();
+        for same in due {
+            let Some(mut folded) = self.folded.remove(&same) else { continue };
+            if folded.more == 0 {
+                continue;
+            }
+            let mut record = folded.last.clone();
+            if self.is_strict() {
+                let times = format!("{}_{}_times", same.why, folded.more);
+                record.connection_termination_details = Some(Cow::Owned(times));
+            }
+            self.log.write(record);
+            if !all {
+                // Still at it: goes on being folded, with the next line in a second.
+                (folded.since, folded.more) = (Instant::now(), 0);
+                self.folded.insert(same, folded);
+            }
+        }
     }
 }
 
@@ -235,7 +268,9 @@ mod tests {
         }
 
         fn refused(&self, refused: &RefusedHello) -> Record {
-            Record::new(refused.start, refused.socket.dst, refused.socket.src)
+            let mut record = Record::new(refused.start, refused.socket.dst, refused.socket.src);
+            record.reason = Reason::NotRegistered;
+            record
         }
 
         fn reason_of(&self, _dst: SocketAddr) -> Reason {
@@ -297,6 +332,36 @@ mod tests {
         assert_eq!(record.downstream_local_address.to_string(), DST);
     }
 
+    /// Hellos too, but only after so many that no honest client notices; names apart.
+    #[test]
+    fn refused_hellos_are_folded_after_some() {
+        let (mut reporter, captured) = reporter(Enforcement::Strict, true);
+        let hello = |name: &str| {
+            KernelEvent::RefusedHello(RefusedHello {
+                start: std::time::SystemTime::now(),
+                duration: Duration::ZERO,
+                socket: crate::kernel::SocketId {
+                    netns: 1,
+                    cookie: 1,
+                    src: "192.0.2.1:5".parse().expect("an address"),
+                    dst: DST.parse().expect("an address"),
+                },
+                finding: Finding::NameRefused,
+                name: Some(name.into()),
+                ech: false,
+            })
+        };
+        for _ in 0..HELLOS + 3 {
+            reporter.event(hello("a.test"));
+        }
+        reporter.event(hello("b.test"));
+        assert_eq!(captured.records().len() as u64, HELLOS + 1);
+        reporter.unfold(true);
+        let details = details(&captured);
+        assert_eq!(details.len() as u64, HELLOS + 2);
+        assert_eq!(details.last().map(String::as_str), Some("not_registered_3_times"));
+    }
+
     /// profiles.md: the reason of a refusal, and the line of a direct flow, are strict's.
     #[test]
     fn istio_says_less() {
@@ -312,6 +377,7 @@ mod tests {
                 bytes_sent: 3,
                 bytes_received: 5,
                 established: false,
+                ech: false,
             })
         };
         let (mut istio, captured) = reporter(Enforcement::Istio, true);

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::cut::Ended;
-use super::direct::Direct;
+use super::direct::{Direct, hear};
 use super::enrol::{Enrolled, namespaces_of};
 use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
@@ -28,8 +28,9 @@ use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
-use crate::kernel::{EventReader, Kernel, Plan};
-use crate::netns::{Destroyer, NetNs};
+use crate::kernel::{EventReader, HintReader, Kernel, Plan};
+use crate::netns::NetNs;
+use crate::netns::diag::Diag;
 use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::tiers::{Labels, Sync};
@@ -129,7 +130,7 @@ struct Started {
     reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
     /// What keeps direct connections in order.
-    background: [JoinHandle<()>; 2],
+    background: [JoinHandle<()>; 3],
     stop_reporter: oneshot::Sender<()>,
 }
 
@@ -157,7 +158,7 @@ async fn start(
         .map_err(system("cannot open the access log"))?;
     let daemon_cgroups = [session.daemon().id()?, 0];
     let settings = governed(Settings { daemon_cgroups, ..Settings::default() }, &snapshot);
-    let (kernel, events) =
+    let (kernel, events, hints) =
         load_kernel(args, &snapshot, settings, session, &cgroups, &enrolled, &resolvers)?;
 
     let kernel = Arc::new(kernel);
@@ -195,7 +196,7 @@ async fn start(
     let direct = Arc::new(Direct {
         kernel: Arc::clone(&kernel),
         policy: Arc::clone(&policy),
-        labels,
+        labels: Arc::clone(&labels),
         sync: Arc::clone(&sync),
         destroyers: destroyers.unwrap_or_default(),
         namespace: args.workload.namespace.as_str().into(),
@@ -203,6 +204,7 @@ async fn start(
     let background = [
         tokio::spawn(Arc::clone(&direct).watch()),
         tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
+        tokio::spawn(hear(hints, Arc::clone(&sync))),
     ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();
@@ -234,6 +236,7 @@ async fn start(
             log: log.clone(),
             workload: Arc::clone(&workload),
             counts: Arc::clone(&counts),
+            tiers: Arc::clone(&sync),
         };
         one.follow(Arc::clone(&kernel)).spawn(Arc::new(move |accepted| {
             tokio::spawn(conn::serve(accepted, site.clone()));
@@ -259,6 +262,8 @@ async fn start(
         },
         last_reload: ArcSwapOption::empty(),
         sync,
+        labels,
+        namespace: args.workload.namespace.as_str().into(),
     });
     let reloader = Reloader {
         watch: watched.watch,
@@ -275,16 +280,17 @@ async fn start(
 }
 
 /// What ends refused connections in each namespace.
-fn destroyers(enrolled: &[Enrolled]) -> Result<HashMap<u64, Destroyer>, String> {
+fn destroyers(enrolled: &[Enrolled]) -> Result<HashMap<u64, Diag>, String> {
     let open = |one: &Enrolled| {
-        let destroyer = Destroyer::open(&one.netns).map_err(|error| {
+        let diag = Diag::open(&one.netns);
+        let diag = diag.and_then(|diag| diag.require_destroy().map(|()| diag)).map_err(|error| {
             format!(
                 "cannot end connections in network namespace {} (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY): \
                  {error}",
                 one.netns.label()
             )
         })?;
-        Ok((one.netns.cookie(), destroyer))
+        Ok((one.netns.cookie(), diag))
     };
     enrolled.iter().map(open).collect()
 }
@@ -422,7 +428,7 @@ fn load_kernel(
     cgroups: &[Cgroup],
     enrolled: &[Enrolled],
     resolvers: &[SocketAddr],
-) -> Result<(Kernel, EventReader), AppError> {
+) -> Result<(Kernel, EventReader, HintReader), AppError> {
     let plan =
         Plan { name: &args.name, workloads: cgroups, daemon: session.daemon(), log: args.bpf_log };
     let cookies: Vec<u64> = enrolled.iter().map(|one| one.netns.cookie()).collect();

@@ -188,7 +188,7 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
 }
 
 /// MESH-10.
-const CAPTURE_PORTS: [u16; 2] = [15001, 15006];
+pub(crate) const CAPTURE_PORTS: [u16; 2] = [15001, 15006];
 
 impl Inner {
     fn profile(&self) -> Enforcement {

@@ -54,7 +54,7 @@ fn is_special_v4(ip: Ipv4Addr) -> bool {
 
 /// Networks to values; a lookup costs one hash per prefix length in use.
 #[derive(Debug, Clone)]
-pub(super) struct Prefixes<T> {
+pub(crate) struct Prefixes<T> {
     networks: HashMap<IpNet, T>,
     /// Prefix lengths in use, longest first, for IPv4 and for IPv6.
     lengths: [Vec<u8>; 2],
@@ -68,7 +68,7 @@ impl<T> Default for Prefixes<T> {
 
 impl<T> Prefixes<T> {
     /// The value of `network` (host bits ignored), made by `default` if it is new.
-    pub(super) fn entry(&mut self, network: IpNet, default: impl FnOnce() -> T) -> &mut T {
+    pub(crate) fn entry(&mut self, network: IpNet, default: impl FnOnce() -> T) -> &mut T {
         let network = network.trunc();
         let lengths = &mut self.lengths[usize::from(network.addr().is_ipv6())];
         let length = network.prefix_len();
@@ -79,7 +79,7 @@ impl<T> Prefixes<T> {
     }
 
     /// The value of the longest network that holds `ip` (LIS-6, LIS-7).
-    pub(super) fn longest(&self, ip: IpAddr) -> Option<&T> {
+    pub(crate) fn longest(&self, ip: IpAddr) -> Option<&T> {
         self.best(ip).map(|(_, value)| value)
     }
 

@@ -176,14 +176,12 @@ impl Tables {
             }
             Hello::Silent | Hello::Closed => self.silent(port, rules, dst),
             // Where names decide, bytes that hide the name are refused. On a port that no entry
-            // with names uses, ALLOW_ANY passes any bytes, these included.
-            Hello::Malformed(_) => match rules.outbound {
-                mode if mode.is_open() && port.is_none_or(Port::is_nameless) => {
-                    let otherwise = unknown(rules, dst, None, Block::Close, Reason::Malformed);
-                    self.nameless(port, rules, dst, otherwise)
-                }
-                _ => refuse(Block::Close, Reason::Malformed),
-            },
+            // with names uses, they are bytes as any.
+            Hello::Malformed(_) if port.is_none_or(Port::is_nameless) => {
+                let otherwise = unknown(rules, dst, None, Block::Close, Reason::Malformed);
+                self.nameless(port, rules, dst, otherwise)
+            }
+            Hello::Malformed(_) => refuse(Block::Close, Reason::Malformed),
         }
     }
 

@@ -3,10 +3,14 @@
 //! Nothing is decided here a second time. Both doors ask [`by_address`] and [`by_hello`] and say
 //! whether the kernel can do what they answer; what it cannot is the proxy's.
 
+use std::net::SocketAddr;
+
 use super::host::HostName;
+use super::route::Destination;
 use super::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use super::{
-    Action, ByAddress, Decision, Flow, Group, Place, Policy, Reason, Upstream, by_address, by_hello,
+    Action, ByAddress, Claim, ClusterName, Decision, Flow, Group, Place, Policy, Reason, Upstream,
+    by_address, by_hello,
 };
 use crate::policy::Outbound;
 use crate::sniff::{ClientHello, Hello, Malformed};
@@ -18,8 +22,12 @@ pub enum Tier {
     Proxy(WhyProxy),
     /// Refuse them: no byte of any client is allowed.
     Refused(Reason),
-    /// Let them go direct: every byte of every client is allowed, and leads there.
-    Direct(Decision),
+    /// Let them go direct: every byte of every client is allowed, and leads there. With a name: only
+    /// if the daemon's own resolution of that has the address (R3).
+    Direct(Decision, Option<HostName>),
+    /// The same, but that HTTP would be judged request by request and allowed, and that the log
+    /// has the name that is shown (MESH-21).
+    Noticed(Decision),
     /// Let them go direct once they have shown a name that [`by_name`] allows; whatever else they
     /// send is refused.
     Named,
@@ -37,40 +45,199 @@ pub enum NameTier {
     Direct(Decision, Option<HostName>),
 }
 
-/// Why connections are the proxy's.
+/// Why connections are the proxy's. A small closed set: it labels metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WhyProxy {
+    /// `fastPath` is off, or the kernel cannot end connections.
+    Off,
+    /// The kernel could not judge what an earlier connection to this destination said.
+    Remembered,
+    /// Names decide, and none of them is known to have this address (yet).
+    Unresolved,
+    /// The same, where all those names are wildcards: no name below one was looked up yet.
+    Wildcard,
+    /// Nothing is allowed there: the proxy refuses it, and says so in the client's protocol.
+    Nothing,
     /// HTTP that some entry may allow, request by request.
     Http,
+    /// It passes whatever it says, but it is not known (yet) whether that is HTTP, which is logged
+    /// request by request.
+    Unheard,
     /// The verdict hangs on bytes that the kernel does not read.
     Bytes,
-    /// Several destinations to choose from.
-    Several,
+    /// A VirtualService shares it among several destinations.
+    VirtualService,
     /// A DestinationRule says how it is carried.
-    Traffic,
-    /// It goes elsewhere than to the address and port that were dialled.
-    OtherPlace,
+    DestinationRule,
+    /// It goes to a target port other than the dialled one.
+    TargetPort,
+    /// It goes to endpoints other than the dialled address, or to one of several.
+    Endpoint,
+    /// A Sidecar's egress proxy takes it.
+    EgressProxy,
     /// Only a resolution can tell whose address it is (GAP-1).
     Resolution,
 }
 
-/// What the kernel can do before any byte.
-pub fn by_destination(policy: &Policy, flow: &Flow<'_>) -> Tier {
+impl WhyProxy {
+    /// Every reason.
+    pub const ALL: [Self; 14] = [
+        Self::Off,
+        Self::Remembered,
+        Self::Unresolved,
+        Self::Wildcard,
+        Self::Nothing,
+        Self::Http,
+        Self::Unheard,
+        Self::Bytes,
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::TargetPort,
+        Self::Endpoint,
+        Self::EgressProxy,
+        Self::Resolution,
+    ];
+
+    /// The label in metrics and status.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Off => "fast_path_off",
+            Self::Remembered => "remembered",
+            Self::Unresolved => "name_not_resolved",
+            Self::Wildcard => "wildcard",
+            Self::Nothing => "nothing_allowed",
+            Self::Http => "http",
+            Self::Unheard => "protocol_unknown",
+            Self::Bytes => "bytes",
+            Self::VirtualService => "virtual_service",
+            Self::DestinationRule => "destination_rule",
+            Self::TargetPort => "target_port",
+            Self::Endpoint => "endpoint",
+            Self::EgressProxy => "egress_proxy",
+            Self::Resolution => "resolution",
+        }
+    }
+
+    /// The reason as a clause for people.
+    pub fn explain(self) -> &'static str {
+        match self {
+            Self::Off => "fastPath is off",
+            Self::Remembered => "the kernel could not judge an earlier connection to there",
+            Self::Unresolved => {
+                "names decide there, and none that is allowed is known to have this address"
+            }
+            Self::Wildcard => {
+                "wildcards decide there, and no name below one is known to have this address"
+            }
+            Self::Nothing => "nothing is allowed there, and the proxy can say so",
+            Self::Http => "HTTP is judged request by request",
+            Self::Unheard => "it may be HTTP, which is logged request by request",
+            Self::Bytes => "the verdict hangs on bytes that the kernel does not read",
+            Self::VirtualService => "a VirtualService shares it among several destinations",
+            Self::DestinationRule => "a DestinationRule says how it is carried",
+            Self::TargetPort => "it goes to a target port other than the dialled one",
+            Self::Endpoint => "it goes to other endpoints than the dialled address",
+            Self::EgressProxy => "the Sidecar's egress proxy takes it",
+            Self::Resolution => "only a resolution can tell whose address it is",
+        }
+    }
+}
+
+/// What the kernel can do before any byte. `owns`: whether the daemon's own resolution of a host has
+/// the dialled address; `None`: it has none.
+pub fn by_destination(
+    policy: &Policy,
+    flow: &Flow<'_>,
+    owns: &dyn Fn(&HostName) -> Option<bool>,
+) -> Tier {
     match by_address(policy, flow) {
         ByAddress::Decided(decision) => match &decision.action {
             Action::Block(_) => Tier::Refused(decision.reason),
-            _ => match leads_there(&decision, flow) {
-                Ok(None) => Tier::Direct(decision),
-                Ok(Some(_)) => Tier::Proxy(WhyProxy::Resolution),
-                Err(why) => Tier::Proxy(why),
-            },
+            _ => direct(decision, flow, owns),
         },
         ByAddress::Inspect { unless_client_speaks } => {
+            if no_byte_matters(policy, flow) {
+                return whatever_is_said(policy, flow, unless_client_speaks, owns);
+            }
             match only_names_decide(policy, flow, &unless_client_speaks) {
                 Ok(()) => Tier::Named,
                 Err(why) => Tier::Proxy(why),
             }
         }
+    }
+}
+
+fn direct(decision: Decision, flow: &Flow<'_>, owns: &dyn Fn(&HostName) -> Option<bool>) -> Tier {
+    let settled = match settle(decision, owns) {
+        Some(settled) => settled,
+        None => return Tier::Proxy(WhyProxy::Resolution),
+    };
+    match leads_there(&settled, flow) {
+        Ok(host) => {
+            let host = host.cloned();
+            Tier::Direct(settled, host)
+        }
+        Err(why) => Tier::Proxy(why),
+    }
+}
+
+/// The verdict on an address that a claiming host is known to have; `None`: no claim is known to
+/// hold, or one that comes before cannot be told.
+fn settle(decision: Decision, owns: &dyn Fn(&HostName) -> Option<bool>) -> Option<Decision> {
+    let Action::ByResolution(open) = &decision.action else { return Some(decision) };
+    for claim in open.claims.iter() {
+        match owns(&claim.host) {
+            Some(true) => return Some(claim.decision.clone()),
+            Some(false) => {}
+            None => return None,
+        }
+    }
+    None
+}
+
+/// Whether nothing on this port asks for a name or a request, at any address.
+fn no_byte_matters(policy: &Policy, flow: &Flow<'_>) -> bool {
+    let port = flow.dst.addr().port();
+    let Some(rules) = policy.rules(flow) else { return false };
+    let plain = |service: &super::Service| {
+        service.group == Group::Tcp && !service.nominal && service.chains.is_empty()
+    };
+    rules.outbound != Outbound::AllowAnyDynamicDns
+        && rules.services.iter().filter(|service| service.port == port).all(plain)
+}
+
+/// Where no byte matters: what becomes of the connection, whatever it says.
+fn whatever_is_said(
+    policy: &Policy,
+    flow: &Flow<'_>,
+    silent: Decision,
+    owns: &dyn Fn(&HostName) -> Option<bool>,
+) -> Tier {
+    let claimed = matches!(silent.action, Action::ByResolution(_));
+    let passes = matches!(silent.action, Action::Relay(_));
+    if !claimed && !passes {
+        // Refused with an answer, whatever it says.
+        return Tier::Named;
+    }
+    let whole = direct(silent, flow, owns);
+    let Tier::Direct(decision, _) = &whole else { return whole };
+    let unknown = HostName::parse("interceptor-probe.invalid").ok();
+    let probes = [Hello::Opaque, Hello::Malformed(Malformed("")), tls(None), tls(unknown)];
+    let alike = |hello: &Hello| {
+        let said = settle(by_hello(policy, flow, hello), owns);
+        said.is_some_and(|said| {
+            said.cluster == decision.cluster && leads_there(&said, flow).is_ok()
+        })
+    };
+    if !probes.iter().all(alike) {
+        return Tier::Proxy(WhyProxy::Bytes);
+    }
+    match settle(by_hello(policy, flow, &Hello::Http1), owns) {
+        Some(Decision { action: Action::Http, .. }) if decision.reason == Reason::AllowAny => {
+            Tier::Noticed(decision.clone())
+        }
+        Some(said) if said.cluster == decision.cluster => whole,
+        _ => Tier::Proxy(WhyProxy::Http),
     }
 }
 
@@ -136,28 +303,91 @@ fn leads_there<'a>(
         Action::ByResolution(_) => return Err(WhyProxy::Resolution),
         _ => return Err(WhyProxy::Http),
     };
-    let [to] = to.as_slice() else { return Err(WhyProxy::Several) };
+    let [to] = to.as_slice() else { return Err(WhyProxy::VirtualService) };
     if !is_plain(&to.traffic) {
-        return Err(WhyProxy::Traffic);
+        return Err(WhyProxy::DestinationRule);
     }
+    place(to, decision.reason, dialled)
+}
+
+/// Where a destination leads, as [`leads_there`] has it.
+fn place(
+    to: &Destination,
+    reason: Reason,
+    dialled: SocketAddr,
+) -> Result<Option<&HostName>, WhyProxy> {
+    // What nobody claims leads where it dialled, but for an egress proxy.
+    let elsewhere = match reason {
+        Reason::AllowAny => WhyProxy::EgressProxy,
+        _ => WhyProxy::Endpoint,
+    };
     match &to.upstream {
         Upstream::OriginalDst { port, .. } if *port == dialled.port() => Ok(None),
         Upstream::VerifiedOriginalDst { host, port } if *port == dialled.port() => Ok(Some(host)),
+        Upstream::OriginalDst { .. } | Upstream::VerifiedOriginalDst { .. } => {
+            Err(WhyProxy::TargetPort)
+        }
         Upstream::Static(endpoints) => match &**endpoints {
             [one] if one.target == dialled => Ok(None),
-            [_] => Err(WhyProxy::OtherPlace),
-            _ => Err(WhyProxy::Several),
+            [one] if one.target.ip() == dialled.ip() => Err(WhyProxy::TargetPort),
+            _ => Err(elsewhere),
         },
         Upstream::Dns { endpoints, .. } => match &**endpoints {
-            [one] if one.target.1 != dialled.port() => Err(WhyProxy::OtherPlace),
             [one] => match &one.target.0 {
+                Place::Ip(ip) if *ip != dialled.ip().to_canonical() => Err(elsewhere),
+                _ if one.target.1 != dialled.port() && reason != Reason::AllowAny => {
+                    Err(WhyProxy::TargetPort)
+                }
+                _ if one.target.1 != dialled.port() => Err(elsewhere),
                 Place::Name(name) => Ok(Some(name)),
-                Place::Ip(ip) if *ip == dialled.ip().to_canonical() => Ok(None),
-                Place::Ip(_) => Err(WhyProxy::OtherPlace),
+                Place::Ip(_) => Ok(None),
             },
-            _ => Err(WhyProxy::Several),
+            _ => Err(elsewhere),
         },
-        _ => Err(WhyProxy::OtherPlace),
+        _ => Err(elsewhere),
+    }
+}
+
+/// Why a policy does not allow a connection that went direct, if it does not (T-62). `shown`: the name
+/// that it showed; `cluster`: whose it was; `owns`: whether the daemon's own resolution of a host has
+/// the dialled address. That a name has lost the address since is no reason.
+pub fn withdrawn(
+    policy: &Policy,
+    flow: &Flow<'_>,
+    shown: Option<&HostName>,
+    cluster: Option<&ClusterName>,
+    owns: &dyn Fn(&HostName) -> bool,
+) -> Option<&'static str> {
+    let decision = match by_address(policy, flow) {
+        ByAddress::Decided(decision) => decision,
+        ByAddress::Inspect { .. } => {
+            // As the proxy does it: bytes that nobody looked at show no name.
+            let hello = shown.map_or(Hello::Opaque, |name| tls(Some(name.clone())));
+            by_hello(policy, flow, &hello)
+        }
+    };
+    let is_own = |of: Option<&ClusterName>| cluster.is_some() && of == cluster;
+    let decision = match &decision.action {
+        Action::ByResolution(open) => {
+            let holds =
+                |claim: &&Claim| is_own(claim.decision.cluster.as_ref()) || owns(&claim.host);
+            open.claims.iter().find(holds).map_or(&open.otherwise, |claim| &claim.decision)
+        }
+        _ => &decision,
+    };
+    let dialled = flow.dst.addr();
+    let leads = |to: &Destination| match (&to.upstream, place(to, decision.reason, dialled)) {
+        (_, Ok(None)) => true,
+        // The name that was shown had the address then.
+        (_, Ok(Some(host))) => owns(host) || shown == Some(host) || is_own(to.cluster.as_ref()),
+        (Upstream::Static(all), Err(_)) => all.iter().any(|endpoint| endpoint.target == dialled),
+        _ => false,
+    };
+    match &decision.action {
+        Action::Block(_) => Some(decision.reason.label()),
+        Action::Relay(to) if to.iter().any(leads) => None,
+        Action::Relay(_) => Some("other_upstream"),
+        _ => Some("other_protocol"),
     }
 }
 

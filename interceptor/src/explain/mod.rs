@@ -9,6 +9,7 @@ mod render;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod way;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -22,6 +23,7 @@ pub use self::candidates::Candidate;
 pub use self::nearest::Nearest;
 pub use self::outcome::{Expect, Outcome, UpstreamTls};
 pub use self::question::{BadQuestion, FirstBytes, Peer, Question};
+pub use self::way::Way;
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, Decision, Flow, RequestHead};
 use crate::origin::OriginalDst;
@@ -55,6 +57,8 @@ pub struct Explanation {
     pub snapshot: Snapshot,
     /// The stages before the verdict, in order: what each is called and what it finds.
     pub steps: Vec<(&'static str, String)>,
+    /// Whether it needs the proxy.
+    pub way: Way,
     /// Resources that were considered.
     pub candidates: Vec<Candidate>,
     /// How many more there are.
@@ -198,6 +202,14 @@ impl<'a> Asker<'a> {
             Some(decision) => candidates::candidates(policy, question, &answer.dialled, decision),
             None => (Vec::new(), 0),
         };
+        let way = match &answer.decision {
+            Some(_) => {
+                let known = self.known.iter().map(|(name, ips)| (name, &**ips));
+                let namespace = &self.caller.namespace;
+                Way::of(&loaded.snapshot, namespace, question, &answer.dialled, known)
+            }
+            None => Way::bypass(),
+        };
         let refused = !answer.outcome.allowed;
         let nearest =
             refused.then(|| nearest::nearest(policy, question, &answer.dialled)).flatten();
@@ -213,6 +225,7 @@ impl<'a> Asker<'a> {
             question: question.clone(),
             dialled: answer.dialled,
             steps: answer.steps,
+            way,
             candidates,
             more_candidates,
             reason: (reason.explain(), reason.label()),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Candidate, Expect, Explanation, Nearest};
+use super::{Candidate, Expect, Explanation, Nearest, Way};
 use crate::policy::{Enforcement, Outbound};
 
 impl Explanation {
@@ -47,6 +47,7 @@ impl Explanation {
                 http,
             },
             steps: self.steps.iter().map(|(stage, finding)| Step { stage, finding }).collect(),
+            way: self.way,
             candidates: &self.candidates,
             more_candidates: self.more_candidates,
             allowed: self.outcome.allowed,
@@ -68,6 +69,8 @@ struct Json<'a> {
     outbound: &'a str,
     flow: Flow<'a>,
     steps: Vec<Step<'a>>,
+    #[serde(flatten)]
+    way: Way,
     candidates: &'a [Candidate],
     more_candidates: usize,
     allowed: bool,
@@ -120,6 +123,8 @@ impl fmt::Display for Explanation {
         for (stage, finding) in &self.steps {
             row(f, stage, finding)?;
         }
+        let why = self.way.why.map_or(String::new(), |why| format!(" ({why})"));
+        row(f, "tier", &format!("{}{why}: {}", self.way.tier, self.way.text))?;
         if self.candidates.is_empty() {
             row(f, "candidates", "none")?;
         }

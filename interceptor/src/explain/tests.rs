@@ -86,6 +86,49 @@ fn ask(setting: &Setting, question: &Question) -> Explanation {
 use Enforcement::{Istio, Strict};
 use Outbound::{AllowAny, RegistryOnly};
 
+/// The tier, in text and JSON, and why it is the proxy's.
+#[test]
+fn the_tier_is_named_and_why_it_is_the_proxys() {
+    let files = Files::of(REGISTRY);
+    for (fast_path, mode, target, dst, tier, why) in [
+        (Some(true), RegistryOnly, "https://www.google.com", None, "name", None),
+        // Names decide, and nobody knows that this address is one of the name's.
+        (
+            Some(true),
+            RegistryOnly,
+            "https://www.google.com",
+            Some("192.0.2.7"),
+            "proxy",
+            Some("name_not_resolved"),
+        ),
+        (Some(true), RegistryOnly, "http://de.wikipedia.org/x", None, "proxy", Some("http")),
+        (Some(true), RegistryOnly, "tcp://db.example.com:5432", Some("10.1.2.3"), "direct", None),
+        (
+            Some(true),
+            RegistryOnly,
+            "tcp://x.test:9",
+            Some("192.0.2.7"),
+            "proxy",
+            Some("nothing_allowed"),
+        ),
+        (Some(true), RegistryOnly, "http://m/", Some("169.254.169.254"), "refused", None),
+        (Some(true), RegistryOnly, "http://x.org/", Some("198.18.0.1"), "bypass", None),
+        (Some(false), RegistryOnly, "https://www.google.com", None, "proxy", Some("fast_path_off")),
+    ] {
+        let mut setting = files.setting(Strict, mode);
+        setting.sources.fast_path = fast_path;
+        let question = Question::parse(target, dst).expect("a question");
+        let explained = ask(&setting, &question);
+        assert_eq!((explained.way.tier, explained.way.why), (tier, why), "{target} {dst:?}");
+        let json: serde_json::Value =
+            serde_json::from_str(&explained.to_json().expect("JSON")).expect("JSON");
+        assert_eq!((json["tier"].as_str(), json["why"].as_str()), (Some(tier), why), "{target}");
+        let text = explained.to_string();
+        let shown = why.map_or(format!("tier         {tier}:"), |why| format!("{tier} ({why}):"));
+        assert!(text.contains(&shown), "{text}");
+    }
+}
+
 /// Verdict, cluster, route, upstream, rule: what the daemon does with the same connection.
 #[test]
 fn verdicts_in_both_profiles_and_modes() {

@@ -7,11 +7,14 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use interceptor_common::{EndpointKey, EndpointRule, Label, NameKey, Pending, capacity, maps};
+use interceptor_common::{
+    EndpointKey, EndpointRule, Label, NameKey, Pending, Proof, ShownName, SocketState, Tier,
+    capacity, maps,
+};
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
-use super::events::socket_addr;
+use super::events::{read, shown, socket_addr};
 use super::tables::{TableError, TableFill, at};
 use super::{KernelError, take};
 
@@ -66,6 +69,34 @@ pub struct SocketId {
     pub src: SocketAddr,
     /// The other.
     pub dst: SocketAddr,
+}
+
+/// An open connection that went direct by policy, and showed its name if it owed one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectFlow {
+    /// The address dialled.
+    pub dst: SocketAddr,
+    /// The number of its label; 0: none.
+    pub label: u32,
+    /// The name that it showed, where the label does not tell it.
+    pub name: Option<String>,
+}
+
+impl DirectFlow {
+    /// What a socket's storage in [`super::Kernel::socket_storage`] tells; `None`: it is no such
+    /// connection.
+    pub fn of(storage: &[Vec<u8>]) -> Option<Self> {
+        let of_size = |size: usize| storage.iter().find(|value| value.len() == size);
+        let state: SocketState = read(of_size(size_of::<SocketState>())?)?;
+        let direct = [Tier::Direct as u8, Tier::Named as u8].contains(&state.tier);
+        let judged = [Proof::Done as u8, Proof::Noticed as u8].contains(&state.proof);
+        let name = || shown(&read::<ShownName>(of_size(size_of::<ShownName>())?)?);
+        (direct && judged).then(|| Self {
+            dst: socket_addr(&state.dst),
+            label: state.label,
+            name: (state.name_kept != 0).then(name).flatten(),
+        })
+    }
 }
 
 impl DirectTables {

@@ -63,6 +63,8 @@ pub struct Closed {
     pub bytes_received: u64,
     /// Whether the connection was ever established.
     pub established: bool,
+    /// Whether its hello was seen to offer encrypted_client_hello.
+    pub ech: bool,
 }
 
 /// A refusal in the kernel.
@@ -92,6 +94,8 @@ pub struct RefusedHello {
     pub finding: Finding,
     /// The name that it showed.
     pub name: Option<String>,
+    /// Whether its hello offered encrypted_client_hello.
+    pub ech: bool,
 }
 
 /// Reads both ring buffers.
@@ -157,8 +161,8 @@ fn read_record(bytes: &[u8]) -> Option<NamedEvent> {
     Some(NamedEvent { event: read::<Event>(bytes)?, name: ShownName::default() })
 }
 
-#[expect(unsafe_code, reason = "reads a plain-data struct from the ring buffer's bytes")]
-fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+#[expect(unsafe_code, reason = "reads a plain-data struct from the kernel's bytes")]
+pub(super) fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
         return None;
     }
@@ -171,6 +175,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
     let dst = socket_addr(&event.dst);
     let start = wall_clock(event.started_ns);
     let finding = Finding::ALL.get(event.finding as usize).copied();
+    let ech = event.marks & Event::ECH != 0;
     let closed = |tier| {
         KernelEvent::Closed(Closed {
             tier,
@@ -183,6 +188,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
             bytes_sent: event.bytes_sent,
             bytes_received: event.bytes_received,
             established: event.established != 0,
+            ech,
         })
     };
     const BYPASSED: u32 = FlowKind::Bypassed as u32;
@@ -196,7 +202,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
         BYPASSED => closed(ClosedTier::Bypassed),
         RESOLVER => closed(ClosedTier::Resolver),
         DIRECT => closed(ClosedTier::Direct),
-        NAMED => closed(ClosedTier::Named { proven: event.unproven == 0 }),
+        NAMED => closed(ClosedTier::Named { proven: event.marks & Event::UNPROVEN == 0 }),
         REFUSED_CONNECT | REFUSED_DATAGRAM => KernelEvent::Refused(Refused {
             at: start,
             dst,
@@ -214,13 +220,14 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
             },
             finding: finding?,
             name: shown(name),
+            ech,
         }),
         _ => return None,
     })
 }
 
 /// The name that a client showed, the right way round; `None`: none.
-fn shown(name: &ShownName) -> Option<String> {
+pub(super) fn shown(name: &ShownName) -> Option<String> {
     let end = name.bytes.iter().position(|byte| *byte == 0)?;
     let name: Vec<u8> = name.bytes[..end].iter().rev().copied().collect();
     // The kernel's reader lets only bytes of host names pass.
@@ -241,7 +248,7 @@ fn wall_clock(monotonic_ns: u64) -> SystemTime {
 }
 
 #[expect(unsafe_code, reason = "AsyncFd::register asks for a promise about the descriptor")]
-fn watch<T: AsRawFd>(inner: T) -> std::io::Result<AsyncFd<T>> {
+pub(super) fn watch<T: AsRawFd>(inner: T) -> std::io::Result<AsyncFd<T>> {
     // SAFETY: the types used here own their descriptor, return the same one for their whole life,
     // and the AsyncFd owns them.
     Ok(unsafe { AsyncFd::register(inner) }?)

@@ -2,6 +2,7 @@
 
 mod direct;
 mod events;
+mod hints;
 mod hooks;
 mod object;
 mod pins;
@@ -25,8 +26,9 @@ use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
 
-pub use direct::{DirectTables, EndpointRow, NameRow, PendingFlow, SocketId};
+pub use direct::{DirectFlow, DirectTables, EndpointRow, NameRow, PendingFlow, SocketId};
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
+pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use pins::{PinError, Pins};
 pub use probe::{KernelVersion, MissingFeature};
@@ -39,6 +41,7 @@ pub struct Kernel {
     tables: Mutex<Tables>,
     direct: Mutex<DirectTables>,
     accepted: SkStorage<MapData, Handover>,
+    storage: [OwnedFd; 2],
     attachments: Vec<Attachment>,
     pins: Pins,
     /// Keeps the programs' own descriptors open; links alone would do, maps are pinned.
@@ -116,7 +119,7 @@ impl Kernel {
     pub fn load(
         plan: &Plan<'_>,
         prepare: impl FnOnce(&mut Tables) -> Result<(), TableError>,
-    ) -> Result<(Self, EventReader), KernelError> {
+    ) -> Result<(Self, EventReader, HintReader), KernelError> {
         let object = object::embedded().ok_or(KernelError::NoObject)?;
         let version = probe::require_floor()?;
         let pins = Pins::of(plan.name);
@@ -135,7 +138,7 @@ impl Kernel {
         object: &[u8],
         version: KernelVersion,
         pins: &Pins,
-    ) -> Result<(Self, EventReader), KernelError> {
+    ) -> Result<(Self, EventReader, HintReader), KernelError> {
         pins.prepare()?;
         let mut ebpf = load_object(object, pins, version, plan.log)?;
         load_programs(&mut ebpf)?;
@@ -148,18 +151,31 @@ impl Kernel {
         pins.remove_other_maps()?;
         let accepted =
             SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
+        let storage = |name| sys::open_pinned(&pins.maps().join(name)).map_err(load_failed);
+        let storage = [storage(maps::SOCKETS)?, storage(maps::SHOWN)?];
         let events = EventReader::new(
             RingBuf::try_from(take(&mut ebpf, maps::FLOWS)?).map_err(load_failed)?,
             RingBuf::try_from(take(&mut ebpf, maps::REFUSALS)?).map_err(load_failed)?,
         )
         .map_err(load_failed)?;
+        let hints = RingBuf::try_from(take(&mut ebpf, maps::HINTS)?).map_err(load_failed)?;
+        let hints = HintReader::new(hints).map_err(load_failed)?;
         if plan.log {
             events::forward_bpf_log(&mut ebpf).map_err(KernelError::Load)?;
         }
         let (tables, direct) = (Mutex::new(tables), Mutex::new(direct));
         Ok((
-            Self { tables, direct, accepted, attachments, pins: pins.clone(), _object: ebpf },
+            Self {
+                tables,
+                direct,
+                accepted,
+                storage,
+                attachments,
+                pins: pins.clone(),
+                _object: ebpf,
+            },
             events,
+            hints,
         ))
     }
 
@@ -177,6 +193,11 @@ impl Kernel {
     /// nothing over: then nobody may guess (T-11).
     pub fn handover(&self, accepted: &TcpStream) -> Option<Handover> {
         self.accepted.get(accepted, 0).ok()
+    }
+
+    /// The maps in which workloads' sockets keep what [`DirectFlow::of`] reads.
+    pub fn socket_storage(&self) -> [BorrowedFd<'_>; 2] {
+        self.storage.each_ref().map(AsFd::as_fd)
     }
 
     /// What is attached where.

@@ -1,6 +1,5 @@
 //! Network namespaces: opening one, making a socket in it, following its routes, ending its sockets.
 
-mod destroy;
 pub mod diag;
 mod routes;
 
@@ -10,7 +9,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-pub use destroy::{Destroyed, Destroyer};
 pub use routes::Routes;
 
 use nix::sched::{CloneFlags, setns};

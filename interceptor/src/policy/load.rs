@@ -277,7 +277,7 @@ fn load_once(
         refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
         credentials: resources.secrets.keyring(namespace),
         on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
-        fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(false),
+        fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(true),
     };
     let inventory = {
         let rejected: HashSet<_> =

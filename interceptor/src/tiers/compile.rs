@@ -8,94 +8,47 @@ use interceptor_common::EndpointKey;
 use ipnet::IpNet;
 
 use super::book::AddressBook;
+use super::rows::{Compiled, Label, NameSet, Pattern, Row};
 use super::survey::{Named, Port, Survey, network_of};
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
 use crate::decide::pattern::EntryHost;
-use crate::decide::tier::{NameTier, Tier, by_destination, by_name};
-use crate::decide::{Action, ClusterName, Decision, Flow, Policy, Reason};
+use crate::decide::tier::{NameTier, Tier, WhyProxy, by_destination, by_name};
+use crate::decide::{CAPTURE_PORTS, Flow, Policy};
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot};
 
-/// The rows of `ENDPOINTS`, by port and network. What has no row is the proxy's.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Compiled {
-    /// Of the longest network that holds an address, its row counts. Port
-    /// [`EndpointKey::ANY_PORT`] is for ports without a row for the address.
-    pub rows: BTreeMap<(u16, IpNet), Row>,
-}
-
-/// What the kernel does with a destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Row {
-    /// To the proxy: a hole in a larger network.
-    Proxy,
-    /// Refused.
-    Refused(Reason),
-    /// Direct.
-    Direct(Label),
-    /// Direct after a name of the set.
-    Named(Arc<NameSet>),
-}
-
-/// Names that may be shown at a destination; `None`: one that may not, in spite of a wildcard around
-/// it. What is not in the set may not either.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct NameSet(pub BTreeMap<Pattern, Option<Label>>);
-
-/// A name, or all names below it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pattern {
-    /// The name.
-    pub name: HostName,
-    /// Those below it, instead of itself (T-22).
-    pub below: bool,
-}
-
-/// What the log says of a direct flow.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Label {
-    /// The cluster.
-    pub cluster: Option<Arc<str>>,
-    /// The pattern that the shown name fits; `None`: no name had to be shown.
-    pub shown: Option<Pattern>,
-}
-
-impl Label {
-    fn new(decision: &Decision, shown: Option<Pattern>) -> Self {
-        let cluster = match &decision.action {
-            Action::Relay(to) => to.first().and_then(|to| to.cluster.clone()),
-            _ => None,
-        };
-        let cluster = cluster.or_else(|| decision.cluster.clone());
-        Self { cluster: cluster.map(|ClusterName(name)| name), shown }
-    }
-
-    /// Whether several names have this label, so that the name itself is to be kept.
-    pub fn keeps_name(&self) -> bool {
-        self.shown.as_ref().is_some_and(|pattern| pattern.below)
-    }
-}
-
-/// Compiles the tables of one workload's policy.
+/// Compiles the tables of one workload's policy. `spoken`: destinations at which a client spoke, and
+/// not HTTP.
 pub fn compile(
     snapshot: &Snapshot,
     namespace: &str,
     survey: &Survey,
     book: &AddressBook,
+    spoken: impl IntoIterator<Item = SocketAddr>,
 ) -> Compiled {
-    let compiler = Compiler {
-        policy: &snapshot.policy,
-        namespace,
-        book,
-        istio: snapshot.enforcement == Enforcement::Istio,
-    };
-    let mut rows = BTreeMap::new();
+    let compiler = Compiler::new(snapshot, namespace, book);
+    let mut compiled = Compiled::default();
     for (port, facts) in &survey.ports {
-        compiler.port(*port, facts, &mut rows);
+        compiler.port(*port, facts, &mut compiled);
     }
-    compiler.any_port(survey, &mut rows);
-    Compiled { rows }
+    compiler.any_port(survey, &mut compiled);
+    for dst in spoken {
+        if let Some(row) = compiler.spoken(dst) {
+            compiled.rows.insert((dst.port(), network_of(dst.ip())), row);
+        }
+    }
+    compiled
+}
+
+/// The row of a destination at which a client spoke, and not HTTP; `None`: none of its own.
+pub fn spoken(
+    snapshot: &Snapshot,
+    namespace: &str,
+    book: &AddressBook,
+    dst: SocketAddr,
+) -> Option<Row> {
+    Compiler::new(snapshot, namespace, book).spoken(dst)
 }
 
 struct Compiler<'a> {
@@ -113,23 +66,44 @@ struct Candidate {
     sample: HostName,
 }
 
-/// What a name is worth at a place.
-enum Shown {
-    Direct(Label),
-    Refused,
-    Proxy,
+/// Whether a name has an address by the newest answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Fresh,
+    Retiring,
 }
 
-impl Compiler<'_> {
+/// What a name is worth at a place.
+enum Shown {
+    Direct(Label, Age),
+    Refused,
+    Proxy(WhyProxy),
+}
+
+impl<'a> Compiler<'a> {
+    fn new(snapshot: &'a Snapshot, namespace: &'a str, book: &'a AddressBook) -> Self {
+        let istio = snapshot.enforcement == Enforcement::Istio;
+        Self { policy: &snapshot.policy, namespace, book, istio }
+    }
+
+    fn spoken(&self, dst: SocketAddr) -> Option<Row> {
+        match self.tier(&self.flow(dst.ip(), dst.port())) {
+            Tier::Noticed(decision) => Some(Row::Noticed(Label::new(&decision, None))),
+            _ => None,
+        }
+    }
+
     fn flow(&self, ip: IpAddr, port: u16) -> Flow<'_> {
         Flow { dst: OriginalDst::new(SocketAddr::new(ip, port)), namespace: self.namespace }
     }
 
     /// The rows of one port: one for each network that a verdict may depend on, judged at an address
     /// of it that lies in no narrower one.
-    fn port(&self, port: u16, facts: &Port, rows: &mut BTreeMap<(u16, IpNet), Row>) {
+    fn port(&self, port: u16, facts: &Port, compiled: &mut Compiled) {
+        let claimed = facts.claims.iter().flat_map(|host| self.book.addresses(host));
+        let networks = facts.networks.iter().copied().chain(claimed.map(network_of));
         let mut places: BTreeMap<IpNet, BTreeSet<Candidate>> =
-            facts.networks.iter().map(|network| (*network, BTreeSet::new())).collect();
+            networks.map(|network| (network, BTreeSet::new())).collect();
         let mut anywhere = BTreeSet::new();
         for named in &facts.names {
             self.place(named, &mut places, &mut anywhere);
@@ -143,9 +117,31 @@ impl Compiler<'_> {
             let inherited = around().filter_map(|network| places.get(network)).flatten();
             let candidates = own.iter().chain(inherited).chain(&anywhere).collect();
             let row = self.row(&self.flow(ip, port), *network, candidates, facts);
-            if row != Row::Proxy || around().next().is_some() {
-                rows.insert((port, *network), row);
+            match row {
+                Row::Proxy(why) if around().next().is_none() => {
+                    compiled.without.networks.insert((port, *network), why);
+                }
+                row => drop(compiled.rows.insert((port, *network), row)),
             }
+        }
+        let why = self.without(port, &networks, &anywhere, facts);
+        compiled.without.ports.insert(port, why);
+    }
+
+    /// Why addresses in none of a port's networks are the proxy's.
+    fn without(
+        &self,
+        port: u16,
+        networks: &[IpNet],
+        anywhere: &BTreeSet<Candidate>,
+        facts: &Port,
+    ) -> WhyProxy {
+        let ip = address_outside(EVERYWHERE, networks);
+        let Some(ip) = ip else { return WhyProxy::Unresolved };
+        match self.row(&self.flow(ip, port), EVERYWHERE, anywhere.iter().collect(), facts) {
+            Row::Proxy(why) => why,
+            Row::Noticed(_) => WhyProxy::Unheard,
+            _ => WhyProxy::Unresolved,
         }
     }
 
@@ -188,38 +184,65 @@ impl Compiler<'_> {
         candidates: BTreeSet<&Candidate>,
         facts: &Port,
     ) -> Row {
-        match by_destination(self.policy, flow) {
-            Tier::Proxy(_) => Row::Proxy,
+        match self.tier(flow) {
+            Tier::Proxy(why) => Row::Proxy(why),
             Tier::Refused(reason) => Row::Refused(reason),
-            Tier::Direct(decision) => Row::Direct(Label::new(&decision, None)),
-            Tier::Named => {
-                let set = self.names(flow, network, candidates, facts);
-                set.map_or(Row::Proxy, |set| Row::Named(Arc::new(set)))
+            Tier::Direct(_, Some(host))
+                if self.is_own(&host, flow, network) != Some(Age::Fresh) =>
+            {
+                Row::Proxy(WhyProxy::Unresolved)
             }
+            Tier::Direct(decision, _) => Row::Direct(Label::new(&decision, None)),
+            Tier::Noticed(decision) => Row::Noticed(Label::new(&decision, None)),
+            Tier::Named => match self.names(flow, network, candidates, facts) {
+                Ok((set, true)) => Row::Named(Arc::new(set)),
+                Ok((set, false)) => Row::Retiring(Arc::new(set)),
+                Err(why) => Row::Proxy(why),
+            },
         }
     }
 
-    /// The names that may be shown at a place; `None` if there is none, or if one of them needs the
-    /// proxy there: its clients must not meet a refusal.
+    fn tier(&self, flow: &Flow<'_>) -> Tier {
+        let ip = flow.dst.addr().ip();
+        let owns = |host: &HostName| self.book.knows(host).then(|| self.book.has(host, ip));
+        by_destination(self.policy, flow, &owns)
+    }
+
+    /// Whether the dialled address is all of the network, and one that a connection to `host` may
+    /// go to (R3).
+    fn is_own(&self, host: &HostName, flow: &Flow<'_>, network: IpNet) -> Option<Age> {
+        let ip = flow.dst.addr().ip();
+        let alone = network.prefix_len() == network.max_prefix_len();
+        // T-40: the proxy refuses to dial it.
+        let special = !self.istio && is_special(ip);
+        if !alone || special || !self.book.had(host, ip) {
+            return None;
+        }
+        Some(if self.book.has(host, ip) { Age::Fresh } else { Age::Retiring })
+    }
+
+    /// The names that may be shown at a place; none if there is no name, or if one of them needs the
+    /// proxy there: its clients must not meet a refusal. True: new connections may go there.
     fn names(
         &self,
         flow: &Flow<'_>,
         network: IpNet,
         candidates: BTreeSet<&Candidate>,
         facts: &Port,
-    ) -> Option<NameSet> {
-        let mut set = BTreeMap::new();
+    ) -> Result<(NameSet, bool), WhyProxy> {
+        let (mut set, mut fresh) = (BTreeMap::new(), false);
         for candidate in candidates {
             match self.name(flow, network, candidate) {
-                Shown::Direct(label) => {
+                Shown::Direct(label, age) => {
+                    fresh |= age == Age::Fresh;
                     set.insert(candidate.pattern.clone(), Some(label));
                 }
                 Shown::Refused => {}
-                Shown::Proxy => return None,
+                Shown::Proxy(why) => return Err(why),
             }
         }
         if set.is_empty() {
-            return None;
+            return Err(facts.why_no_name());
         }
         let wide: Vec<EntryHost> = set
             .keys()
@@ -232,13 +255,13 @@ impl Compiler<'_> {
             for candidate in narrower.filter_map(|named| Candidate::of(&named.host)) {
                 // Not one of this place's own names: a wildcard over it must not stand for it.
                 let label = match self.name(flow, network, &candidate) {
-                    Shown::Direct(label) => Some(label),
-                    Shown::Refused | Shown::Proxy => None,
+                    Shown::Direct(label, _) => Some(label),
+                    Shown::Refused | Shown::Proxy(_) => None,
                 };
                 set.entry(candidate.pattern).or_insert(label);
             }
         }
-        Some(NameSet(set))
+        Ok((NameSet(set), fresh))
     }
 
     /// What a name is worth at a place.
@@ -246,37 +269,84 @@ impl Compiler<'_> {
         let Candidate { pattern, sample } = candidate;
         let (decision, host) = match by_name(self.policy, flow, sample) {
             NameTier::Refused => return Shown::Refused,
-            NameTier::Proxy(_) => return Shown::Proxy,
+            NameTier::Proxy(why) => return Shown::Proxy(why),
             NameTier::Direct(decision, host) => (decision, host),
         };
+        let mut age = Age::Fresh;
         if let Some(host) = host {
             // The names below a wildcard have addresses each of its own, and are candidates of
             // their own.
             if pattern.below && host == *sample {
                 return Shown::Refused;
             }
-            let ip = flow.dst.addr().ip();
-            let alone = network.prefix_len() == network.max_prefix_len();
-            // T-40: the proxy refuses to dial it.
-            let special = !self.istio && is_special(ip);
-            if !alone || special || !self.book.has(&host, ip) {
-                return Shown::Proxy;
+            match self.is_own(&host, flow, network) {
+                Some(own) => age = own,
+                None => return Shown::Proxy(WhyProxy::Unresolved),
             }
         }
-        Shown::Direct(Label::new(&decision, Some(pattern.clone())))
+        Shown::Direct(Label::new(&decision, Some(pattern.clone())), age)
     }
 
-    /// Refusals by address alone, whatever the port.
-    fn any_port(&self, survey: &Survey, rows: &mut BTreeMap<(u16, IpNet), Row>) {
-        // A port that no entry mentions stands for all of those.
+    /// What holds on every port that no entry mentions.
+    fn any_port(&self, survey: &Survey, compiled: &mut Compiled) {
+        // One that stands for all of those.
         let Some(port) = (1..=u16::MAX).rev().find(|port| !survey.ports.contains_key(port)) else {
             return;
         };
+        let without = self.without(port, &[], &BTreeSet::new(), &Port::default());
+        compiled.without.elsewhere = without;
         for network in special_networks() {
-            let flow = self.flow(network.addr(), port);
-            if let Tier::Refused(reason) = by_destination(self.policy, &flow) {
-                rows.insert((EndpointKey::ANY_PORT, network), Row::Refused(reason));
+            if let Tier::Refused(reason) = self.tier(&self.flow(network.addr(), port)) {
+                compiled.rows.insert((EndpointKey::ANY_PORT, network), Row::Refused(reason));
             }
+        }
+        let unknown = address_outside(EVERYWHERE, &[]).map(|ip| self.tier(&self.flow(ip, port)));
+        match unknown {
+            // No bytes are read. Ports with rows are asked before this one, so they need a row for
+            // every address.
+            Some(Tier::Direct(decision, None)) => {
+                let mentioned = survey.ports.keys().copied();
+                for port in mentioned.chain(CAPTURE_PORTS) {
+                    self.every_address(port, survey, compiled);
+                }
+                for network in WHOLE {
+                    let row = Row::Direct(Label::new(&decision, None));
+                    compiled.rows.insert((EndpointKey::ANY_PORT, network), row);
+                }
+            }
+            // Elsewhere it may be HTTP, which the proxy logs request by request.
+            Some(Tier::Noticed(_)) => {
+                let there =
+                    address_outside(EVERYWHERE, &[]).map(|ip| self.tier(&self.flow(ip, HTTPS)));
+                if matches!(there, Some(Tier::Noticed(_))) {
+                    self.every_address(HTTPS, survey, compiled);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives a port rows for all addresses that have none.
+    fn every_address(&self, port: u16, survey: &Survey, compiled: &mut Compiled) {
+        let none = Port::default();
+        let facts = survey.ports.get(&port).unwrap_or(&none);
+        // What had no wide row around it and so needed none of its own, does now.
+        let own: Vec<_> =
+            compiled.without.networks.iter().filter(|((p, _), _)| *p == port).collect();
+        let own: Vec<_> = own.into_iter().map(|(place, why)| (*place, Row::Proxy(*why))).collect();
+        for (place, row) in own {
+            compiled.rows.entry(place).or_insert(row);
+        }
+        let rows = compiled.rows.keys().filter(|(p, _)| *p == port);
+        let wide: Vec<IpNet> = special_networks().chain(WHOLE).collect();
+        let mut networks: Vec<IpNet> = rows.map(|(_, network)| *network).collect();
+        networks.extend(&wide);
+        networks.sort();
+        networks.dedup();
+        for network in wide {
+            let Some(ip) = address_outside(network, &networks) else { continue };
+            let row = self.row(&self.flow(ip, port), network, BTreeSet::new(), facts);
+            compiled.rows.entry((port, network)).or_insert(row);
         }
     }
 }
@@ -322,6 +392,18 @@ fn after(ip: IpAddr) -> Option<IpAddr> {
         IpAddr::V6(ip) => ip.to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
     }
 }
+
+/// Public addresses, of which most are in no entry: what holds at one without a network of its own.
+const EVERYWHERE: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 0)), 24);
+
+/// Every address.
+const WHOLE: [IpNet; 2] = [
+    IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+    IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+];
+
+/// Where nobody speaks plain HTTP.
+const HTTPS: u16 = 443;
 
 /// Networks in which all addresses are special, or metadata services (T-13).
 fn special_networks() -> impl Iterator<Item = IpNet> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use interceptor_common::{LABEL_KEEPS_NAME, LABEL_REFUSED};
 
-use super::compile::Label;
+use super::rows::Label;
 
 /// Labels by number. A label keeps its number for as long as the daemon runs, and mostly in the next
 /// run too, since flows may outlive both the policy and the daemon that let them go.

@@ -6,14 +6,19 @@
 
 mod book;
 pub mod compile;
+mod fallback;
+mod hints;
 mod labels;
+mod rows;
 mod survey;
 mod sync;
 #[cfg(test)]
 mod tests;
 
 pub use book::AddressBook;
-pub use compile::{Compiled, Label, NameSet, Pattern, Row};
+pub use fallback::Fallbacks;
+pub use hints::name_in;
 pub use labels::Labels;
+pub use rows::{Compiled, Label, NameSet, Pattern, Row};
 pub use survey::Survey;
 pub use sync::{POLICY, Sync, SyncError};

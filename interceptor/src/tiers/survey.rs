@@ -1,13 +1,14 @@
 //! What of a policy the tables have to know: for each port, the networks that verdicts depend on and
 //! the names that may be shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::decide::host::HostName;
 use crate::decide::pattern::EntryHost;
+use crate::decide::tier::WhyProxy;
 use crate::decide::traffic::LoadBalancer;
 use crate::decide::{Cluster, Group, Place, Policy, Service, Target, Upstream};
 
@@ -15,6 +16,10 @@ use crate::decide::{Cluster, Group, Place, Policy, Service, Target, Upstream};
 #[derive(Debug, Default)]
 pub struct Survey {
     pub(super) ports: BTreeMap<u16, Port>,
+    /// Hosts whose addresses count.
+    exact: HashSet<HostName>,
+    /// Names below which others' addresses count.
+    below: HashSet<Box<str>>,
 }
 
 /// What decisions on one port depend on.
@@ -24,6 +29,8 @@ pub(super) struct Port {
     pub(super) networks: BTreeSet<IpNet>,
     /// Every name that some chain asks for.
     pub(super) names: Vec<Named>,
+    /// Hosts that claim what they resolve to (GAP-1).
+    pub(super) claims: Vec<HostName>,
 }
 
 /// A name that may be shown on a port, and where that may be.
@@ -45,20 +52,45 @@ impl Survey {
         for service in policy.services().iter().filter(|service| !service.nominal) {
             survey.ports.entry(service.port).or_default().add(service);
         }
+        survey.exact = survey.hosts().into_iter().cloned().collect();
+        let names = survey.ports.values().flat_map(|port| &port.names);
+        let below = names.filter_map(|named| match &named.host {
+            EntryHost::Wildcard(parent) => Some(parent.as_str().into()),
+            _ => None,
+        });
+        survey.below = below.collect();
         survey
+    }
+
+    /// Whether some row may depend on the addresses of `name`.
+    pub fn could_use(&self, name: &HostName) -> bool {
+        self.exact.contains(name) || name.parents().any(|parent| self.below.contains(parent))
     }
 
     /// The hosts whose addresses the tables need.
     pub fn hosts(&self) -> BTreeSet<&HostName> {
         let names = self.ports.values().flat_map(|port| &port.names);
-        names.flat_map(|name| &name.resolved).collect()
+        let claims = self.ports.values().flat_map(|port| &port.claims);
+        names.flat_map(|name| &name.resolved).chain(claims).collect()
     }
 }
 
 impl Port {
+    /// Why no name may be shown at an address where names decide.
+    pub(super) fn why_no_name(&self) -> WhyProxy {
+        match self.names.as_slice() {
+            [] => WhyProxy::Nothing,
+            names if names.iter().all(|named| named.host.exact().is_none()) => WhyProxy::Wildcard,
+            _ => WhyProxy::Unresolved,
+        }
+    }
+
     fn add(&mut self, service: &Service) {
         self.networks.extend(service.cluster.addresses.iter().map(IpNet::trunc));
         self.networks.extend(endpoints(&service.cluster));
+        if service.group == Group::Tcp && service.cluster.addresses.is_empty() {
+            self.claims.extend(service.cluster.host.exact().cloned());
+        }
         if service.chains.is_empty() {
             if matches!(service.group, Group::Tls | Group::Sniffed) {
                 let networks = service.cluster.addresses.iter().copied();

@@ -1,18 +1,23 @@
 //! Keeps the kernel's tables in step with policy and with names' addresses.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use interceptor_common::{EndpointKey, EndpointRule, EndpointVerdict, LABEL_REFUSED};
+use interceptor_common::{EndpointRule, EndpointVerdict, LABEL_REFUSED};
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::book::AddressBook;
-use super::compile::{Compiled, NameSet, Row, compile};
+use super::compile::{compile, spoken};
+use super::fallback::Fallbacks;
+use super::hints::Heard;
 use super::labels::Labels;
+use super::rows::{Compiled, NameSet, Row};
 use super::survey::{Survey, network_of};
+use crate::decide::host::HostName;
+use crate::decide::tier::WhyProxy;
 use crate::kernel::{DirectTables, EndpointRow, Kernel, NameRow, TableError};
 use crate::policy::{Snapshot, Store};
 use crate::resolve::Resolver;
@@ -22,6 +27,8 @@ pub const POLICY: u16 = 1;
 
 /// How often names whose answers ran out are asked for anew: less than an address lingers.
 const REFRESH: Duration = Duration::from_secs(3);
+/// How much longer than an update the pause after it is.
+const PAUSE: u32 = 9;
 /// Questions under way at a time.
 const QUESTIONS: usize = 16;
 /// Names that are asked for before anybody connects. Further ones are learned from the proxy's own
@@ -31,6 +38,9 @@ const MAX_ASKED: usize = 1024;
 const AVOID: Duration = Duration::from_secs(600);
 /// Most such destinations; the oldest go.
 const MAX_AVOIDED: usize = 1024;
+/// Most destinations of which it is known that clients do not speak HTTP there; further ones are
+/// learned when some of them are forgotten, after [`AVOID`].
+const MAX_SPOKEN: usize = 4096;
 /// How long the number of a set is not given to another after its last use: a program that read it
 /// from one table must not find another's names in the other.
 const REST: Duration = Duration::from_secs(2);
@@ -49,8 +59,10 @@ pub struct Sync {
     kernel: Arc<Kernel>,
     resolver: Arc<Resolver>,
     labels: Arc<Labels>,
+    fallbacks: Arc<Fallbacks>,
     namespace: Arc<str>,
     enabled: bool,
+    questions: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -61,6 +73,9 @@ struct State {
     /// Generation of the policy that was compiled last; 0: none.
     generation: u64,
     avoided: VecDeque<(SocketAddr, Instant)>,
+    /// Where a client spoke, and not HTTP.
+    spoken: HashMap<SocketAddr, Instant>,
+    heard: Heard,
     written: Written,
 }
 
@@ -83,13 +98,26 @@ impl Sync {
         namespace: &str,
         enabled: bool,
     ) -> Self {
-        let state = Mutex::default();
-        Self { kernel, resolver, labels, namespace: namespace.into(), enabled, state }
+        Self {
+            kernel,
+            resolver,
+            labels,
+            fallbacks: Arc::default(),
+            namespace: namespace.into(),
+            enabled,
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
+            state: Mutex::default(),
+        }
     }
 
     /// Whether it writes anything at all.
     pub fn is_enabled(&self) -> bool {
         self.enabled
+    }
+
+    /// Why connections come to the proxy.
+    pub fn fallbacks(&self) -> &Arc<Fallbacks> {
+        &self.fallbacks
     }
 
     /// Makes the tables those of `snapshot`, with the addresses that are known now.
@@ -98,6 +126,11 @@ impl Sync {
     /// [`SyncError`].
     pub fn apply(&self, snapshot: &Snapshot) -> Result<(), SyncError> {
         self.update(snapshot, true)
+    }
+
+    /// Whether the daemon itself found `ip` to be an address of `host`, not long ago.
+    pub fn owns(&self, host: &HostName, ip: IpAddr) -> bool {
+        self.state().book.has(host, ip.to_canonical())
     }
 
     /// Sends connections to `dst` to the proxy for a while: the kernel cannot judge what is said
@@ -112,41 +145,103 @@ impl Sync {
         // At once; the next compilation has it too.
         let (place, rule) = ((dst.port(), network_of(dst.ip())), PROXY);
         match self.kernel.direct().set_endpoint(row_of(place), rule) {
-            Ok(()) => drop(state.written.rules.insert(place, rule)),
+            Ok(()) => {
+                state.written.rules.insert(place, rule);
+                self.fallbacks.remember(dst);
+            }
             Err(error) => tracing::warn!("{dst} stays direct: {error}"),
         }
+    }
+
+    /// A client that `snapshot` lets pass anywhere spoke at `dst`, and not HTTP: the next one may go
+    /// direct.
+    pub fn spoke(&self, snapshot: &Snapshot, dst: SocketAddr) {
+        let mut state = self.state();
+        let enabled = self.enabled && snapshot.fast_path;
+        let known = state.spoken.contains_key(&dst);
+        let avoided = state.avoided.iter().any(|(avoided, _)| *avoided == dst);
+        let stale = snapshot.generation != state.generation;
+        if !enabled || known || avoided || stale || state.spoken.len() >= MAX_SPOKEN {
+            return;
+        }
+        let Some(row) = spoken(snapshot, &self.namespace, &state.book, dst) else { return };
+        let place = (dst.port(), network_of(dst.ip()));
+        let Row::Noticed(label) = &row else { return };
+        if state.written.rules.contains_key(&place) {
+            return;
+        }
+        let rule = EndpointRule {
+            verdict: EndpointVerdict::Noticed as u8,
+            label: self.labels.number(label),
+            ..PROXY
+        };
+        match self.kernel.direct().set_endpoint(row_of(place), rule) {
+            Ok(()) => {
+                state.written.rules.insert(place, rule);
+                state.spoken.insert(dst, Instant::now());
+            }
+            Err(error) => tracing::warn!("{dst} stays with the proxy: {error}"),
+        }
+    }
+
+    /// The workload got an answer for `name`: if policy could use its addresses, the daemon asks for
+    /// them itself.
+    pub fn hear(&self, name: HostName) {
+        {
+            let mut state = self.state();
+            if !state.survey.could_use(&name) {
+                return;
+            }
+            state.heard.note(name.clone(), Instant::now());
+        }
+        if !self.resolver.remembers(&name) {
+            self.look_up(&name);
+        }
+    }
+
+    /// Asks for a name, unless enough questions are under way.
+    fn look_up(&self, name: &HostName) -> bool {
+        let Ok(room) = Arc::clone(&self.questions).try_acquire_owned() else { return false };
+        let (resolver, name) = (Arc::clone(&self.resolver), name.clone());
+        tokio::spawn(async move {
+            let _ = resolver.lookup(&name).await;
+            drop(room);
+        });
+        true
     }
 
     /// Follows the resolver's answers and policy's changes, for ever.
     pub async fn follow(self: Arc<Self>, policy: Arc<Store>) {
         let mut news = self.resolver.news();
         let mut tick = tokio::time::interval(REFRESH);
-        let questions = Arc::new(Semaphore::new(QUESTIONS));
         loop {
             tokio::select! {
                 heard = news.changed() => if heard.is_err() { return },
-                _ = tick.tick() => self.ask(&questions),
+                _ = tick.tick() => self.ask(),
             }
+            let started = Instant::now();
             if let Err(error) = self.update(&policy.current(), false) {
                 tracing::error!("{error}");
             }
+            // However often answers change, this takes no more than a small part of the time.
+            tokio::time::sleep(started.elapsed() * PAUSE).await;
         }
     }
 
     /// Asks for names whose answers ran out.
-    fn ask(&self, questions: &Arc<Semaphore>) {
-        let survey = Arc::clone(&self.state().survey);
-        for host in survey.hosts().into_iter().take(MAX_ASKED) {
-            if self.resolver.remembers(host) {
-                continue;
-            }
+    fn ask(&self) {
+        let (survey, heard) = {
+            let mut state = self.state();
+            (Arc::clone(&state.survey), state.heard.names(Instant::now()))
+        };
+        let known = survey.hosts().into_iter().take(MAX_ASKED);
+        // Policy may have changed since they were heard.
+        let heard = heard.iter().filter(|name| survey.could_use(name));
+        for host in heard.chain(known) {
             // Those that find no room now are asked for at the next turn.
-            let Ok(room) = Arc::clone(questions).try_acquire_owned() else { return };
-            let (resolver, host) = (Arc::clone(&self.resolver), host.clone());
-            tokio::spawn(async move {
-                let _ = resolver.lookup(&host).await;
-                drop(room);
-            });
+            if !self.resolver.remembers(host) && !self.look_up(host) {
+                return;
+            }
         }
     }
 
@@ -166,18 +261,27 @@ impl Sync {
         }
         let known = self.resolver.known();
         changed |= state.book.update(known.iter().map(|(host, ips)| (host, &**ips)), now);
-        let avoided = state.avoided.len();
+        let remembered = state.avoided.len() + state.spoken.len();
         state.avoided.retain(|(_, since)| now.duration_since(*since) < AVOID);
-        if !changed && state.avoided.len() == avoided {
+        state.spoken.retain(|_, since| now.duration_since(*since) < AVOID);
+        if !changed && state.avoided.len() + state.spoken.len() == remembered {
             return Ok(());
         }
         let mut compiled = Compiled::default();
         if enabled {
-            compiled = compile(snapshot, &self.namespace, &state.survey, &state.book);
+            compiled = compile(
+                snapshot,
+                &self.namespace,
+                &state.survey,
+                &state.book,
+                state.spoken.keys().copied(),
+            );
             for (dst, _) in &state.avoided {
-                compiled.rows.insert((dst.port(), network_of(dst.ip())), Row::Proxy);
+                let why = Row::Proxy(WhyProxy::Remembered);
+                compiled.rows.insert((dst.port(), network_of(dst.ip())), why);
             }
         }
+        self.fallbacks.replace(&compiled);
         let mut tables = self.kernel.direct();
         let written = state.written.replace(&compiled, &self.labels, &mut tables, now);
         written.inspect_err(|_| {
@@ -211,19 +315,24 @@ impl Written {
         for (place, row) in &compiled.rows {
             let mut rule = PROXY;
             rule.verdict = match row {
-                Row::Proxy => EndpointVerdict::Proxy,
+                Row::Proxy(_) => EndpointVerdict::Proxy,
                 Row::Refused(_) => EndpointVerdict::Refused,
                 Row::Direct(label) => {
                     rule.label = labels.number(label);
                     EndpointVerdict::Direct
                 }
-                Row::Named(set) => match self.number(set, &mut sets, labels, tables)? {
-                    Some(number) => {
-                        rule.names = number;
-                        EndpointVerdict::Named
+                Row::Noticed(label) => {
+                    rule.label = labels.number(label);
+                    EndpointVerdict::Noticed
+                }
+                Row::Named(set) | Row::Retiring(set) => {
+                    let number = self.number(set, &mut sets, labels, tables)?;
+                    rule.names = number.unwrap_or(0);
+                    match (row, number) {
+                        (Row::Named(_), Some(_)) => EndpointVerdict::Named,
+                        _ => EndpointVerdict::Proxy,
                     }
-                    None => EndpointVerdict::Proxy,
-                },
+                }
             } as u8;
             rules.insert(*place, rule);
         }
@@ -300,6 +409,5 @@ fn clone_pair((set, number): (&Arc<NameSet>, &u16)) -> (Arc<NameSet>, u16) {
 }
 
 fn row_of((port, network): (u16, IpNet)) -> EndpointRow {
-    debug_assert!(port != EndpointKey::ANY_PORT || network.prefix_len() > 0);
     EndpointRow { policy: POLICY, port, network }
 }

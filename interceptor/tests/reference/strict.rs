@@ -120,11 +120,7 @@ impl<'a> Reading<'a> {
             // Bytes that hide a name are refused, unless no name decides anything here.
             Bytes::Malformed => {
                 let named = self.here.iter().any(|service| service.kind() == Kind::Tls);
-                if named || self.routes_http() || mode(self.world) == Outbound::RegistryOnly {
-                    black_hole()
-                } else {
-                    self.nameless(black_hole())
-                }
+                if named || self.routes_http() { black_hole() } else { self.nameless(black_hole()) }
             }
         }
     }

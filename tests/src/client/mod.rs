@@ -71,6 +71,13 @@ pub enum Job {
         #[arg(long, default_value_t = 0)]
         grow: usize,
     },
+    /// A TLS handshake, then nothing, until the other end closes; a reset is a failure
+    Hold {
+        /// Where to
+        to: SocketAddr,
+        /// The name in the hello
+        name: String,
+    },
     /// Sends a TLS hello and so many bytes of the pattern to an echo service, ends its direction,
     /// and compares what comes back to the end; prints `BYTES intact`
     Echo {
@@ -224,6 +231,7 @@ pub fn run(job: Job) -> Result<String> {
             let cut = tls::Cut { segment, record, pause: Duration::from_millis(pause), grow };
             tls::hello(to, &name, cut)
         }
+        Job::Hold { to, name } => tls::hold(to, &name),
         Job::Echo { to, name, ech, bytes } => tls::echo(to, name.as_deref(), ech, bytes),
         Job::Datagram { to, connect } => plain::datagram(to, connect),
         Job::Ping { to } => plain::ping(to),

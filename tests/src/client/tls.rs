@@ -53,6 +53,18 @@ pub(super) fn hello(to: SocketAddr, name: &str, cut: Cut) -> Result<String> {
     Ok(format!("{status} after a hello of {} bytes", bytes.len()))
 }
 
+pub(super) fn hold(to: SocketAddr, name: &str) -> Result<String> {
+    let (mut connection, first) = first_flight(name, 0)?;
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.write_all(&first).context("sending the hello")?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream).context("the handshake")?;
+    }
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).context("waiting")?;
+    Ok("closed by the other end".into())
+}
+
 pub(super) fn echo(to: SocketAddr, name: Option<&str>, ech: bool, bytes: u64) -> Result<String> {
     let mut first = match name {
         Some(name) => first_flight(name, 0)?.1,

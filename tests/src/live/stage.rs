@@ -18,7 +18,7 @@ use super::client::{Exchange, Task};
 use super::stub::{Contact, Stub};
 use super::tls::Certificates;
 use super::{files, log};
-use crate::capture::Packet;
+use crate::capture::{Packet, let_out};
 use crate::netns::next_number;
 use crate::world::{DNS, World};
 
@@ -246,14 +246,13 @@ fn visit(value: &Value, key: &str, each: &mut impl FnMut(&str, &Value)) {
     }
 }
 
-/// The connection attempts among packets, each once, in order.
+/// The connections that were let out among packets, each once, in order.
 fn attempts(packets: &[Packet]) -> Vec<SocketAddr> {
     let mut sources = BTreeSet::new();
-    packets
-        .iter()
-        .filter(|packet| packet.is_syn() && packet.destination != DNS)
-        .filter(|packet| sources.insert((packet.source, packet.source_port)))
-        .map(|packet| SocketAddr::new(packet.destination, packet.destination_port))
+    let_out(packets)
+        .into_iter()
+        .filter(|(from, to)| to.ip() != DNS && sources.insert(*from))
+        .map(|(_, to)| to)
         .collect()
 }
 

@@ -5,7 +5,6 @@ mod page;
 mod script;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -147,10 +146,9 @@ impl<W: Write> Stage<'_, W> {
         Ok(rows)
     }
 
-    /// Connections seen so far to each of the places that matter.
+    /// Connections let out so far to each of the places that matter.
     fn arrivals(&self, tried: &Try) -> Vec<usize> {
-        let seen = |place: &SocketAddr| self.capture.syns_to(place.ip(), place.port());
-        tried.arrives.iter().map(|(place, _)| seen(place)).collect()
+        tried.arrives.iter().map(|(place, _)| self.capture.let_out_to(*place)).collect()
     }
 }
 

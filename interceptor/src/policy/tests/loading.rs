@@ -337,17 +337,17 @@ fn interceptor_config_sets_the_profile_and_the_flag_overrides_it() {
 #[test]
 fn interceptor_config_sets_the_fast_path_and_the_flag_overrides_it() {
     let config = "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
-                  metadata: {name: default}\nspec: {fastPath: true}\n";
+                  metadata: {name: default}\nspec: {fastPath: false}\n";
     let with = |text: &str, fast_path| {
         load_from(text, |file| Sources { files: vec![file], fast_path, ..Sources::default() })
             .expect("accepted")
             .snapshot
             .fast_path
     };
-    assert!(with(config, None));
-    assert!(!with(config, Some(false)));
-    assert!(!with(GOOD, None));
-    assert!(with(GOOD, Some(true)));
+    assert!(!with(config, None));
+    assert!(with(config, Some(true)));
+    assert!(with(GOOD, None), "the default");
+    assert!(!with(GOOD, Some(false)));
 }
 
 #[test]

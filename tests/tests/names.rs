@@ -1,0 +1,258 @@
+//! The fast path and names: addresses that change, and what resolvers' answers are good for.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hickory_proto::op::{Message, OpCode, Query};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use interceptor_tests::log::expect_lines;
+use interceptor_tests::product::{Interceptor, Running, binary};
+use interceptor_tests::shapes::passed;
+use interceptor_tests::world::{self, World, kernel_tests};
+
+const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
+const NAME: &str = "v4.example.com";
+
+fn status(running: &Running<'_>) -> Result<serde_json::Value> {
+    let status = running.verb(&["status", "-o", "json"])?;
+    serde_json::from_str(&status.stdout).context(status.stderr)
+}
+
+fn counter(running: &Running<'_>, name: &str) -> Result<u64> {
+    status(running)?["counters"][name].as_u64().with_context(|| format!("no counter {name}"))
+}
+
+fn until(running: &Running<'_>, holds: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = status(running)?;
+        if holds(&status) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "never: {status}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn names(status: &serde_json::Value) -> Option<u64> {
+    let tables = status["tables"].as_array()?;
+    tables.iter().find(|row| row["name"] == "NAMES")?["entries"].as_u64()
+}
+
+/// 2,000 addresses, a TTL of 1 s, four addresses in an answer, the next four after `each`: every
+/// connection works, whichever way it takes. Gives how many of `count` went direct.
+fn rotate(each: Duration, count: u64) -> Result<u64> {
+    let world = World::new()?;
+    world.internet.ip(&["route", "add", "local", "10.80.0.0/20", "dev", "lo"])?;
+    let first = Ipv4Addr::new(10, 80, 0, 1).to_bits();
+    let addresses = (0..2000).map(|n| IpAddr::from(Ipv4Addr::from_bits(first + n)));
+    world.zone.rotate(NAME, addresses.collect(), 4, each);
+    let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    until(&running, |status| names(status) == Some(1))?;
+    let script = format!(
+        "for i in $(seq {count}); do curl -sSI -o /dev/null https://{NAME} || echo failed; done"
+    );
+    let lines = usize::try_from(count)?;
+    let outcome = running.exec(&["bash", "-c", &script], lines)?;
+    assert_eq!(outcome.finished.stdout, "", "{}", outcome.finished.stderr);
+    let refused: Vec<_> = outcome.log.iter().filter(|line| line.contains(" UH ")).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    let (direct, proxied) = (counter(&running, "name_allowed")?, counter(&running, "redirected")?);
+    assert_eq!(direct + proxied, count);
+    println!("2,000 addresses, other ones every {each:?}: {direct} of {count} direct, 0 refused");
+    Ok(direct)
+}
+
+#[test]
+fn rotating_addresses_are_never_refused() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    // Every question has another answer: the daemon can know few.
+    rotate(Duration::ZERO, 100)?;
+    // As a cache on the way answers, for as long as the TTL says.
+    assert!(rotate(Duration::from_secs(1), 200)? > 0);
+    Ok(())
+}
+
+/// The address leaves the answers between the connect and the last byte of the hello.
+#[test]
+fn a_connection_under_way_may_show_its_name_at_an_old_address() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let second = Duration::from_secs(1);
+    world.zone.rotate(NAME, vec![world::EXAMPLE_V4], 1, second);
+    let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
+    let mesh = world.file("mesh.yaml", "protocolDetectionTimeout: 60s\n")?;
+    let flags = [
+        "--outbound",
+        "registry-only",
+        "--fast-path",
+        "true",
+        "--mesh-config",
+        &mesh,
+        "-f",
+        &entry,
+    ];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    until(&running, |status| names(status) == Some(1))?;
+    let to = SocketAddr::new(world::EXAMPLE_V4, 443).to_string();
+    // Two pieces, and so long between them.
+    let slow = [CLIENT, "hello", &to, NAME, "--segment", "150", "--pause", "12000"];
+    let mut child = world.spawn(running.exec_command(&slow).stdout(std::process::Stdio::null()))?;
+    until(&running, |status| status["counters"]["hello_held"].as_u64() >= Some(1))?;
+    world.zone.rotate(NAME, vec![world::CNN], 1, second);
+    // New connections are the proxy's by now.
+    let deadline = Instant::now() + Duration::from_secs(11);
+    while counter(&running, "redirected")? == 0 {
+        ensure!(Instant::now() < deadline, "the address never retired");
+        let outcome = running.exec(&[CLIENT, "hello", &to, NAME], 1)?;
+        assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let before = counter(&running, "name_allowed")?;
+    let ended = world::wait(&mut child, Duration::from_secs(60))?;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+    assert_eq!(counter(&running, "name_allowed")?, before + 1);
+    assert_eq!(counter(&running, "refused_endpoint_gone")?, 0);
+    Ok(())
+}
+
+/// A lookup is enough: the first connection to a name below a wildcard goes direct.
+#[test]
+fn t_39_a_name_below_a_wildcard_is_known_once_it_was_looked_up() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.entry("*.wikipedia.org", 443, "TLS", "  resolution: DYNAMIC_DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    assert_eq!(names(&status(&running)?), Some(0));
+    // Others' names are not asked for.
+    let queries = || world.zone.queries("www.google.com");
+    running.exec(&["getent", "ahostsv4", "www.google.com"], 0)?;
+    let asked = queries();
+    running.exec(&["getent", "ahostsv4", "de.wikipedia.org"], 0)?;
+    until(&running, |status| names(status) == Some(1))?;
+    assert_eq!(queries(), asked, "policy has no use for it");
+    let outcome = running.exec(&["curl", "-sSI", "https://de.wikipedia.org"], 1)?;
+    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    assert_eq!((counter(&running, "name_allowed")?, counter(&running, "redirected")?), (1, 0));
+    Ok(())
+}
+
+/// The forged answer: `name` has the address `ip`.
+fn forged(name: &str, ip: Ipv4Addr) -> Result<Vec<u8>> {
+    let name = Name::from_ascii(name)?;
+    let mut message = Message::response(7, OpCode::Query);
+    message.add_query(Query::query(name.clone(), RecordType::A));
+    message.add_answer(Record::from_rdata(name, 600, RData::A(ip.into())));
+    Ok(message.to_vec()?)
+}
+
+/// Anybody may send what looks like an answer, from a resolver's address too: the daemon asks for the
+/// name, and only its own answer counts.
+#[test]
+fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    // A resolver that is the workload's accomplice. The daemon asks the first one.
+    let (accomplice, evil) = (Ipv4Addr::new(203, 0, 113, 77), Ipv4Addr::new(203, 0, 113, 99));
+    world.internet.ip(&["addr", "add", "203.0.113.77/32", "dev", "lo"])?;
+    let socket = world.internet.inside(|| UdpSocket::bind((accomplice, 53)))??;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let lie = forged("de.wikipedia.org.", evil)?;
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let entry = world.entry("*.wikipedia.org", 443, "TLS", "  resolution: DYNAMIC_DNS\n")?;
+    let resolver = world::DNS.to_string();
+    let second = accomplice.to_string();
+    let flags = [
+        "--outbound",
+        "registry-only",
+        "--fast-path",
+        "true",
+        "--resolver",
+        &resolver,
+        "--resolver",
+        &second,
+        "-f",
+        &entry,
+    ];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let capture = world.capture()?;
+    std::thread::scope(|scope| -> Result<()> {
+        scope.spawn(|| {
+            let mut buffer = [0; 512];
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(&lie, from);
+                }
+            }
+        });
+        let script = format!(
+            "exec 3<>/dev/udp/{accomplice}/53; echo ask >&3; read -t 5 -n 1 -u 3 x; echo heard"
+        );
+        let asked = running.exec(&["bash", "-c", &script], 0);
+        let heard = until(&running, |status| names(status) == Some(1));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(asked?.finished.stdout.contains("heard"));
+        heard
+    })?;
+    assert!(counter(&running, "hint_given")? >= 1);
+    // To the forged address, with the name: the proxy's, and by it to where the name really is.
+    let to = format!("{evil}:443");
+    let outcome = running.exec(&[CLIENT, "hello", &to, "de.wikipedia.org"], 1)?;
+    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    assert_eq!(counter(&running, "redirected")?, 1);
+    assert_eq!(capture.packets_to(evil.into()), 0, "nothing at the forged address");
+    // The control: the name's own address is reached, and seen.
+    assert!(capture.packets_to(world::WIKIPEDIA_DE) > 0);
+    let to = SocketAddr::new(world::WIKIPEDIA_DE, 443);
+    let text = to.to_string();
+    let outcome = running.exec(&[CLIENT, "hello", &text, "de.wikipedia.org"], 1)?;
+    expect_lines(&outcome.log, &[&passed(to, "outbound|443||*.wikipedia.org", "de.wikipedia.org")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(counter(&running, "name_allowed")?, 1);
+    Ok(())
+}
+
+/// Hints that nobody reads are dropped, and more of them than there is room for: names resolve.
+#[test]
+fn r_6_without_the_daemon_names_resolve() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    let mut running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let asks = 600;
+    let script = format!(
+        "echo ready; read go; n=0; for i in $(seq {asks}); do getent ahostsv4 {NAME} > /dev/null && \
+         n=$((n + 1)); done; echo $n"
+    );
+    let mut command = running.exec_command(&["bash", "-c", &script]);
+    let (reader, writer) = std::io::pipe()?;
+    let output = tempfile::NamedTempFile::new()?;
+    command.stdin(reader).stdout(output.reopen()?).stderr(output.reopen()?);
+    let mut child = world.spawn(&mut command)?;
+    drop(command);
+    while !std::fs::read_to_string(output.path())?.contains("ready") {
+        ensure!(child.try_wait()?.is_none(), "it ended before it was told to go");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.kill()?;
+    std::io::Write::write_all(&mut &writer, b"go\n")?;
+    let ended = world::wait(&mut child, Duration::from_secs(120))?;
+    let said = std::fs::read_to_string(output.path())?;
+    assert!(ended.is_some() && said.ends_with(&format!("\n{asks}\n")), "{said}");
+    Ok(())
+}
