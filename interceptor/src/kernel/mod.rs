@@ -25,7 +25,7 @@ use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
 
-pub use direct::{DirectTables, EndpointRow, NameRow, PendingFlow, SocketId};
+pub use direct::{DirectTables, EndpointRow, Held, NameRow, PendingFlow, SocketId};
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use pins::{PinError, Pins};
