@@ -146,11 +146,18 @@ pub struct Pending {
     pub dst: Endpoint,
     /// 1 once it was refused: it is there to be destroyed.
     pub refused: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// [`HELD`] and [`CUT`], once a part of a hello was held.
+    pub held: u32,
 }
 
 const _: () = assert!(size_of::<Pending>() == 64);
+
+/// In [`Pending::held`]: a part of a hello is held until the rest joins it.
+pub const HELD: u32 = 1;
+
+/// In [`Pending::held`]: the same, and TCP made a packet of less than what was written. The rest can
+/// never join it.
+pub const CUT: u32 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -21,8 +21,8 @@ mod user;
 
 pub use datagram::{DatagramKey, DatagramPeer, Permit};
 pub use direct::{
-    EndpointKey, EndpointRule, EndpointVerdict, LABEL_KEEPS_NAME, LABEL_REFUSED, Label, NameKey,
-    Pending, ShownName,
+    CUT, EndpointKey, EndpointRule, EndpointVerdict, HELD, LABEL_KEEPS_NAME, LABEL_REFUSED, Label,
+    NameKey, Pending, ShownName,
 };
 pub use endpoint::Endpoint;
 pub use event::{Event, FlowKind, NamedEvent};

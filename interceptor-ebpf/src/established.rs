@@ -85,7 +85,7 @@ fn await_name(ctx: &SockOpsContext, state: &mut SocketState) {
         src: state.local,
         dst: state.dst,
         refused: 0,
-        pad: 0,
+        held: 0,
     };
     if maps::PENDING.insert(&socket, &pending, 0).is_err() {
         state.proof = Proof::Refused as u8;

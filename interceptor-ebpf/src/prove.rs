@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{
-    EndpointVerdict, Finding, LABEL_KEEPS_NAME, LABEL_REFUSED, Proof, SocketState,
+    CUT, EndpointVerdict, Finding, HELD, LABEL_KEEPS_NAME, LABEL_REFUSED, Proof, SocketState,
 };
 use interceptor_ebpf::hello::{self, Reading};
 
@@ -51,7 +51,10 @@ pub fn packet(ctx: &SkBuffContext, socket: &PacketSocket, state: &mut SocketStat
         state.ech = u8::from(scratch.offers_ech());
     }
     let (finding, named) = match reading {
-        Reading::NeedMore => return hold(Finding::HelloHeld),
+        Reading::NeedMore => {
+            note_held(ctx, flags, total - offset);
+            return hold(Finding::HelloHeld);
+        }
         Reading::Named(len) => match allowed(state, scratch, len) {
             Ok(label) => {
                 state.label = label;
@@ -144,6 +147,22 @@ fn refuse(
     Verdict::Refuse
 }
 
+/// Lets the daemon know that a part of a hello is held, and whether TCP cut it: what was cut off stays
+/// a packet of its own. A packet of several segments that are all full was cut, but for a chance in
+/// MSS; one of a single segment was, if it lacks the PSH that the last of what was written has. (Later
+/// tries have it all the same.) What a small window cut is not always told so.
+#[inline(always)]
+fn note_held(ctx: &SkBuffContext, flags: u8, payload: usize) {
+    let cookie = ctx::socket_cookie(ctx.skb.skb);
+    let (segments, size) = ctx::packet_segments(ctx);
+    let full = segments > 1 && payload == (segments * size) as usize;
+    let held = if full || flags & PSH == 0 { CUT } else { HELD };
+    if let Some(pending) = maps::PENDING.get_ptr_mut(&cookie) {
+        // SAFETY: as in `refuse`.
+        unsafe { (*pending).held |= held };
+    }
+}
+
 #[inline(always)]
 fn hold(finding: Finding) -> Verdict {
     count(finding);
@@ -151,6 +170,7 @@ fn hold(finding: Finding) -> Verdict {
 }
 
 const URG: u8 = 0x20;
+const PSH: u8 = 0x08;
 
 /// Where the payload of a TCP packet without IP options or extension headers begins, and its flags.
 #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{NameKey, ShownName};
 use interceptor_ebpf::hello::{
-    BLURRED, ECH_SLOT, MARKS, MAX_MESSAGE, MAX_NAME, RECORD_HEADER, Workspace,
+    BLURRED, ECH_SLOT, MARKS, MAX_MESSAGE, MAX_NAME, PIECE, RECORD_HEADER, Workspace,
 };
 
 use crate::ctx::{self, opaque};
@@ -18,14 +18,14 @@ pub struct Scratch {
     /// [`Key`] of the names' table: the number of bits, then the bytes.
     key_bits: u32,
     key: [u8; 256],
-    /// Twice as long as it may get: see [`ctx::load_message`].
-    pub message: [u8; 2 * Scratch::MESSAGE],
+    /// A piece longer than it may get: see [`ctx::load_message`].
+    pub message: [u8; MAX_MESSAGE + PIECE],
 }
 
-impl Scratch {
-    /// Longest message.
-    pub const MESSAGE: usize = MAX_MESSAGE;
+/// Below 20 KiB, what older kernels let a socket's options take (net.core.optmem_max).
+const _: () = assert!(size_of::<Scratch>() < 19 * 1024);
 
+impl Scratch {
     /// The key for a name of `len` bytes that [`Workspace::set_key`] wrote, in this set.
     #[inline(always)]
     pub fn key(&mut self, set: u16, len: usize) -> &Key<NameKey> {
@@ -82,7 +82,7 @@ impl Workspace for Payload<'_> {
     #[inline(always)]
     fn byte(&self, at: usize) -> u8 {
         let at = opaque(at) & (MAX_MESSAGE - 1);
-        // SAFETY: masked to the message's first half.
+        // SAFETY: masked to the message.
         unsafe { core::ptr::read_volatile(self.scratch.message.as_ptr().add(at)) }
     }
 
@@ -118,5 +118,9 @@ impl Workspace for Payload<'_> {
             core::ptr::write_volatile(slot, value as u64);
             core::ptr::read_volatile(slot) as usize
         }
+    }
+    #[inline(always)]
+    fn opaque(&self, value: usize) -> usize {
+        opaque(value)
     }
 }

@@ -1,5 +1,6 @@
 //! A packet capture at the far side of the workload's link: the judge of what really left.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -223,6 +224,15 @@ impl Capture {
     #[must_use]
     pub fn packets_to(&self, address: IpAddr) -> usize {
         self.packets().iter().filter(|packet| packet.destination == address).count()
+    }
+
+    /// The source ports of TCP connections that carried any byte to an address: more than a
+    /// handshake, acknowledgements or an end.
+    #[must_use]
+    pub fn senders_to(&self, address: IpAddr) -> BTreeSet<u16> {
+        let packets = self.packets();
+        let sent = packets.iter().filter(|p| p.destination == address && p.payload > 0);
+        sent.map(|p| p.source_port).collect()
     }
 
     /// UDP datagrams to one address and port.

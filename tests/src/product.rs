@@ -261,6 +261,48 @@ impl Running<'_> {
         self.interceptor.world.output(&mut command, LIMIT)
     }
 
+    /// What `interceptor status -o json` says.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let status = self.verb(&["status", "-o", "json"])?;
+        serde_json::from_str(&status.stdout).context(status.stderr)
+    }
+
+    /// One of the kernel's counters.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        self.status()?["counters"][name].as_u64().with_context(|| format!("no counter {name}"))
+    }
+
+    /// How many entries a kernel table has.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn entries(&self, table: &str) -> Result<u64> {
+        let status = self.status()?;
+        let tables = status["tables"].as_array().context("tables")?;
+        let entries = tables.iter().find(|row| row["name"] == table).map(|row| &row["entries"]);
+        entries.and_then(serde_json::Value::as_u64).with_context(|| format!("{table}: {status}"))
+    }
+
+    /// Waits until a kernel table has so many entries, at most 20 seconds.
+    ///
+    /// # Errors
+    /// When it still has not then.
+    pub fn wait_for_entries(&self, table: &str, count: u64) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.entries(table)? != count {
+            let status = self.status()?;
+            anyhow::ensure!(Instant::now() < deadline, "{table}, not {count}: {status}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Every line of the access log so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {

@@ -1,10 +1,9 @@
 //! Allowed traffic without the proxy: the kernel decides by address and by name.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use interceptor_tests::capture::Capture;
 use interceptor_tests::log::{Line, expect_lines};
 use interceptor_tests::product::{Interceptor, Running, binary};
@@ -28,37 +27,8 @@ fn start<'w>(world: &'w World, more: &[&str]) -> Result<Running<'w>> {
     flags.extend(more);
     let running = Interceptor::new(world, &binary(), &flags).start()?;
     // One of its own, and those that are refused on every port.
-    wait_until(&running, "NAMES", |entries| entries == 1)?;
+    running.wait_for_entries("NAMES", 1)?;
     Ok(running)
-}
-
-fn status(running: &Running<'_>) -> Result<serde_json::Value> {
-    let status = running.verb(&["status", "-o", "json"])?;
-    serde_json::from_str(&status.stdout).context(status.stderr)
-}
-
-fn counter(running: &Running<'_>, name: &str) -> Result<u64> {
-    status(running)?["counters"][name].as_u64().with_context(|| format!("no counter {name}"))
-}
-
-fn wait_until(running: &Running<'_>, table: &str, holds: impl Fn(u64) -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let status = status(running)?;
-        let tables = status["tables"].as_array().context("tables")?;
-        let entries = tables.iter().find(|row| row["name"] == table).map(|row| &row["entries"]);
-        if entries.and_then(serde_json::Value::as_u64).is_some_and(&holds) {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < deadline, "{table}: {status}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Packets to `to` that carry anything but a handshake, an acknowledgement or an end.
-fn payloads(capture: &Capture, to: SocketAddr) -> usize {
-    let packets = capture.packets();
-    packets.iter().filter(|p| p.destination == to.ip() && p.payload > 0).count()
 }
 
 fn hello<'a>(to: &'a str, name: &'a str, cut: &'a str) -> Vec<&'a str> {
@@ -82,7 +52,7 @@ fn an_allowed_name_goes_from_the_workloads_own_socket() -> Result<()> {
     let seen = world.seen();
     let seen = seen.last().expect("a request arrived");
     assert_eq!(seen.peer.to_string(), own, "the server's peer is the workload");
-    assert_eq!(counter(&running, "name_allowed")?, 1);
+    assert_eq!(running.counter("name_allowed")?, 1);
     let status = running.verb(&["status"])?.stdout;
     assert!(status.contains("bypass 0, direct 0, name 1, proxy 0"), "{status}");
     Ok(())
@@ -105,9 +75,9 @@ fn t_25_another_name_at_the_address_is_refused_and_nothing_of_it_leaves() -> Res
         .unwrap_or_else(|problems| panic!("{problems}"));
     assert!(outcome.log[0].contains("not_registered"), "{}", outcome.log[0]);
     assert!(capture.packets_to(there().ip()) > 0, "the handshake went direct");
-    assert_eq!(payloads(&capture, there()), 0);
-    assert_eq!(counter(&running, "refused_name")?, 1);
-    wait_until(&running, "PENDING", |entries| entries == 0)
+    assert!(capture.senders_to(there().ip()).is_empty());
+    assert_eq!(running.counter("refused_name")?, 1);
+    running.wait_for_entries("PENDING", 0)
 }
 
 /// Ways in which a hello is cut that the kernel reads.
@@ -136,9 +106,9 @@ fn t_17_an_allowed_name_passes_however_the_hello_is_cut() -> Result<()> {
         assert_eq!(outcome.finished.code, 0, "{cut}: {}", outcome.finished.stderr);
         expect_lines(&outcome.log, &[&passed(there(), CLUSTER, NAME)])
             .unwrap_or_else(|problems| panic!("{cut}: {problems}"));
-        assert_eq!(counter(&running, "name_allowed")?, number, "{cut}");
+        assert_eq!(running.counter("name_allowed")?, number, "{cut}");
     }
-    assert_eq!(counter(&running, "redirected")?, 0);
+    assert_eq!(running.counter("redirected")?, 0);
     Ok(())
 }
 
@@ -156,9 +126,36 @@ fn t_17_another_name_is_refused_however_the_hello_is_cut() -> Result<()> {
         assert_eq!(outcome.finished.code, 1, "{cut}: {}", outcome.finished.stdout);
         expect_lines(&outcome.log, &[&refused(there(), "other.example.com")])
             .unwrap_or_else(|problems| panic!("{cut}: {problems}"));
-        assert_eq!(counter(&running, "refused_name")?, number, "{cut}");
+        assert_eq!(running.counter("refused_name")?, number, "{cut}");
     }
-    assert_eq!(payloads(&capture, there()), 0);
+    assert!(capture.senders_to(there().ip()).is_empty());
+    Ok(())
+}
+
+#[test]
+fn t_18_hellos_to_16_kib_are_the_kernels() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    let to = there().to_string();
+    // Jumbo frames: with smaller ones TCP would cut them (below).
+    for namespace in [&world.workload, &world.internet] {
+        namespace.ip(&["link", "set", "veth0", "mtu", "9000"])?;
+    }
+    let cuts = ["--grow 5000", "--grow 14000", "--grow 15900", "--grow 15900 --record 100"];
+    for (number, cut) in (1..).zip(cuts) {
+        let refused = running.exec(&hello(&to, "other.example.com", cut), 1)?;
+        assert_eq!(refused.finished.code, 1, "{cut}: {}", refused.finished.stdout);
+        assert_eq!(running.counter("refused_name")?, number, "{cut}");
+        assert_eq!(capture.senders_to(there().ip()).len() + 1, number as usize, "{cut}");
+        let allowed = running.exec(&hello(&to, NAME, cut), 1)?;
+        assert_eq!(allowed.finished.code, 0, "{cut}: {}", allowed.finished.stderr);
+        assert_eq!(running.counter("name_allowed")?, number, "{cut}");
+    }
+    assert_eq!(running.counter("redirected")?, 0);
     Ok(())
 }
 
@@ -170,16 +167,65 @@ fn t_18_what_the_kernel_cannot_read_is_refused_once_and_then_the_proxys() -> Res
     let world = World::new()?;
     let running = start(&world, &[])?;
     let capture = world.capture()?;
-    let to = there().to_string();
-    let first = running.exec(&hello(&to, NAME, "--grow 30000"), 1)?;
-    assert_eq!(first.finished.code, 1, "{}", first.finished.stdout);
-    assert_eq!(payloads(&capture, there()), 0);
-    assert_eq!(counter(&running, "refused_hello_unclear")?, 1);
-    let second = running.exec(&hello(&to, NAME, "--grow 30000"), 1)?;
-    assert_eq!(second.finished.code, 0, "{}", second.finished.stderr);
-    assert_eq!(counter(&running, "redirected")?, 1);
-    assert_eq!(status(&running)?["why_proxy"], json!({"remembered": 1}));
+    refused_once(&running, &capture, there(), "--grow 30000")?;
+    assert_eq!(running.counter("refused_hello_unclear")?, 1);
+    assert_eq!(running.status()?["why_proxy"], json!({"remembered": 1}));
     Ok(())
+}
+
+/// The first hello that is cut like this is refused without a byte on the wire; the second is the
+/// proxy's.
+fn refused_once(running: &Running<'_>, capture: &Capture, to: SocketAddr, cut: &str) -> Result<()> {
+    let dial = to.to_string();
+    let first = running.exec(&hello(&dial, NAME, cut), 1)?;
+    assert_eq!(first.finished.code, 1, "{}", first.finished.stdout);
+    assert!(first.finished.stderr.contains("os error 103"), "{}", first.finished.stderr);
+    assert!(capture.senders_to(to.ip()).is_empty());
+    assert_eq!(running.counter("redirected")?, 0);
+    let second = running.exec(&hello(&dial, NAME, cut), 1)?;
+    assert_eq!(second.finished.code, 0, "{}", second.finished.stderr);
+    assert_eq!(running.counter("redirected")?, 1);
+    running.wait_for_entries("PENDING", 0)
+}
+
+/// As on a path whose round trip is long: there TCP makes no packet of more than two segments.
+#[test]
+fn t_18_a_hello_that_tcp_cuts_is_refused_soon_and_then_the_proxys() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    world.workload.ip(&["link", "set", "veth0", "gso_max_segs", "2"])?;
+    let mesh = world.file("mesh.yaml", "protocolDetectionTimeout: 30s\n")?;
+    let running = start(&world, &["--mesh-config", &mesh])?;
+    let capture = world.capture()?;
+    // What fits in two segments passes.
+    let fits = running.exec(&hello(&there().to_string(), NAME, "--grow 2400"), 1)?;
+    assert_eq!(fits.finished.code, 0, "{}", fits.finished.stderr);
+    let before = capture.senders_to(there().ip());
+    // The client gives up after 10 seconds; the refusal comes before.
+    let first = running.exec(&hello(&there().to_string(), NAME, "--grow 6000"), 1)?;
+    assert!(first.finished.stderr.contains("os error 103"), "{}", first.finished.stderr);
+    assert_eq!(capture.senders_to(there().ip()), before);
+    let second = running.exec(&hello(&there().to_string(), NAME, "--grow 6000"), 1)?;
+    assert_eq!(second.finished.code, 0, "{}", second.finished.stderr);
+    assert_eq!(running.counter("redirected")?, 1);
+    running.wait_for_entries("PENDING", 0)
+}
+
+/// The server's window is smaller than the hello, and than a segment: TCP sends what fits, once its
+/// persist timer runs.
+#[test]
+fn t_18_a_hello_larger_than_the_window_is_refused_once_and_then_the_proxys() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    world.internet.ip(&["route", "replace", "10.77.0.0/24", "dev", "veth0", "window", "700"])?;
+    let mesh = world.file("mesh.yaml", "protocolDetectionTimeout: 2s\n")?;
+    let running = start(&world, &["--mesh-config", &mesh])?;
+    let capture = world.capture()?;
+    refused_once(&running, &capture, there(), "--grow 3000")
 }
 
 #[test]
@@ -201,9 +247,9 @@ fn t_21_and_t_27_what_shows_no_name_is_refused() -> Result<()> {
         expect_lines(&outcome.log, &[&refused(there(), "-")])
             .unwrap_or_else(|problems| panic!("{command:?}: {problems}"));
         assert!(outcome.log[0].contains(reason), "{}", outcome.log[0]);
-        assert_eq!(counter(&running, finding)?, 1, "{command:?}");
+        assert_eq!(running.counter(finding)?, 1, "{command:?}");
     }
-    assert_eq!(payloads(&capture, there()), 0);
+    assert!(capture.senders_to(there().ip()).is_empty());
     Ok(())
 }
 
@@ -223,9 +269,9 @@ fn t_28_a_hello_that_is_never_completed_ends_at_the_deadline() -> Result<()> {
     expect_lines(&outcome.log, &[&refused(there(), "-")])
         .unwrap_or_else(|problems| panic!("{problems}"));
     assert!(outcome.log[0].contains("sniff_timeout"), "{}", outcome.log[0]);
-    assert!(counter(&running, "hello_held")? >= 1);
-    assert_eq!(payloads(&capture, there()), 0);
-    wait_until(&running, "PENDING", |entries| entries == 0)
+    assert!(running.counter("hello_held")? >= 1);
+    assert!(capture.senders_to(there().ip()).is_empty());
+    running.wait_for_entries("PENDING", 0)
 }
 
 /// The kernel alone: allowed names work, others leak nothing, while the daemon stands still and when
@@ -269,9 +315,7 @@ fn r_6_without_the_daemon_names_are_still_judged() -> Result<()> {
         assert!(status.is_some() && said.contains("passed"), "{said}");
         // Nobody ends it: it hangs until it is told to stop.
         assert!(said.contains("ended 124"), "{said}");
-        let packets = capture.packets();
-        let sent = packets.iter().filter(|p| p.destination == there().ip() && p.payload > 0);
-        let sources: BTreeSet<u16> = sent.map(|p| p.source_port).collect();
+        let sources = capture.senders_to(there().ip());
         assert_eq!(sources.len(), 1 + usize::from(kill), "connections that sent anything");
     }
     Ok(())
@@ -289,8 +333,8 @@ fn a_new_address_of_a_name_is_never_refused() -> Result<()> {
     world.zone.set(NAME, &[world::CNN]);
     let moved = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
     assert_eq!(moved.finished.code, 0, "{}", moved.finished.stderr);
-    assert_eq!(counter(&running, "redirected")?, 1, "the new address is not in the table yet");
-    assert_eq!(status(&running)?["why_proxy"], json!({"name_not_resolved": 1}));
+    assert_eq!(running.counter("redirected")?, 1, "the new address is not in the table yet");
+    assert_eq!(running.status()?["why_proxy"], json!({"name_not_resolved": 1}));
     Ok(())
 }
 
@@ -317,8 +361,8 @@ fn opaque_entries_go_direct_with_their_cluster() -> Result<()> {
     let line = Line::parse(&outcome.log[0]).expect("a line");
     assert_eq!(line.field("BYTES_RECEIVED"), "3000000");
     assert_eq!(line.field("BYTES_SENT"), "3000000");
-    assert_eq!(counter(&running, "direct")?, 1);
-    assert_eq!(counter(&running, "redirected")?, 0);
+    assert_eq!(running.counter("direct")?, 1);
+    assert_eq!(running.counter("redirected")?, 0);
     Ok(())
 }
 
@@ -337,13 +381,13 @@ fn an_opaque_entry_by_name_goes_direct_at_its_addresses() -> Result<()> {
     let echo = [CLIENT, "echo", &dial, "--bytes", "1000"];
     // The first one may come before the daemon has the addresses.
     let _ = running.exec(&echo, 1)?;
-    let before = counter(&running, "redirected")?;
+    let before = running.counter("redirected")?;
     let outcome = running.exec(&echo, 1)?;
     assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
     expect_lines(&outcome.log, &[&passed(to, "outbound|7||v4.example.com", "-")])
         .unwrap_or_else(|problems| panic!("{problems}"));
-    assert!(counter(&running, "direct")? >= 1);
-    assert_eq!(counter(&running, "redirected")?, before);
+    assert!(running.counter("direct")? >= 1);
+    assert_eq!(running.counter("redirected")?, before);
     Ok(())
 }
 
@@ -360,7 +404,7 @@ fn in_allow_any_what_nobody_claims_goes_direct_and_its_name_is_noticed() -> Resu
     assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
     expect_lines(&outcome.log, &[&passed(there(), "PassthroughCluster", NAME)])
         .unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!((counter(&running, "direct")?, counter(&running, "redirected")?), (1, 0));
+    assert_eq!((running.counter("direct")?, running.counter("redirected")?), (1, 0));
     // Another port: the first client shows that it is not HTTP.
     let to = SocketAddr::new(world::EXAMPLE_V4, 7);
     let dial = to.to_string();
@@ -369,14 +413,14 @@ fn in_allow_any_what_nobody_claims_goes_direct_and_its_name_is_noticed() -> Resu
         assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
         expect_lines(&outcome.log, &[&passed(to, "PassthroughCluster", "-")])
             .unwrap_or_else(|problems| panic!("{problems}"));
-        assert_eq!(counter(&running, "redirected")?, redirected);
+        assert_eq!(running.counter("redirected")?, redirected);
     }
     // HTTP has a line for each request, from the proxy.
     for _ in 0..2 {
         let outcome = running.exec(&["curl", "-sSI", "http://v4.example.com"], 1)?;
         assert!(outcome.log[0].contains("\"HEAD / HTTP/1.1\" 200"), "{}", outcome.log[0]);
     }
-    assert_eq!(status(&running)?["why_proxy"], json!({"protocol_unknown": 3}));
+    assert_eq!(running.status()?["why_proxy"], json!({"protocol_unknown": 3}));
     Ok(())
 }
 
@@ -409,8 +453,8 @@ fn fast_path_false_is_the_proxy_alone() -> Result<()> {
         let outcome = running.exec(&["curl", "-sSI", "https://v4.example.com"], 1)?;
         assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
     }
-    assert_eq!(counter(&running, "redirected")?, 2);
-    assert_eq!(status(&running)?["why_proxy"], json!({"fast_path_off": 2}));
-    assert_eq!(counter(&running, "name_asked")?, 0);
+    assert_eq!(running.counter("redirected")?, 2);
+    assert_eq!(running.status()?["why_proxy"], json!({"fast_path_off": 2}));
+    assert_eq!(running.counter("name_asked")?, 0);
     Ok(())
 }

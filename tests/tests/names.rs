@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use hickory_proto::op::{Message, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use interceptor_tests::log::expect_lines;
@@ -14,19 +14,10 @@ use interceptor_tests::world::{self, World, kernel_tests};
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 const NAME: &str = "v4.example.com";
 
-fn status(running: &Running<'_>) -> Result<serde_json::Value> {
-    let status = running.verb(&["status", "-o", "json"])?;
-    serde_json::from_str(&status.stdout).context(status.stderr)
-}
-
-fn counter(running: &Running<'_>, name: &str) -> Result<u64> {
-    status(running)?["counters"][name].as_u64().with_context(|| format!("no counter {name}"))
-}
-
 fn until(running: &Running<'_>, holds: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let status = status(running)?;
+        let status = running.status()?;
         if holds(&status) {
             return Ok(());
         }
@@ -60,7 +51,7 @@ fn rotate(each: Duration, count: u64) -> Result<u64> {
     assert_eq!(outcome.finished.stdout, "", "{}", outcome.finished.stderr);
     let refused: Vec<_> = outcome.log.iter().filter(|line| line.contains(" UH ")).collect();
     assert!(refused.is_empty(), "{refused:#?}");
-    let (direct, proxied) = (counter(&running, "name_allowed")?, counter(&running, "redirected")?);
+    let (direct, proxied) = (running.counter("name_allowed")?, running.counter("redirected")?);
     assert_eq!(direct + proxied, count);
     println!("2,000 addresses, other ones every {each:?}: {direct} of {count} direct, 0 refused");
     Ok(direct)
@@ -109,17 +100,17 @@ fn a_connection_under_way_may_show_its_name_at_an_old_address() -> Result<()> {
     world.zone.rotate(NAME, vec![world::CNN], 1, second);
     // New connections are the proxy's by now.
     let deadline = Instant::now() + Duration::from_secs(11);
-    while counter(&running, "redirected")? == 0 {
+    while running.counter("redirected")? == 0 {
         ensure!(Instant::now() < deadline, "the address never retired");
         let outcome = running.exec(&[CLIENT, "hello", &to, NAME], 1)?;
         assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
         std::thread::sleep(Duration::from_millis(500));
     }
-    let before = counter(&running, "name_allowed")?;
+    let before = running.counter("name_allowed")?;
     let ended = world::wait(&mut child, Duration::from_secs(60))?;
     assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
-    assert_eq!(counter(&running, "name_allowed")?, before + 1);
-    assert_eq!(counter(&running, "refused_endpoint_gone")?, 0);
+    assert_eq!(running.counter("name_allowed")?, before + 1);
+    assert_eq!(running.counter("refused_endpoint_gone")?, 0);
     Ok(())
 }
 
@@ -133,7 +124,7 @@ fn t_39_a_name_below_a_wildcard_is_known_once_it_was_looked_up() -> Result<()> {
     let entry = world.entry("*.wikipedia.org", 443, "TLS", "  resolution: DYNAMIC_DNS\n")?;
     let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
-    assert_eq!(names(&status(&running)?), Some(0));
+    assert_eq!(names(&running.status()?), Some(0));
     // Others' names are not asked for.
     let queries = || world.zone.queries("www.google.com");
     running.exec(&["getent", "ahostsv4", "www.google.com"], 0)?;
@@ -143,7 +134,7 @@ fn t_39_a_name_below_a_wildcard_is_known_once_it_was_looked_up() -> Result<()> {
     assert_eq!(queries(), asked, "policy has no use for it");
     let outcome = running.exec(&["curl", "-sSI", "https://de.wikipedia.org"], 1)?;
     assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
-    assert_eq!((counter(&running, "name_allowed")?, counter(&running, "redirected")?), (1, 0));
+    assert_eq!((running.counter("name_allowed")?, running.counter("redirected")?), (1, 0));
     Ok(())
 }
 
@@ -206,12 +197,12 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
         assert!(asked?.finished.stdout.contains("heard"));
         heard
     })?;
-    assert!(counter(&running, "hint_given")? >= 1);
+    assert!(running.counter("hint_given")? >= 1);
     // To the forged address, with the name: the proxy's, and by it to where the name really is.
     let to = format!("{evil}:443");
     let outcome = running.exec(&[CLIENT, "hello", &to, "de.wikipedia.org"], 1)?;
     assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
-    assert_eq!(counter(&running, "redirected")?, 1);
+    assert_eq!(running.counter("redirected")?, 1);
     assert_eq!(capture.packets_to(evil.into()), 0, "nothing at the forged address");
     // The control: the name's own address is reached, and seen.
     assert!(capture.packets_to(world::WIKIPEDIA_DE) > 0);
@@ -220,7 +211,7 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
     let outcome = running.exec(&[CLIENT, "hello", &text, "de.wikipedia.org"], 1)?;
     expect_lines(&outcome.log, &[&passed(to, "outbound|443||*.wikipedia.org", "de.wikipedia.org")])
         .unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(counter(&running, "name_allowed")?, 1);
+    assert_eq!(running.counter("name_allowed")?, 1);
     Ok(())
 }
 

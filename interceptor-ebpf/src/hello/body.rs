@@ -5,7 +5,7 @@ use super::{HANDSHAKE_HEADER, MARKS, Workspace, u16};
 /// Extensions that are looked at. Browsers send fewer than 20.
 const MAX_EXTENSIONS: usize = 40;
 /// Protocols of ALPN that are looked at.
-const MAX_PROTOCOLS: usize = 16;
+const MAX_PROTOCOLS: usize = 96;
 /// Compression methods that are looked at.
 const MAX_METHODS: usize = 4;
 

@@ -3,7 +3,9 @@
 
 use std::vec::Vec;
 
-use super::{BLURRED, KEY_NAME, MARKS, MAX_MESSAGE, RECORD_HEADER, Reading, Workspace, read};
+use super::{
+    BLURRED, KEY_NAME, MARKS, MAX_MESSAGE, PIECE, RECORD_HEADER, Reading, Workspace, read,
+};
 
 struct Memory<'a> {
     payload: &'a [u8],
@@ -14,7 +16,8 @@ struct Memory<'a> {
 
 impl Workspace for Memory<'_> {
     fn record_header(&mut self, at: usize) -> [u8; RECORD_HEADER] {
-        std::array::from_fn(|n| self.payload[at + n])
+        let header = self.payload.get(at..).and_then(<[u8]>::first_chunk);
+        header.copied().unwrap_or_default()
     }
 
     fn first_byte(&mut self) -> u8 {
@@ -22,7 +25,7 @@ impl Workspace for Memory<'_> {
     }
 
     fn gather(&mut self, from: usize, to: usize, len: usize) -> u64 {
-        assert!((1..=MAX_MESSAGE).contains(&len) && to + len <= MAX_MESSAGE, "{to} {len}");
+        assert!((1..=PIECE).contains(&len) && to + len <= MAX_MESSAGE, "{to} {len}");
         assert_eq!(to, self.message.len(), "each byte is written once");
         self.message.extend_from_slice(&self.payload[from..from + len]);
         0
@@ -46,6 +49,10 @@ impl Workspace for Memory<'_> {
 
     fn blur(&mut self, slot: usize, value: usize) -> usize {
         assert!(slot < BLURRED);
+        value
+    }
+
+    fn opaque(&self, value: usize) -> usize {
         value
     }
 }

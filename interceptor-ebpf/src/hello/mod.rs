@@ -14,12 +14,16 @@ mod name;
 #[cfg(test)]
 mod tests;
 
-/// Longest handshake message that is read, its header included. 1.8 KB is what browsers with
+/// Longest handshake message that is read, its header included (T-18). 1.8 KB is what browsers with
 /// post-quantum key shares send.
-pub const MAX_MESSAGE: usize = 4096;
+pub const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Most records that a hello may come in.
-pub const MAX_RECORDS: usize = 512;
+/// Most bytes of the message that are copied at a time.
+pub const PIECE: usize = 1024;
+
+/// Most records that a hello may come in. One that is longer than a [`PIECE`] counts as several, and
+/// a message of the full length in one record is 16.
+pub const MAX_RECORDS: usize = 528;
 
 /// Longest name (RFC 1035 section 2.3.4, without the dot at its end).
 pub const MAX_NAME: usize = 253;
@@ -56,7 +60,7 @@ pub trait Workspace {
     /// The payload's first byte; 0 if it cannot be read.
     fn first_byte(&mut self) -> u8;
 
-    /// Copies `len` bytes (1 to [`MAX_MESSAGE`]) of the payload from `from` on to place `to` (below
+    /// Copies `len` bytes (1 to [`PIECE`]) of the payload from `from` on to place `to` (below
     /// [`MAX_MESSAGE`]) of the message. Not 0: they cannot be read.
     fn gather(&mut self, from: usize, to: usize, len: usize) -> u64;
 
@@ -76,6 +80,10 @@ pub trait Workspace {
     /// through a loop for one where they meet, instead of walking each to the program's end. `slot`
     /// (below [`BLURRED`]) tells values apart that are in use together.
     fn blur(&mut self, slot: usize, value: usize) -> usize;
+
+    /// Gives `value` back as a number of which the compiler knows nothing: it would make branches of
+    /// arithmetic otherwise.
+    fn opaque(&self, value: usize) -> usize;
 }
 
 /// What a payload is.
@@ -114,7 +122,7 @@ pub const ECH_SLOT: usize = body::slot(0xfe0d);
 #[inline(always)]
 pub fn read(workspace: &mut impl Workspace, total: usize) -> Reading {
     let (len, end) = match message(workspace, total) {
-        Message::Whole { len, end } => (workspace.blur(0, len), workspace.blur(1, end)),
+        Message::Whole { len, end } => (len, end),
         Message::NeedMore => return Reading::NeedMore,
         Message::NotTls => return Reading::NotTls,
         Message::Unclear => return Reading::Unclear,
@@ -132,68 +140,98 @@ pub fn read(workspace: &mut impl Workspace, total: usize) -> Reading {
     }
 }
 
+/// How taking the record layer off ended, as numbers: see [`message`].
+mod ended {
+    pub(super) const UNCLEAR: usize = 0;
+    pub(super) const NEED_MORE: usize = 1;
+    pub(super) const WHOLE: usize = 2;
+    pub(super) const NOT_TLS: usize = 3;
+}
+
 /// Takes the record layer off (T-17): the message ends where a record ends, or it is unclear.
 ///
 /// Conditions are arithmetic where they can be: the verifier remembers every branch of a loop, and
-/// takes 8192 of them on one path.
+/// takes 8192 of them on one path. And the loop has one way out, where how it ended is a number from
+/// memory: the verifier walks what comes behind once, not once for each turn and way out.
 #[inline(always)]
 fn message(workspace: &mut impl Workspace, total: usize) -> Message {
     if workspace.first_byte() != HANDSHAKE {
         return Message::NotTls;
     }
-    let (mut at, mut filled) = (0, 0);
-    let mut unread = 0;
-    let mut number = 0;
+    // Where in the payload, how much of the message there is, and how much of the record is to come.
+    let (mut at, mut filled, mut left) = (0, 0, 0);
+    let (mut unread, mut number) = (0, 0);
+    let mut end = ended::UNCLEAR;
     while number < MAX_RECORDS {
         at = workspace.blur(0, at);
         filled = workspace.blur(1, filled);
         unread = workspace.blur(2, unread);
-        if at + RECORD_HEADER >= total {
-            return Message::NeedMore;
+        left = workspace.blur(3, left);
+        // 1 where a record begins here. Its header is read anyway, and counts only then.
+        let fresh = above(workspace, 1, left);
+        let skip = fresh * RECORD_HEADER;
+        if at + skip >= total {
+            end = ended::NEED_MORE;
+            break;
         }
         let header = workspace.record_header(at);
         let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        let other = (header[0] ^ HANDSHAKE) | (header[1] ^ 3);
-        let wrong = above(usize::from(header[2]), 4) | above(1, len) | above(len, MAX_FRAGMENT);
-        if u64::from(other) | wrong != 0 {
-            return if number == 0 && other != 0 { Message::NotTls } else { Message::Unclear };
+        let other = usize::from((header[0] ^ HANDSHAKE) | (header[1] ^ 3)) * fresh;
+        let wrong = above(workspace, usize::from(header[2]), 4)
+            | above(workspace, 1, len)
+            | above(workspace, len, MAX_FRAGMENT);
+        if other | wrong * fresh != 0 {
+            if number == 0 && other != 0 {
+                end = ended::NOT_TLS;
+            }
+            break;
         }
-        at += RECORD_HEADER;
-        let here = len.min(total - at);
-        if here > MAX_MESSAGE - filled {
-            return Message::Unclear;
-        }
+        at += skip;
+        left += len * fresh;
+        let there = least(workspace, left, total - at);
+        let room = least(workspace, PIECE, MAX_MESSAGE - filled);
+        let here = least(workspace, there, room);
         unread |= workspace.gather(at, filled, here) as usize;
         filled += here;
         at += here;
+        left -= here;
         if number == 0 && workspace.byte(0) != CLIENT_HELLO {
-            return Message::Unclear;
+            break;
         }
         if filled >= HANDSHAKE_HEADER {
             let want = HANDSHAKE_HEADER + u24(workspace, 1);
-            if filled >= want {
-                return if filled == want && here == len && unread == 0 {
-                    Message::Whole { len: filled, end: at }
-                } else {
-                    Message::Unclear
-                };
+            let whole = above(workspace, want, filled) ^ 1;
+            if whole | above(workspace, want, MAX_MESSAGE) != 0 {
+                // Too long, or bytes behind it in its record, otherwise.
+                if filled == want && left | unread == 0 {
+                    end = ended::WHOLE;
+                }
+                break;
             }
-            if filled == MAX_MESSAGE {
-                return Message::Unclear;
-            }
-        }
-        if here < len {
-            return Message::NeedMore;
         }
         number += 1;
     }
-    Message::Unclear
+    match workspace.blur(4, end) {
+        ended::NEED_MORE => Message::NeedMore,
+        ended::WHOLE => {
+            Message::Whole { len: workspace.blur(0, filled), end: workspace.blur(1, at) }
+        }
+        ended::NOT_TLS => Message::NotTls,
+        _ => Message::Unclear,
+    }
 }
 
-/// Not 0 where `number` is above `limit`.
+/// 1 where `number` is above `limit`, else 0. Neither comes near 2^63.
 #[inline(always)]
-fn above(number: usize, limit: usize) -> u64 {
-    (limit as u64).wrapping_sub(number as u64) >> 63
+fn above(workspace: &impl Workspace, number: usize, limit: usize) -> usize {
+    workspace.opaque(limit.wrapping_sub(number)) >> (usize::BITS - 1)
+}
+
+/// The smaller one, without a branch.
+#[inline(always)]
+fn least(workspace: &impl Workspace, a: usize, b: usize) -> usize {
+    let all_ones_or_none = workspace.opaque(0_usize.wrapping_sub(above(workspace, b, a)));
+    b.wrapping_add(a.wrapping_sub(b) & all_ones_or_none)
 }
 
 /// Whether 0-RTT data and nothing else fills the packet from `at` on (RFC 8446 section 2.3,

@@ -6,14 +6,12 @@ use super::{KEY_NAME, MAX_NAME, Workspace};
 const MAX_LABEL: usize = 63;
 
 /// Writes the key of the name at `at` of the message; its length, or `None` for what is no host name
-/// (T-20), or has a dot at its end, which no TLS has: the profiles differ on that (HTTP-5), and the
-/// proxy knows how.
+/// (T-20), and for a dot at its end: what that means is the proxy's to say (profiles, HTTP-5).
 ///
 /// Names that read as IP addresses are not told apart: no entry of the table is one.
 #[inline(always)]
 pub(super) fn write_key(workspace: &mut impl Workspace, at: usize, len: usize) -> Option<usize> {
-    // `len` is not 0: that is no name.
-    if len > MAX_NAME || workspace.byte(at + len - 1) == b'.' {
+    if len > MAX_NAME {
         return None;
     }
     // Arithmetic instead of conditions: see `message`.

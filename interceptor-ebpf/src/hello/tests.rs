@@ -1,5 +1,5 @@
 use super::host::read_payload;
-use super::{MARKS, MAX_MESSAGE, MAX_RECORDS, Reading, body};
+use super::{MARKS, MAX_MESSAGE, MAX_RECORDS, PIECE, Reading, body};
 
 fn vec16(data: &[u8]) -> Vec<u8> {
     [&u16::try_from(data.len()).unwrap().to_be_bytes(), data].concat()
@@ -50,11 +50,17 @@ fn t_18_what_is_too_long_is_unclear_at_once() {
         let rest = len - message(&name).len() - 4;
         message(&[name, extension(21, &vec![0; rest])].concat())
     };
-    assert_eq!(read_payload(&records(&padded(MAX_MESSAGE), 1 << 14)), named("a.example.com"));
+    for size in [1 << 14, 5000, PIECE, PIECE - 1, 100, 33] {
+        let longest = records(&padded(MAX_MESSAGE), size);
+        assert_eq!(read_payload(&longest), named("a.example.com"), "{size}");
+        for end in (1..longest.len()).step_by(331) {
+            assert_eq!(read_payload(&longest[..end]).0, Reading::NeedMore, "{size} {end}");
+        }
+    }
     let long = records(&padded(MAX_MESSAGE + 1), 1 << 14);
     assert_eq!(read_payload(&long).0, Reading::Unclear);
-    assert_eq!(read_payload(&long[..MAX_MESSAGE + 4]).0, Reading::NeedMore);
-    assert_eq!(read_payload(&long[..MAX_MESSAGE + 5]).0, Reading::Unclear);
+    assert_eq!(read_payload(&long[..8]).0, Reading::NeedMore);
+    assert_eq!(read_payload(&long[..9]).0, Reading::Unclear);
     let many = records(&padded(MAX_RECORDS + 1), 1);
     assert_eq!(read_payload(&many).0, Reading::Unclear);
 }
@@ -89,13 +95,13 @@ fn t_20_names() {
         format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
     for name in ["a", "a-b_c.D1", "a.b", &long] {
         let hello = records(&message(&server_name(name.as_bytes())), 4096);
-        let folded = name.to_ascii_lowercase();
-        assert_eq!(read_payload(&hello), named(&folded), "{name}");
+        assert_eq!(read_payload(&hello), named(&name.to_ascii_lowercase()), "{name}");
     }
     let labels = format!("a.{}.test", "b".repeat(64));
     for name in [
         ".",
         "..",
+        "a.b.",
         "a..b",
         ".a",
         "a.b..",
@@ -111,6 +117,7 @@ fn t_20_names() {
         "a%2eb",
         &labels,
         &format!("{long}e"),
+        &format!("{long}."),
     ] {
         let hello = records(&message(&server_name(name.as_bytes())), 4096);
         assert_eq!(read_payload(&hello).0, Reading::Unclear, "{name:?}");

@@ -2,7 +2,7 @@
 //! each leaves the line that the proxy would have written.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::report::{DirectFlows, connection};
 use crate::account::{Flag, OFFERED_ECH, Record};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
-use crate::kernel::{Closed, ClosedTier, HintReader, Kernel, RefusedHello, SocketId};
+use crate::kernel::{Closed, ClosedTier, Held, HintReader, Kernel, RefusedHello, SocketId};
 use crate::netns::diag::{Destroyed, Diag};
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot, Store};
@@ -133,21 +133,32 @@ impl Direct {
         self.policy.current().enforcement == Enforcement::Strict
     }
 
-    /// Destroys connections that owe a name for too long (T-28), and those whose refusal was not
-    /// reported, for ever.
+    /// Destroys connections that owe a name for too long (T-28), those whose hello TCP cut in two for
+    /// a whole turn, and those whose refusal was not reported, for ever. Where a part of a hello was
+    /// held to the end, the next connection is the proxy's: it needs no packet with all of it.
     pub(super) async fn watch(self: Arc<Self>) {
         let mut tick = tokio::time::interval(WATCH);
+        let mut cut = HashSet::new();
         loop {
             tick.tick().await;
             let pending = self.kernel.direct().pending();
-            if pending.is_empty() {
-                continue;
-            }
             let limit = self.policy.current().sniff_timeout;
+            let cut_before = std::mem::take(&mut cut);
             for flow in pending {
+                let cookie = flow.socket.cookie;
+                if flow.held == Held::Cut {
+                    cut.insert(cookie);
+                }
                 let late = limit.is_some_and(|limit| flow.age >= limit);
-                if (late || flow.refused) && self.destroy(&flow.socket) == Some(Destroyed::Before) {
-                    self.kernel.direct().forget(flow.socket.cookie);
+                if !(late || flow.refused || cut_before.contains(&cookie)) {
+                    continue;
+                }
+                match self.destroy(&flow.socket) {
+                    Some(Destroyed::Now) if flow.held != Held::Nothing && !flow.refused => {
+                        self.sync.avoid(flow.socket.dst);
+                    }
+                    Some(Destroyed::Before) => self.kernel.direct().forget(cookie),
+                    _ => {}
                 }
             }
         }

@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use interceptor_common::{
-    EndpointKey, EndpointRule, Label, NameKey, Pending, Proof, ShownName, SocketState, Tier,
+    CUT, EndpointKey, EndpointRule, Label, NameKey, Pending, Proof, ShownName, SocketState, Tier,
     capacity, maps,
 };
 use ipnet::IpNet;
@@ -56,6 +56,19 @@ pub struct PendingFlow {
     pub age: Duration,
     /// What it sent was refused: it only waits to be destroyed.
     pub refused: bool,
+    /// What it sent is held.
+    pub held: Held,
+}
+
+/// Whether a part of a hello is held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing was sent yet.
+    Nothing,
+    /// A part, until the rest joins it.
+    Part,
+    /// A part that the rest cannot join: TCP makes no longer packet there.
+    Cut,
 }
 
 /// A workload's socket, so that it can be told from every other.
@@ -181,6 +194,11 @@ impl DirectTables {
             },
             age: now.saturating_sub(Duration::from_nanos(pending.started_ns)),
             refused: pending.refused != 0,
+            held: match pending.held {
+                0 => Held::Nothing,
+                held if held & CUT != 0 => Held::Cut,
+                _ => Held::Part,
+            },
         };
         self.pending.iter().filter_map(Result::ok).map(flow).collect()
     }

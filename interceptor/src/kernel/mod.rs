@@ -26,7 +26,7 @@ use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
 
-pub use direct::{DirectFlow, DirectTables, EndpointRow, NameRow, PendingFlow, SocketId};
+pub use direct::{DirectFlow, DirectTables, EndpointRow, Held, NameRow, PendingFlow, SocketId};
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};

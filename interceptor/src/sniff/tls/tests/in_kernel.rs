@@ -1,5 +1,7 @@
 //! The kernel's reader of ClientHellos beside this one: it may understand less, never something else.
 
+use std::sync::LazyLock;
+
 use interceptor_ebpf::hello::Reading;
 use interceptor_ebpf::hello::host::read_payload;
 
@@ -27,8 +29,13 @@ fn agrees(kernel: &(Reading, Option<Vec<u8>>), proxy: &Scan<ClientHello>) -> boo
 
 #[test]
 fn the_kernel_reads_honest_hellos_as_the_proxy_does() {
-    for (bytes, _) in honest() {
+    for (bytes, proxy) in honest() {
         let message = &bytes[RECORD_HEADER..];
+        // What a dot behind a name means hangs on the profile: it is the proxy's.
+        if matches!(proxy, Scan::Found(hello) if hello.dotted) {
+            assert_eq!(read_payload(&bytes).0, Reading::Unclear);
+            continue;
+        }
         for size in [16384, 500, 64, 16, 7, 5] {
             let bytes = records(message, size);
             if message.len() / size >= interceptor_ebpf::hello::MAX_RECORDS {
@@ -46,18 +53,23 @@ fn the_kernel_reads_honest_hellos_as_the_proxy_does() {
     }
 }
 
+/// Where mutants come from; made once.
+static HONEST: LazyLock<Vec<Vec<u8>>> =
+    LazyLock::new(|| honest().into_iter().map(|(bytes, _)| bytes).collect());
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5000))]
+    // Two readings each.
+    #![proptest_config(ProptestConfig::with_cases(100_000))]
 
     #[test]
     fn the_kernel_never_reads_another_name(
-        which in 0usize..8,
+        which in 0usize..HONEST.len(),
         in_message in proptest::collection::vec(mutation(), 0..3),
         record_size in prop_oneof![3 => Just(16384usize), 1 => 1usize..200],
         on_the_wire in proptest::collection::vec(mutation(), 0..2),
         end in 0usize..4000,
     ) {
-        let mut body = honest()[which].0[RECORD_HEADER + HANDSHAKE_HEADER..].to_vec();
+        let mut body = HONEST[which][RECORD_HEADER + HANDSHAKE_HEADER..].to_vec();
         in_message.iter().for_each(|m| m.apply(&mut body));
         let mut bytes = records(&message(1, &body), record_size);
         on_the_wire.iter().for_each(|m| m.apply(&mut bytes));
@@ -66,6 +78,10 @@ proptest! {
             prop_assert!(agrees(&kernel, &proxy), "{:?} {:?}", kernel, proxy);
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
 
     #[test]
     fn the_kernel_finds_no_name_in_noise(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
