@@ -23,9 +23,9 @@ use crate::stats::{Better, median, ratio, spread};
 /// How long a host may take to be allowed.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a name may take to come into the kernel's table.
-const LEARNING: Duration = Duration::from_secs(5);
+const LEARNING: Duration = Duration::from_secs(3);
 /// For memory to settle after the start.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Measures one program under a policy of so many hosts, against `direct`.
 pub(crate) fn run(
@@ -54,6 +54,9 @@ pub(crate) fn run(
     refused(&mut place, FORBIDDEN)?;
     refused(&mut place, &policy::host(hosts))?;
 
+    until_direct(&mut place, hosts - 1)?;
+    let connects = connects(&mut place, direct, &policy::host(hosts - 1), pace)?;
+
     let begun = Instant::now();
     if kind == Kind::Envoy {
         envoy_set_hosts(place.world(), hosts + 1)?;
@@ -64,16 +67,25 @@ pub(crate) fn run(
     until_allowed(&mut place, hosts).context("the host that was added")?;
     let added = begun.elapsed();
 
-    until_direct(&mut place, hosts - 1)?;
+    Ok(Row {
+        scenario: id,
+        rss_mib: Some(memory as f64 / 1024.0),
+        start_ms: Some(start.as_secs_f64() * 1e3),
+        add_ms: Some(added.as_secs_f64() * 1e3),
+        ..connects
+    })
+}
+
+/// New TLS connections to this host, one at a time, in rounds with `direct`.
+fn connects(place: &mut Place, direct: &mut Place, name: &str, pace: Pace) -> Result<Row> {
     let before = place.flows()?;
-    let mut ratios = Vec::new();
-    let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    let (mut ratios, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pace.rounds {
         let until = Until::Milliseconds(pace.milliseconds);
         let job = Service::Tls.job(Kind::Direct, Work::Connect, 1, until);
         let bare = direct.run(&job)?;
         check::done(&job, &bare)?;
-        let job = Job { name: policy::host(hosts - 1), ..job };
+        let job = Job { name: name.to_owned(), ..job };
         let ours = place.run(&job)?;
         check::done(&job, &ours)?;
         ratios.push(ratio(Better::Less, ours.p50_us, bare.p50_us));
@@ -89,11 +101,8 @@ pub(crate) fn run(
         spread: Some(spread(&ratios)),
         p50_us: Some(median(&p50)),
         p99_us: Some(median(&p99)),
-        rss_mib: Some(memory as f64 / 1024.0),
-        start_ms: Some(start.as_secs_f64() * 1e3),
-        add_ms: Some(added.as_secs_f64() * 1e3),
         rounds: ratios.len(),
-        ..Row::new(id, tier, kind.peer())
+        ..Row::new("", tier, place.kind().peer())
     })
 }
 
@@ -116,8 +125,8 @@ fn until_allowed(place: &mut Place, number: usize) -> Result<()> {
     }
 }
 
-/// Connects until the name tier takes it, a while at most: after a change names are resolved anew,
-/// and of many names not all are beforehand. Which tier it is then is the program's own choice.
+/// Connects until the name tier takes it, a while at most: of many names not all are resolved before
+/// somebody connects. Which tier it is then is the program's own choice.
 fn until_direct(place: &mut Place, number: usize) -> Result<()> {
     let deadline = Instant::now() + LEARNING;
     while let Some(before) = place.flows()? {

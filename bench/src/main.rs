@@ -85,7 +85,7 @@ struct RunArgs {
     /// A Python environment in which to look for Envoy
     #[arg(long, value_name = "DIR", default_value = "target/peers")]
     peers: PathBuf,
-    /// Set interceptor up wrongly: every scenario with it must then fail
+    /// Set interceptor up wrongly, to see that the checks find it
     #[arg(long = "break", value_name = "WHAT")]
     breakage: Option<Breakage>,
 }

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Write the results here as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Set interceptor up wrongly (`policy` or `tier`): every scenario with it must then fail
+    /// Set interceptor up wrongly (`policy` or `tier`), to see that the checks find it
     #[arg(long = "break", value_name = "WHAT")]
     breakage: Option<String>,
     #[command(flatten)]

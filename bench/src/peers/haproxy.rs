@@ -20,8 +20,8 @@ pub(super) fn set_up(program: &Path, world: &World, directory: &Path) -> Result<
         .replace("{ca}", &world.ca_file().to_string_lossy());
     fs::write(&config, text)?;
     let mut command = Command::new(program);
-    // In the foreground, quietly.
-    command.args(["-db", "-q", "-f"]).arg(&config);
+    // In the foreground. Quietly (-q) would close standard output, which has the log.
+    command.args(["-db", "-f"]).arg(&config);
     let ports = vec![(443, 15443), (80, 15080), (7000, 15700)];
     Ok(Setup { command, ports, log: directory.join("access.log") })
 }
