@@ -41,6 +41,7 @@ pub(crate) enum Profile {
 pub(crate) enum Package {
     Interceptor,
     Walkthrough,
+    Bench,
 }
 
 impl Profile {
@@ -103,6 +104,7 @@ pub(crate) fn user_space(profile: Profile, packages: &[Package]) -> Result<()> {
                 cargo.args(match package {
                     Package::Interceptor => ["--package", "interceptor"],
                     Package::Walkthrough => ["--package", "interceptor-tests"],
+                    Package::Bench => ["--package", "interceptor-bench"],
                 });
             }
         }

@@ -3,6 +3,7 @@
 //! Every command does the set-up it needs ([`toolchain`] finds what the machine has, [`install`]
 //! gets what it lacks), so nothing has to be typed before it.
 
+mod bench;
 mod build;
 mod install;
 mod lint;
@@ -40,6 +41,7 @@ enum Task {
     Lint(lint::Args),
     Picture(picture::Args),
     Mutants(mutants::Args),
+    Bench(bench::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
     /// documents that no longer say what the code does
     Tidy,
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Some(Task::Lint(args)) => lint::run(&args),
         Some(Task::Picture(args)) => picture::run(&args),
         Some(Task::Mutants(args)) => mutants::run(&args),
+        Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
     match done {
