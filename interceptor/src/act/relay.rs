@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -170,7 +171,7 @@ async fn plain(
     let start = Instant::now();
     let (up, down) = (Progress::new(start), Progress::new(start));
     let end = tokio::select! {
-        end = run(&prefix, &client, &upstream, limits.idle, &up, &down) => end,
+        end = run(prefix, &client, &upstream, limits.idle, &up, &down) => end,
         () = overdue(limits.duration) => RelayEnd::TooLong,
         () = cut => RelayEnd::Cut,
     };
@@ -187,7 +188,7 @@ async fn plain(
 }
 
 async fn run(
-    prefix: &[u8],
+    prefix: Bytes,
     client: &TcpStream,
     upstream: &TcpStream,
     idle: Option<Duration>,
@@ -195,7 +196,7 @@ async fn run(
     down: &Progress,
 ) -> RelayEnd {
     let mut upward = std::pin::pin!(pump(prefix, client, upstream, up));
-    let mut downward = std::pin::pin!(pump(&[], upstream, client, down));
+    let mut downward = std::pin::pin!(pump(Bytes::new(), upstream, client, down));
     let mut client_died = std::pin::pin!(died(client));
     let mut upstream_died = std::pin::pin!(died(upstream));
     let mut idled = std::pin::pin!(idled(idle, up, down));

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -32,20 +33,22 @@ pub(super) enum Broken {
 
 /// Moves `prefix`, then everything from `source`, to `sink`, and passes the FIN on.
 ///
-/// Holds a buffer only while it has bytes to move: an idle connection costs none.
+/// Holds `prefix` until it is written and a buffer only while there are bytes to move: an idle
+/// connection costs neither.
 ///
 /// # Errors
 /// Which end failed. Everything that was read from a source that failed is written.
 pub(super) async fn pump(
-    prefix: &[u8],
+    prefix: Bytes,
     source: &TcpStream,
     sink: &TcpStream,
     progress: &Progress,
 ) -> Result<(), Broken> {
     if !prefix.is_empty() {
         progress.took(prefix.len());
-        write_all(sink, prefix, progress).await?;
+        write_all(sink, &prefix, progress).await?;
     }
+    drop(prefix);
     let mut after_splice = false;
     loop {
         if !copy(source, sink, progress, after_splice).await? {

@@ -288,7 +288,7 @@ async fn bulk_is_spliced_and_small_talk_is_not() {
             drop((client, server));
         };
         let (end, ()) =
-            soon(async { tokio::join!(run(&[], &ours, &upstream, None, &up, &down), talk) }).await;
+            soon(async { tokio::join!(run(Bytes::new(), &ours, &upstream, None, &up, &down), talk) }).await;
         assert_eq!(end, RelayEnd::Closed);
         assert_eq!(up.spliced.load(Ordering::Relaxed) > 0, spliced, "{up:?}");
         assert_eq!(up.written.load(Ordering::Relaxed), bytes as u64);
@@ -328,7 +328,7 @@ async fn what_waits_behind_a_slow_side_when_the_other_resets_is_delivered_before
             assert_eq!(got, sent);
         };
         let relay = async {
-            let end = run(&[], &ours, &upstream, None, &up, &down).await;
+            let end = run(Bytes::new(), &ours, &upstream, None, &up, &down).await;
             // Let the server take what the kernel still holds for it.
             sleep(Duration::from_millis(100)).await;
             block::reset(upstream);
