@@ -46,6 +46,15 @@ impl Packet {
         self.protocol == 6 && self.flags & 0x12 == 0x02
     }
 
+    /// Where it comes from and where it goes.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (
+            SocketAddr::new(self.source, self.source_port),
+            SocketAddr::new(self.destination, self.destination_port),
+        )
+    }
+
     /// Reads the headers of an IP packet; `None` for anything else or a later fragment.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
@@ -106,22 +115,16 @@ impl Packet {
 pub fn let_out(packets: &[Packet]) -> Vec<(SocketAddr, SocketAddr)> {
     const FIN: u8 = 1;
     const RST: u8 = 4;
-    let ends = |p: &Packet| {
-        (
-            SocketAddr::new(p.source, p.source_port),
-            SocketAddr::new(p.destination, p.destination_port),
-        )
-    };
     let mut found = Vec::new();
     for syn in packets.iter().filter(|packet| packet.is_syn()) {
-        let (from, to) = ends(syn);
+        let (from, to) = syn.ends();
         if found.contains(&(from, to)) {
             continue;
         }
         let tcp = || packets.iter().filter(|packet| packet.protocol == 6);
-        let sent = |flag| tcp().any(|p| ends(p) == (from, to) && p.flags & flag != 0);
+        let sent = |flag| tcp().any(|p| p.ends() == (from, to) && p.flags & flag != 0);
         let carried =
-            tcp().any(|p| p.payload > 0 && (ends(p) == (from, to) || ends(p) == (to, from)));
+            tcp().any(|p| p.payload > 0 && (p.ends() == (from, to) || p.ends() == (to, from)));
         if carried || !sent(RST) || sent(FIN) {
             found.push((from, to));
         }

@@ -120,7 +120,7 @@ fn proxied_connections_of_a_removed_entry_end() -> Result<()> {
     write("ws.yaml", &entry("ws", "httpbin.org", port::WEBSOCKET, "HTTP", "resolution: DNS"))?;
     write("stall.yaml", &entry("stall", "httpbin.org", port::STALL, "HTTP", "resolution: DNS"))?;
     let path = dir.to_string_lossy();
-    let flags = ["--outbound", "registry-only", "-f", &path];
+    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &path];
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
 
     let mut gone = Open::echo(&world, &running, "gone", &tcp(world::HTTPBIN, port::ECHO))?;

@@ -17,7 +17,7 @@ const GROWTH: u64 = 32 << 20;
 /// The product with v4.example.com listed on `port`.
 fn listed<'w>(world: &'w World, port: u16, protocol: &str) -> Result<Interceptor<'w>> {
     let entry = world.entry("v4.example.com", port, protocol, "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "-f", &entry];
+    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
     Ok(Interceptor::new(world, &binary(), &flags))
 }
 
@@ -125,7 +125,8 @@ fn a_gibibyte_up_and_down() -> Result<()> {
     let world = World::new()?;
     let http = world.entry("v4.example.com", 80, "HTTP", "  resolution: DNS\n")?;
     let tls = world.entry("v4.example.com", port::ECHO, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "-f", &http, "-f", &tls];
+    let proxied = ["--outbound", "registry-only", "--fast-path", "false"];
+    let flags = [&proxied[..], &["-f", &http, "-f", &tls]].concat();
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
     let before = peak_memory(running.pid())?;
     let (size, host) = (GIBIBYTE.to_string(), "v4.example.com");

@@ -18,7 +18,7 @@ use super::client::{Exchange, Task};
 use super::stub::{Contact, Stub};
 use super::tls::Certificates;
 use super::{files, log};
-use crate::capture::{Packet, let_out};
+use crate::capture::let_out;
 use crate::netns::next_number;
 use crate::world::{DNS, World};
 
@@ -154,10 +154,18 @@ impl Stage {
             false => fs::read_to_string(at.join("access.log")).unwrap_or_default(),
         };
         let stub = if local { &self.inside } else { &self.outside };
+        let packets = capture.packets();
+        let let_out = let_out(&packets);
+        let mut contacts = stub.contacts();
+        // A handshake that was refused by what would have followed it is none.
+        contacts.retain(|contact| {
+            let ends = (contact.peer, contact.local);
+            let_out.contains(&ends) || !packets.iter().any(|p| p.is_syn() && p.ends() == ends)
+        });
         Ok(Seen {
             exchanges,
-            contacts: stub.contacts(),
-            attempts: attempts(&capture.packets()),
+            contacts,
+            attempts: attempts(let_out),
             lines: text.lines().map(log::Entry::read).collect(),
             stderr: finished.stderr,
         })
@@ -246,10 +254,10 @@ fn visit(value: &Value, key: &str, each: &mut impl FnMut(&str, &Value)) {
     }
 }
 
-/// The connections that were let out among packets, each once, in order.
-fn attempts(packets: &[Packet]) -> Vec<SocketAddr> {
+/// Where connections that were let out went, each once, in order.
+fn attempts(let_out: Vec<(SocketAddr, SocketAddr)>) -> Vec<SocketAddr> {
     let mut sources = BTreeSet::new();
-    let_out(packets)
+    let_out
         .into_iter()
         .filter(|(from, to)| to.ip() != DNS && sources.insert(*from))
         .map(|(_, to)| to)
