@@ -110,7 +110,7 @@ impl Plan {
     /// makes the addresses of large networks differ from case to case.
     pub(crate) fn case(&self, random: &mut Random, number: usize) -> (Case, &'static str) {
         let entry = random.pick(&self.entries);
-        let honest = random.percent(60);
+        let honest = random.percent(70);
         let dns = 1 + match honest {
             true => random.below(usize::from(HONEST_ADDRESSES)) as u8,
             false => HONEST_ADDRESSES + random.below(4) as u8,
