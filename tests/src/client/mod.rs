@@ -3,6 +3,7 @@
 mod bulk;
 mod detour;
 mod plain;
+mod probe;
 mod protocols;
 mod tls;
 
@@ -162,6 +163,14 @@ pub enum Job {
         /// How many
         bytes: u64,
     },
+    /// Makes every connection that a file lists, and prints what became of each (see `probe.rs`)
+    Probe {
+        /// One connection a line
+        file: String,
+        /// How many at the same time
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -241,6 +250,7 @@ pub fn run(job: Job) -> Result<String> {
         Job::RoutingHeader { to, via, when } => detour::routing_header(to, via, when),
         Job::Upload { to, host, bytes } => bulk::upload(to, &host, bytes),
         Job::Download { to, host, bytes } => bulk::download(to, &host, bytes),
+        Job::Probe { file, threads } => probe::probe(&file, threads),
         Job::Connect { to } => plain::connect(to),
     }
 }

@@ -4,6 +4,7 @@
 mod http;
 pub mod protocols;
 mod raw;
+pub mod witness;
 
 use std::future::Future;
 use std::net::{Ipv6Addr, SocketAddr};
