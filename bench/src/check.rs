@@ -55,9 +55,16 @@ pub(crate) fn after(place: &Place, scenario: &Scenario, before: &Before) -> Resu
         let count = if scenario.by_connection() { before.connections } else { before.operations };
         let lines = place.log_since(before.log, count);
         let found = lines.iter().filter(|line| line.contains(scenario.service().host())).count();
-        if (found as u64) < count {
-            bail!("{count} went out, but {kind} logged {found}: did all pass through it?");
-        }
+        peer_logged(count, found as u64).with_context(|| kind.to_string())?;
+    }
+    Ok(())
+}
+
+/// Whether a peer's log shows that all passed through it. A few lines may be missing of many: HAProxy
+/// drops lines that two threads write at the same time. Past a redirection go all or none.
+fn peer_logged(count: u64, found: u64) -> Result<()> {
+    if found * 100 < count * 98 {
+        bail!("{count} went out, but its log has {found}: did all pass through it?");
     }
     Ok(())
 }
@@ -187,6 +194,15 @@ mod tests {
         assert!(error.contains("tier name") && error.contains("proxy: 1"), "{error}");
         assert!(flows_took("name", 9, Flows { proxy: 0, ..flows }).is_ok());
         assert!(flows_took("relay", 9, Flows { proxy: 0, ..flows }).is_err());
+    }
+
+    #[test]
+    fn a_peer_may_lose_a_few_lines_of_many_and_none_of_few() {
+        assert!(peer_logged(130_447, 130_222).is_ok());
+        assert!(peer_logged(3, 3).is_ok());
+        for (count, found) in [(1, 0), (6, 5), (1000, 979)] {
+            assert!(peer_logged(count, found).is_err(), "{found} of {count}");
+        }
     }
 
     #[test]

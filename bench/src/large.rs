@@ -2,6 +2,7 @@
 //! a connection costs under it.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,6 +38,9 @@ pub(crate) fn run(
     pace: Pace,
 ) -> Result<Row> {
     let world = world()?;
+    for number in 0..=hosts {
+        world.zone.set(&policy::host(number), &[policy::address(number).into()]);
+    }
     let servers = Servers::start(&world.internet, Arc::clone(&world.authority))?;
     let file = world.file("hosts.yaml", &policy::hosts(hosts))?;
     let begun = Instant::now();
@@ -51,11 +55,12 @@ pub(crate) fn run(
     let start = begun.elapsed();
     thread::sleep(SETTLE);
     let memory = resident_kib(&place.processes())?;
-    refused(&mut place, FORBIDDEN)?;
-    refused(&mut place, &policy::host(hosts))?;
+    let last = policy::address(hosts - 1);
+    refused(&mut place, FORBIDDEN, last)?;
+    refused(&mut place, &policy::host(hosts), policy::address(hosts))?;
 
     until_direct(&mut place, hosts - 1)?;
-    let connects = connects(&mut place, direct, &policy::host(hosts - 1), pace)?;
+    let connects = connects(&mut place, direct, hosts - 1, pace)?;
 
     let begun = Instant::now();
     if kind == Kind::Envoy {
@@ -77,7 +82,7 @@ pub(crate) fn run(
 }
 
 /// New TLS connections to this host, one at a time, in rounds with `direct`.
-fn connects(place: &mut Place, direct: &mut Place, name: &str, pace: Pace) -> Result<Row> {
+fn connects(place: &mut Place, direct: &mut Place, number: usize, pace: Pace) -> Result<Row> {
     let before = place.flows()?;
     let (mut ratios, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pace.rounds {
@@ -85,7 +90,8 @@ fn connects(place: &mut Place, direct: &mut Place, name: &str, pace: Pace) -> Re
         let job = Service::Tls.job(Kind::Direct, Work::Connect, 1, until);
         let bare = direct.run(&job)?;
         check::done(&job, &bare)?;
-        let job = Job { name: name.to_owned(), ..job };
+        let to = SocketAddr::from((policy::address(number), job.to.port()));
+        let job = Job { name: policy::host(number), to, ..job };
         let ours = place.run(&job)?;
         check::done(&job, &ours)?;
         ratios.push(ratio(Better::Less, ours.p50_us, bare.p50_us));
@@ -106,14 +112,14 @@ fn connects(place: &mut Place, direct: &mut Place, name: &str, pace: Pace) -> Re
     })
 }
 
-fn job(work: Work, name: &str) -> Job {
+fn job(work: Work, name: &str, address: Ipv4Addr) -> Job {
     let job = Service::Tls.job(Kind::Direct, work, 1, Until::Operations(1));
-    Job { name: name.to_owned(), ..job }
+    Job { name: name.to_owned(), to: SocketAddr::from((address, job.to.port())), ..job }
 }
 
 /// Connects again and again until it is let through.
 fn until_allowed(place: &mut Place, number: usize) -> Result<()> {
-    let job = job(Work::Connect, &policy::host(number));
+    let job = job(Work::Connect, &policy::host(number), policy::address(number));
     let deadline = Instant::now() + PATIENCE;
     loop {
         let report = place.run(&job)?;
@@ -140,8 +146,8 @@ fn until_direct(place: &mut Place, number: usize) -> Result<()> {
     Ok(())
 }
 
-fn refused(place: &mut Place, name: &str) -> Result<()> {
-    match place.run(&job(Work::Refused, name))?.failure {
+fn refused(place: &mut Place, name: &str, address: Ipv4Addr) -> Result<()> {
+    match place.run(&job(Work::Refused, name, address))?.failure {
         None => Ok(()),
         Some(failure) => bail!("{name}: {failure}"),
     }

@@ -127,7 +127,7 @@ fn run(args: &RunArgs) -> Result<bool> {
         .collect();
     let pace = Pace {
         rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 7 }).max(1),
-        milliseconds: if args.quick { 200 } else { 1000 },
+        milliseconds: if args.quick { 150 } else { 1000 },
     };
     let missing = tools.peers.missing.iter();
     let mut results = Run {

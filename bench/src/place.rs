@@ -319,7 +319,6 @@ pub(crate) fn world() -> Result<World> {
     for service in Service::ALL {
         world.zone.set(service.host(), &[service.address().into()]);
     }
-    world.zone.set(&format!("*.{}", policy::PARENT), &[Service::Tls.address().into()]);
     world.workload.inside(|| -> Result<()> {
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65000")?;
         Ok(fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?)

