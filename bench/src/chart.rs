@@ -82,6 +82,8 @@ fn bar(body: &mut String, row: &Row, y: usize) {
     let (text, middle) = (y + BAR - 3, y + BAR / 2);
     let half = spread * ONE / 2.0;
     let end = LEFT as f64 + length;
+    // The figure stays in the picture.
+    let reach = (end + half).min((WIDTH - 54) as f64);
     let _ = write!(
         body,
         "<text x=\"34\" y=\"{text}\">{name}</text>\n\
@@ -89,8 +91,8 @@ fn bar(body: &mut String, row: &Row, y: usize) {
          <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle}\" y2=\"{middle}\" class=\"spread\"/>\n\
          <text x=\"{:.0}\" y=\"{text}\">{ratio:.2}</text>\n",
         end - half,
-        end + half,
-        end + half + 6.0
+        reach,
+        reach + 6.0
     );
 }
 
@@ -119,6 +121,8 @@ mod tests {
             failures: vec![],
             rows: vec![row("interceptor", 0.5), row("envoy", 0.25)],
         };
+        let far = Run { rows: vec![row("nginx", 9.0)], ..run.clone() };
+        assert!(super::svg(&far).contains(&format!("x=\"{}\" y=", WIDTH - 48)));
         let svg = svg(&run);
         assert!(svg.contains(r#"width="260.0" height="14" class="interceptor""#), "{svg}");
         assert!(svg.contains(r#"width="130.0" height="14" class="other""#), "{svg}");

@@ -173,7 +173,7 @@ impl Place {
             let peer = tools.peers.start(kind, &world)?;
             Self::with_peer(kind, tools, world, servers, peer)?
         };
-        if kind == Kind::Name && tools.breakage != Some(Breakage::Tier) {
+        if kind == Kind::Name && tools.breakage.is_none() {
             place.wait_for_names()?;
         }
         Ok(place)

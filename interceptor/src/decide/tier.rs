@@ -9,7 +9,7 @@ use super::host::HostName;
 use super::route::Destination;
 use super::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use super::{
-    Action, ByAddress, Claim, ClusterName, Decision, Flow, Group, Place, Policy, Reason, Upstream,
+    Action, ByAddress, Claim, ClusterName, Decision, Flow, Place, Policy, Reason, Upstream,
     by_address, by_hello,
 };
 use crate::policy::Outbound;
@@ -197,13 +197,9 @@ fn settle(decision: Decision, owns: &dyn Fn(&HostName) -> Option<bool>) -> Optio
 
 /// Whether nothing on this port asks for a name or a request, at any address.
 fn no_byte_matters(policy: &Policy, flow: &Flow<'_>) -> bool {
-    let port = flow.dst.addr().port();
     let Some(rules) = policy.rules(flow) else { return false };
-    let plain = |service: &super::Service| {
-        service.group == Group::Tcp && !service.nominal && service.chains.is_empty()
-    };
-    rules.outbound != Outbound::AllowAnyDynamicDns
-        && rules.services.iter().filter(|service| service.port == port).all(plain)
+    let asks = rules.ports.get(&flow.dst.addr().port());
+    rules.outbound != Outbound::AllowAnyDynamicDns && asks.is_none_or(|asks| !asks.bytes)
 }
 
 /// Where no byte matters: what becomes of the connection, whatever it says.
@@ -282,12 +278,9 @@ fn only_names_decide(policy: &Policy, flow: &Flow<'_>, silent: &Decision) -> Res
 
 /// Whether some request to this port may be allowed.
 fn may_allow_requests(policy: &Policy, flow: &Flow<'_>) -> bool {
-    let port = flow.dst.addr().port();
     let Some(rules) = policy.rules(flow) else { return false };
-    rules.outbound != Outbound::RegistryOnly
-        || rules.services.iter().any(|service| {
-            service.port == port && matches!(service.group, Group::Http | Group::Sniffed)
-        })
+    let asks = rules.ports.get(&flow.dst.addr().port());
+    rules.outbound != Outbound::RegistryOnly || asks.is_some_and(|asks| asks.requests)
 }
 
 /// Whether an allowed connection may as well be made by the client itself: to one place, where it

@@ -52,6 +52,9 @@ impl Survey {
         for service in policy.services().iter().filter(|service| !service.nominal) {
             survey.ports.entry(service.port).or_default().add(service);
         }
+        for port in policy.ports() {
+            survey.ports.entry(port).or_default();
+        }
         survey.exact = survey.hosts().into_iter().cloned().collect();
         let names = survey.ports.values().flat_map(|port| &port.names);
         let below = names.filter_map(|named| match &named.host {

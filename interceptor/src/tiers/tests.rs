@@ -7,7 +7,7 @@ use super::compile::compile;
 use super::{AddressBook, Row, Survey};
 use crate::decide::host::HostName;
 use crate::decide::tier::withdrawn;
-use crate::decide::{ClusterName, Flow};
+use crate::decide::{ClusterName, Flow, Group, Policy, Rules};
 use crate::origin::OriginalDst;
 use crate::policy::{Caller, Enforcement, Outbound, Snapshot, Sources, load};
 
@@ -258,6 +258,22 @@ fn mesh_21_what_nobody_claims_goes_direct_in_allow_any() {
     for row in all(443, "proxy") {
         assert!(istio.contains(&row), "{row}: {istio:?}");
     }
+}
+
+/// SC-8: a port with a handler of its own is not one of those that nothing mentions.
+#[test]
+fn sc_8_a_listener_without_services_keeps_its_port() {
+    let rules = Rules {
+        outbound: Outbound::AllowAny,
+        listeners: vec![(80, Group::Http)],
+        ..Rules::default()
+    };
+    let mut snapshot = snapshot("", Enforcement::Istio, Outbound::AllowAny);
+    snapshot.policy = Policy::new("default", Enforcement::Istio, rules);
+    let compiled = compile(&snapshot, "default", &Survey::of(&snapshot.policy), &book(&[]), []);
+    let find = |dst: &str| compiled.find(dst.parse().expect("an address")).map(show);
+    assert_eq!(find("192.0.2.1:81"), Ok("direct PassthroughCluster".into()));
+    assert!(find("192.0.2.1:80").is_err(), "HTTP is judged request by request");
 }
 
 /// T-62: what of an established direct connection a changed policy says.
