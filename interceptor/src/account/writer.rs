@@ -1,6 +1,6 @@
-//! The writing end of the access log: one thread per target writes lines, each with one `write` call,
-//! so that lines of several writers to one file or pipe never mix, and no connection ever waits for
-//! a slow target (T-57).
+//! The writing end of the access log: one thread per target writes lines, whole ones with one `write`
+//! call, so that lines of several writers to one file or pipe never mix, and no connection ever waits
+//! for a slow target (T-57).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -21,6 +21,10 @@ use super::LogTarget;
 pub(super) const QUEUE_LINES: usize = 16 * 1024;
 /// Bytes of lines that may wait for the writer: hostile fields can make each line long (T-51).
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
+/// Lines written with one call: what a pipe takes as one piece (pipe(7)). A longer line goes alone.
+const BATCH_BYTES: usize = libc::PIPE_BUF;
+/// How long an idle writer lets lines gather after the first one, instead of waking up for each.
+const GATHER: Duration = Duration::from_millis(2);
 /// How often a file is compared with what its path names now, to notice a rotation.
 pub(super) const ROTATION_CHECK: Duration = Duration::from_secs(1);
 
@@ -107,12 +111,62 @@ fn write_lines(
     shared: &Shared,
     progress: &watch::Sender<u64>,
 ) {
-    for line in lines {
-        shared.queued_bytes.fetch_sub(line.len(), Ordering::Relaxed);
-        if output.write_line(line.as_bytes()).is_err() {
-            shared.dropped.fetch_add(1, Ordering::Relaxed);
+    let mut batch = Batch::default();
+    let mut next = None;
+    loop {
+        let first = next.take().or_else(|| lines.try_recv().ok()).or_else(|| {
+            let line = lines.recv().ok();
+            thread::sleep(GATHER);
+            line
+        });
+        let Some(first) = first else { return };
+        batch.start(&first);
+        while next.is_none() {
+            let Ok(line) = lines.try_recv() else { break };
+            if !batch.take(&line) {
+                next = Some(line);
+            }
         }
-        progress.send_modify(|done| *done += 1);
+        shared.queued_bytes.fetch_sub(batch.text.len(), Ordering::Relaxed);
+        let lost = output.write_batch(&batch);
+        shared.dropped.fetch_add(lost, Ordering::Relaxed);
+        progress.send_modify(|done| *done += batch.ends.len() as u64);
+    }
+}
+
+/// Lines that are written together.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    /// Where each line ends.
+    ends: Vec<usize>,
+}
+
+impl Batch {
+    /// Holds `line` alone.
+    fn start(&mut self, line: &str) {
+        self.text.clear();
+        self.ends.clear();
+        self.add(line);
+    }
+
+    /// Takes `line`, too, if there is room.
+    fn take(&mut self, line: &str) -> bool {
+        let fits = self.text.len() + line.len() <= BATCH_BYTES;
+        if fits {
+            self.add(line);
+        }
+        fits
+    }
+
+    fn add(&mut self, line: &str) {
+        self.text.extend_from_slice(line.as_bytes());
+        self.ends.push(self.text.len());
+    }
+
+    /// How many lines are not wholly within the first `bytes`.
+    fn beyond(&self, bytes: usize) -> u64 {
+        self.ends.iter().filter(|end| **end > bytes).count() as u64
     }
 }
 
@@ -135,16 +189,18 @@ impl Output {
         Ok(Self { file: append(path)?, path: Some(path.to_owned()), checked: Instant::now() })
     }
 
-    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+    /// Gives how many lines were lost.
+    fn write_batch(&mut self, batch: &Batch) -> u64 {
         self.follow_rotation();
-        match write_whole(&mut self.file, line) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let Some(path) = &self.path else { return Err(error) };
-                self.file = append(path)?;
-                write_whole(&mut self.file, line)
-            }
+        let mut written = write_whole(&mut self.file, &batch.text);
+        let again = self.path.as_ref().filter(|_| written < batch.text.len());
+        if let Some(file) = again.and_then(|path| append(path).ok()) {
+            self.file = file;
+            // The line that was broken off is written again from its start.
+            let whole = batch.ends.iter().rfind(|end| **end <= written).copied().unwrap_or(0);
+            written = whole + write_whole(&mut self.file, &batch.text[whole..]);
         }
+        batch.beyond(written)
     }
 
     /// Opens the path again once it names another file than ours, or none.
@@ -169,19 +225,21 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// One `write` for the whole line; more only where the kernel takes less. Someone else may have
-/// made a shared pipe non-blocking: this thread may wait for it.
-fn write_whole(file: &mut File, mut line: &[u8]) -> io::Result<()> {
-    while !line.is_empty() {
-        match file.write(line) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => line = &line[n..],
+/// One `write` for everything; more only where the kernel takes less. Someone else may have made a
+/// shared pipe non-blocking: this thread may wait for it. Gives how many bytes were written before an
+/// error, if there was one.
+fn write_whole(file: &mut File, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => break,
+            Ok(n) => written += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 thread::sleep(Duration::from_millis(5));
             }
-            Err(error) => return Err(error),
+            Err(_) => break,
         }
     }
-    Ok(())
+    written
 }

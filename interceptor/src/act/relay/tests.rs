@@ -287,8 +287,10 @@ async fn bulk_is_spliced_and_small_talk_is_not() {
             read.unwrap();
             drop((client, server));
         };
-        let (end, ()) =
-            soon(async { tokio::join!(run(Bytes::new(), &ours, &upstream, None, &up, &down), talk) }).await;
+        let (end, ()) = soon(async {
+            tokio::join!(run(Bytes::new(), &ours, &upstream, None, &up, &down), talk)
+        })
+        .await;
         assert_eq!(end, RelayEnd::Closed);
         assert_eq!(up.spliced.load(Ordering::Relaxed) > 0, spliced, "{up:?}");
         assert_eq!(up.written.load(Ordering::Relaxed), bytes as u64);
