@@ -1,6 +1,6 @@
 //! Keeps the kernel's tables in step with policy and with names' addresses.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -76,6 +76,8 @@ struct State {
     /// Where a client spoke, and not HTTP.
     spoken: HashMap<SocketAddr, Instant>,
     heard: Heard,
+    /// The name that found no room when names were asked for.
+    ask_first: Option<HostName>,
     written: Written,
 }
 
@@ -230,19 +232,22 @@ impl Sync {
 
     /// Asks for names whose answers ran out.
     fn ask(&self) {
-        let (survey, heard) = {
+        let (survey, heard, first) = {
             let mut state = self.state();
-            (Arc::clone(&state.survey), state.heard.names(Instant::now()))
+            let heard = state.heard.names(Instant::now());
+            (Arc::clone(&state.survey), heard, state.ask_first.take())
         };
         let known = survey.hosts().into_iter().take(MAX_ASKED);
         // Policy may have changed since they were heard.
         let heard = heard.iter().filter(|name| survey.could_use(name));
-        for host in heard.chain(known) {
-            // Those that find no room now are asked for at the next turn.
-            if !self.resolver.remembers(host) && !self.look_up(host) {
-                return;
-            }
-        }
+        let names: BTreeSet<&HostName> = known.chain(heard).collect();
+        // In turn: names that never resolve are asked for at each, and must not keep out the others.
+        let (earlier, later): (Vec<&HostName>, Vec<_>) =
+            names.into_iter().partition(|name| first.as_ref().is_some_and(|first| *name < first));
+        let mut names = later.into_iter().chain(earlier);
+        // Those that find no room now are asked for at the next turn.
+        let left = names.find(|name| !self.resolver.remembers(name) && !self.look_up(name));
+        self.state().ask_first = left.cloned();
     }
 
     fn update(&self, snapshot: &Snapshot, always: bool) -> Result<(), SyncError> {
