@@ -53,7 +53,7 @@ impl Room {
 
 const STATUS: &str = r#"exec >"$1"; echo "cgroup=$(grep ^0:: /proc/self/cgroup)"
     sed -n 's/^\(Cap[A-Z][a-z]*\|NoNewPrivs\|Uid\|Gid\|Groups\|SigBlk\):\s*/\1=/p' /proc/self/status
-    echo "sigpipe=$(awk '/^SigIgn/ {print substr($2, 13)}' /proc/self/status)"
+    echo "sigpipe=$(awk '/^SigIgn/ {print substr($2, 13, 1)}' /proc/self/status)"
     echo "home=$HOME"; echo "user=$USER"; echo "logname=$LOGNAME""#;
 
 /// The bits of KEPT_BY_ROOT: a container's usual set without NET_RAW and MKNOD.
@@ -80,7 +80,8 @@ async fn a_root_command_is_covered_and_confined() {
     ] {
         assert_eq!(report[key], want, "{key} in {report:?}");
     }
-    assert!(report["sigpipe"].ends_with("0000"), "SIGPIPE has its default: {report:?}");
+    // The digit of signals 13 to 16: what else the tests' own starter ignores is not our matter.
+    assert_eq!(report["sigpipe"], "0", "SIGPIPE has its default: {report:?}");
 }
 
 /// What we hold as inheritable or ambient would outlast the bounding set at exec.
