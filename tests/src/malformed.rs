@@ -18,8 +18,11 @@ pub struct Malformed {
     pub hopeless: bool,
 }
 
+/// Spoils a document.
+type Fault = fn(&str) -> Vec<u8>;
+
 /// How a resource is broken so that nothing can be made of it.
-const HOPELESS: [(&str, fn(&str) -> Vec<u8>); 21] = [
+const HOPELESS: [(&str, Fault); 21] = [
     ("an unclosed list", |text| bytes([text, "\nmore: [a, b"])),
     ("an unclosed mapping", |text| bytes([text, "\nmore: {a: b"])),
     ("an unclosed quote", |text| bytes([text, "\nmore: \"a"])),
@@ -44,7 +47,7 @@ const HOPELESS: [(&str, fn(&str) -> Vec<u8>); 21] = [
 ];
 
 /// How a resource is broken so that something may still be made of it.
-const DOUBTFUL: [(&str, fn(&str) -> Vec<u8>); 9] = [
+const DOUBTFUL: [(&str, Fault); 9] = [
     ("a huge number", |text| numbers(text, "99999999999999999999999999999999")),
     ("a huge float", |text| numbers(text, "1e400")),
     ("not a number", |text| numbers(text, ".nan")),
