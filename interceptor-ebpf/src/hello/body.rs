@@ -46,7 +46,7 @@ pub(super) fn read(workspace: &mut impl Workspace, end: usize) -> Option<Body> {
     }
     let ciphers = u16(workspace, at);
     at += 2 + ciphers;
-    if ciphers == 0 || ciphers % 2 != 0 || at >= end {
+    if ciphers == 0 || !ciphers.is_multiple_of(2) || at >= end {
         return None;
     }
     let methods = usize::from(workspace.byte(at));

@@ -180,7 +180,7 @@ fn message(workspace: &mut impl Workspace, total: usize) -> Message {
         let wrong = above(workspace, usize::from(header[2]), 4)
             | above(workspace, 1, len)
             | above(workspace, len, MAX_FRAGMENT);
-        if other | wrong * fresh != 0 {
+        if other | (wrong * fresh) != 0 {
             if number == 0 && other != 0 {
                 end = ended::NOT_TLS;
             }
