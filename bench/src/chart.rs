@@ -29,9 +29,9 @@ pub(crate) fn svg(run: &Run) -> String {
         }
         y += GROUP;
         // Writing to a String cannot fail.
-        let _ = write!(
+        let _ = writeln!(
             body,
-            "<text x=\"18\" y=\"{}\"><tspan class=\"bold\">{}</tspan> <tspan class=\"dim\">{}</tspan></text>\n",
+            "<text x=\"18\" y=\"{}\"><tspan class=\"bold\">{}</tspan> <tspan class=\"dim\">{}</tspan></text>",
             y - 8,
             scenario.id,
             scenario.what
