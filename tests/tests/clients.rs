@@ -37,8 +37,11 @@ fn there() -> SocketAddr {
     SocketAddr::new(world::EXAMPLE_V4, 443)
 }
 
+/// A client's name, and its command for a host.
+type Client<'a> = (&'a str, &'a dyn Fn(&str) -> Vec<String>);
+
 /// Runs each client, as its command line for a name, with both names.
-fn work(clients: &[(&str, &dyn Fn(&str) -> Vec<String>)]) -> Result<()> {
+fn work(clients: &[Client<'_>]) -> Result<()> {
     let world = World::new()?;
     let entry = world.entry(ALLOWED, 443, "TLS", "  resolution: DNS\n")?;
     let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
