@@ -131,7 +131,7 @@ impl Plan {
             0 => "unknown.test".to_owned(),
             1 => format!("deep.er.{}", entry.name),
             2 => format!("p{}.test", entry.port),
-            3 => others().last().map_or_else(String::new, |other| other.name.clone()),
+            3 => others().next_back().map_or_else(String::new, |other| other.name.clone()),
             _ => entry.name.clone(),
         };
         let (what, make) = if honest { *random.pick(&HONEST) } else { *random.pick(&HOSTILE) };
