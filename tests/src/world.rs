@@ -10,14 +10,14 @@
 //!
 //! All addresses are for documentation (RFC 5737, RFC 3849) and no route leaves the machine.
 
+use std::env;
 use std::fs::{self, File, Permissions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, io::Read, io::Seek};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -320,9 +320,9 @@ pub fn exit_code(status: std::process::ExitStatus) -> i32 {
 
 /// Everything in a file, from its start, broken UTF-8 replaced.
 pub(crate) fn text(file: &mut File) -> Result<String> {
-    file.rewind()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    // Whoever writes the file may share the offset, which must not move under it.
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len())?];
+    file.read_exact_at(&mut bytes, 0)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Expected {
     pub(crate) passes: bool,
     /// The kernel's tables let it go direct.
     pub(crate) eligible: bool,
+    /// More bytes could still make a hello of these.
+    pub(crate) unfinished: bool,
 }
 
 impl Oracle {
@@ -79,7 +81,8 @@ impl Oracle {
             },
         };
         let passes = matches!(self.settle(&decision, to.ip()).action, Action::Relay(_));
-        Expected { passes, eligible: passes && self.is_direct(to, hello.as_ref()) }
+        let eligible = passes && self.is_direct(to, hello.as_ref());
+        Expected { passes, eligible, unfinished: hello.is_none() }
     }
 
     fn settle<'d>(&self, decision: &'d Decision, dialled: IpAddr) -> &'d Decision {
