@@ -52,6 +52,21 @@ fn is_special_v4(ip: Ipv4Addr) -> bool {
         || ip.is_broadcast()
 }
 
+/// Networks of special addresses, and metadata services: where tables that are made of networks need
+/// rows of their own. Loopback and the forms that carry an IPv4 address are in none of them.
+pub(crate) fn special_networks() -> impl Iterator<Item = IpNet> {
+    const fn v4(first: u8, second: u8, length: u8) -> IpNet {
+        IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(first, second, 0, 0)), length)
+    }
+    const fn v6(first: u16, length: u8) -> IpNet {
+        IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0)), length)
+    }
+    const NETWORKS: [IpNet; 5] =
+        [v4(0, 0, 8), v4(169, 254, 16), v4(224, 0, 4), v6(0xfe80, 10), v6(0xff00, 8)];
+    let alone = METADATA.into_iter().chain([Ipv4Addr::BROADCAST.into()]).map(IpNet::from);
+    NETWORKS.into_iter().chain(alone)
+}
+
 /// Networks to values; a lookup costs one hash per prefix length in use.
 #[derive(Debug, Clone)]
 pub(crate) struct Prefixes<T> {
@@ -106,6 +121,15 @@ pub(super) fn single(network: &IpNet) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn t_13_special_networks_hold_special_addresses() {
+        for network in special_networks() {
+            assert!(is_special(network.network()) && is_special(network.broadcast()), "{network}");
+        }
+        let holds = |ip| special_networks().any(|network| network == IpNet::from(ip));
+        assert!(METADATA.into_iter().all(holds));
+    }
 
     #[test]
     fn t_13_special_addresses() {

@@ -11,7 +11,7 @@ use super::book::AddressBook;
 use super::rows::{Compiled, Label, NameSet, Pattern, Row};
 use super::survey::{Named, Port, Survey, network_of};
 use crate::decide::host::HostName;
-use crate::decide::net::is_special;
+use crate::decide::net::{is_special, special_networks};
 use crate::decide::pattern::EntryHost;
 use crate::decide::tier::{NameTier, Tier, WhyProxy, by_destination, by_name};
 use crate::decide::{CAPTURE_PORTS, Flow, Policy};
@@ -404,18 +404,3 @@ const WHOLE: [IpNet; 2] = [
 
 /// Where nobody speaks plain HTTP.
 const HTTPS: u16 = 443;
-
-/// Networks in which all addresses are special, or metadata services (T-13).
-fn special_networks() -> impl Iterator<Item = IpNet> {
-    const NETWORKS: [&str; 8] = [
-        "0.0.0.0/8",
-        "169.254.0.0/16",
-        "169.254.169.254/32",
-        "224.0.0.0/4",
-        "255.255.255.255/32",
-        "fe80::/10",
-        "ff00::/8",
-        "fd00:ec2::254/128",
-    ];
-    NETWORKS.iter().filter_map(|network| network.parse().ok())
-}
