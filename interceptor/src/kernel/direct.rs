@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use interceptor_common::{
     CUT, EndpointKey, EndpointRule, Label, NameKey, Pending, Proof, ShownName, SocketState, Tier,
     capacity, maps,
@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::events::{read, shown, socket_addr};
 use super::tables::{TableError, TableFill, at};
-use super::{KernelError, take};
+use super::{KernelError, take_typed};
 
 /// The tables of what goes direct.
 pub struct DirectTables {
@@ -114,16 +114,10 @@ impl DirectFlow {
 
 impl DirectTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        fn typed<T: TryFrom<Map, Error = MapError>>(
-            ebpf: &mut Ebpf,
-            name: &'static str,
-        ) -> Result<T, KernelError> {
-            Ok(T::try_from(take(ebpf, name)?).map_err(at(name))?)
-        }
         Ok(Self {
-            endpoints: typed(ebpf, maps::ENDPOINTS)?,
-            names: typed(ebpf, maps::NAMES)?,
-            pending: typed(ebpf, maps::PENDING)?,
+            endpoints: take_typed(ebpf, maps::ENDPOINTS)?,
+            names: take_typed(ebpf, maps::NAMES)?,
+            pending: take_typed(ebpf, maps::PENDING)?,
         })
     }
 

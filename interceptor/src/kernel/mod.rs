@@ -342,6 +342,14 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelErr
     ebpf.take_map(name).ok_or_else(|| KernelError::Load(format!("the object has no map {name}")))
 }
 
+/// The same, as the kind of map that it is.
+fn take_typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, KernelError>
+where
+    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    Ok(T::try_from(take(ebpf, name)?).map_err(tables::at(name))?)
+}
+
 fn load_failed(error: impl std::error::Error) -> KernelError {
     KernelError::Load(chain(&error))
 }

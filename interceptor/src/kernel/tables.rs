@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use interceptor_common::{
     DatagramKey, Endpoint, Finding, Handover, HandoverKey, Namespace, Permit, Route, RouteKey,
     Settings, capacity, maps,
 };
 use ipnet::IpNet;
 
-use super::{KernelError, take};
+use super::{KernelError, take_typed};
 
 /// The kernel's tables.
 pub struct Tables {
@@ -71,21 +71,15 @@ pub enum RouteKind {
 
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        fn typed<T: TryFrom<Map, Error = MapError>>(
-            ebpf: &mut Ebpf,
-            name: &'static str,
-        ) -> Result<T, KernelError> {
-            Ok(T::try_from(take(ebpf, name)?).map_err(at(name))?)
-        }
         Ok(Self {
-            settings: typed(ebpf, maps::SETTINGS)?,
-            namespaces: typed(ebpf, maps::NAMESPACES)?,
-            routes: typed(ebpf, maps::ROUTES)?,
-            bypass4: typed(ebpf, maps::BYPASS4)?,
-            bypass6: typed(ebpf, maps::BYPASS6)?,
-            datagrams: typed(ebpf, maps::DATAGRAMS)?,
-            handovers: typed(ebpf, maps::HANDOVERS)?,
-            counters: typed(ebpf, maps::COUNTERS)?,
+            settings: take_typed(ebpf, maps::SETTINGS)?,
+            namespaces: take_typed(ebpf, maps::NAMESPACES)?,
+            routes: take_typed(ebpf, maps::ROUTES)?,
+            bypass4: take_typed(ebpf, maps::BYPASS4)?,
+            bypass6: take_typed(ebpf, maps::BYPASS6)?,
+            datagrams: take_typed(ebpf, maps::DATAGRAMS)?,
+            handovers: take_typed(ebpf, maps::HANDOVERS)?,
+            counters: take_typed(ebpf, maps::COUNTERS)?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Everything that answers in the stub internet: one runtime on one thread, whose sockets belong
 //! to the namespace that the thread entered.
 
+mod background;
 mod http;
 pub mod protocols;
 mod raw;
@@ -8,17 +9,16 @@ pub mod witness;
 
 use std::future::Future;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 
 use crate::ca::Authority;
 use crate::dns::{self, Zone};
 use crate::netns::Namespace;
+use background::Background;
 
 /// Ports of the raw services; every address of the stub internet has them.
 pub mod port {
@@ -70,8 +70,7 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct Servers {
     seen: Arc<Mutex<Vec<Seen>>>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _background: Background,
 }
 
 impl Servers {
@@ -87,45 +86,17 @@ impl Servers {
         resolvers: &[SocketAddr],
     ) -> Result<Self> {
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (stop, stopped) = oneshot::channel();
-        let (ready, readiness) = mpsc::channel();
-        // The new thread inherits the namespace of the one that starts it.
-        let thread = namespace.inside(|| {
-            let (seen, resolvers) = (Arc::clone(&seen), resolvers.to_vec());
-            thread::spawn(move || {
-                let started = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let result = started.context("a runtime").and_then(|runtime| {
-                    runtime.block_on(async {
-                        open(authority, zone, &resolvers, seen).await?;
-                        let _ = ready.send(Ok(()));
-                        // A dropped sender means stop, too.
-                        let _ = stopped.await;
-                        Ok(())
-                    })
-                });
-                if let Err(error) = result {
-                    let _ = ready.send(Err(error));
-                }
-            })
+        let (noted, resolvers) = (Arc::clone(&seen), resolvers.to_vec());
+        let background = Background::start(namespace, move || async move {
+            open(authority, zone, &resolvers, noted).await
         })?;
-        let servers = Self { seen, stop: Some(stop), thread: Some(thread) };
-        readiness.recv().map_err(|_| anyhow!("the servers' thread ended early"))??;
-        Ok(servers)
+        Ok(Self { seen, _background: background })
     }
 
     /// All HTTP requests that arrived so far, in order.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

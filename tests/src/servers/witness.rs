@@ -1,14 +1,13 @@
 //! A service that writes down what reaches it, of every connection, and sends it back.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 
+use super::background::Background;
 use super::{canonical, listen};
 use crate::netns::Namespace;
 
@@ -30,8 +29,7 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Witness {
     arrivals: Arc<Mutex<Vec<Arrival>>>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _background: Background,
 }
 
 impl Witness {
@@ -41,46 +39,21 @@ impl Witness {
     /// When the namespace can't be entered or a port is taken.
     pub fn start(namespace: &Namespace, ports: &[u16]) -> Result<Self> {
         let arrivals = Arc::new(Mutex::new(Vec::new()));
-        let (stop, stopped) = oneshot::channel();
-        let (ready, readiness) = mpsc::channel();
-        let thread = namespace.inside(|| {
-            let (arrivals, ports) = (Arc::clone(&arrivals), ports.to_vec());
-            thread::spawn(move || {
-                let started = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let result = started.context("a runtime").and_then(|runtime| {
-                    runtime.block_on(async {
-                        for port in ports {
-                            let arrivals = Arc::clone(&arrivals);
-                            listen(port, move |stream| serve(stream, Arc::clone(&arrivals)))?;
-                        }
-                        let _ = ready.send(Ok(()));
-                        let _ = stopped.await;
-                        Ok(())
-                    })
-                });
-                if let Err(error) = result {
-                    let _ = ready.send(Err(error));
-                }
-            })
+        let (noted, ports) = (Arc::clone(&arrivals), ports.to_vec());
+        let background = Background::start(namespace, move || async move {
+            for port in ports {
+                let arrivals = Arc::clone(&noted);
+                listen(port, move |stream| serve(stream, Arc::clone(&arrivals)))?;
+            }
+            Ok(())
         })?;
-        let witness = Self { arrivals, stop: Some(stop), thread: Some(thread) };
-        readiness.recv().map_err(|_| anyhow!("the service's thread ended early"))??;
-        Ok(witness)
+        Ok(Self { arrivals, _background: background })
     }
 
     /// Every connection so far that carried a byte.
     #[must_use]
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for Witness {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
