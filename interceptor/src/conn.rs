@@ -2,13 +2,14 @@
 //! The only module that knows that order.
 
 mod cut;
+mod lasting;
+mod sniffed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -20,26 +21,21 @@ use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Outbound};
 use crate::act::cluster::hash_of;
 use crate::act::dial::{DialError, Dialer};
 use crate::act::http::HttpContext;
-use crate::act::relay::{RelayEnd, RelayLimits};
 use crate::act::tls::TlsSession;
-use crate::act::{block, http, pick, relay};
+use crate::act::{block, pick};
 use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
-use crate::decide::{
-    self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason, Upstream,
-};
+use crate::decide::{self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason};
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot, Store};
+use crate::sniff::Hello;
 use crate::sniff::prefixed::Prefixed;
-use crate::sniff::{Hello, Sniffer};
 use crate::tiers::Sync;
 use crate::workloads::Workload;
 
-/// How long a client may take to speak first before the upstream is dialled all the same, where
-/// every verdict without its bytes is "pass": a server that speaks first is not kept waiting, and
-/// a client that does is mostly not dialled for twice.
-const SPEAK_FIRST: Duration = Duration::from_millis(10);
+use lasting::{Established, Lasting, Relaying, Requests};
+use sniffed::{Sniffed, sniff};
 
 /// How many names are looked up at a time where several may own the dialled address.
 const LOOKUPS_AT_ONCE: usize = 32;
@@ -105,9 +101,13 @@ impl Drop for Counted {
 /// Serves one accepted connection to its end.
 pub async fn serve(accepted: Accepted, site: Site) {
     let (_counted, id) = Counted::new(&site.counts);
-    match intercept(accepted, &site, id) {
-        Ok(intercepted) => proxy(intercepted, site).await,
-        Err(accepted) => refuse_unknown(accepted, &site, id),
+    let lasting = match intercept(accepted, &site, id) {
+        // Boxed, so that a connection that lasts does not keep the room that opening it took.
+        Ok(intercepted) => Box::pin(proxy(intercepted, site)).await,
+        Err(accepted) => return refuse_unknown(accepted, &site, id),
+    };
+    if let Some(lasting) = lasting {
+        lasting.last().await;
     }
 }
 
@@ -142,8 +142,8 @@ fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
     block::reset(accepted.client);
 }
 
-/// Intercepted to finished.
-async fn proxy(intercepted: Intercepted, mut site: Site) {
+/// Intercepted to decided, and done; what lasts is handed back.
+async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
     let Intercepted { client, origin } = intercepted;
     let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
@@ -156,18 +156,19 @@ async fn proxy(intercepted: Intercepted, mut site: Site) {
         }
         ByAddress::Inspect { unless_client_speaks } => {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
-            match Box::pin(sniff(&client, &origin, &site, &snapshot, otherwise)).await {
+            match sniff(&client, &origin, &site, &snapshot, otherwise).await {
                 Ok(sniffed) => sniffed,
                 // The client is gone, by a reset.
                 Err(_) => {
                     let explain = snapshot.enforcement == Enforcement::Strict;
                     account.refused(Reason::EarlyClose, explain);
-                    return account.close(0, 0);
+                    account.close(0, 0);
+                    return None;
                 }
             }
         }
     };
-    act(client, origin, site, &snapshot, sniffed, changes, account).await;
+    act(client, origin, site, &snapshot, sniffed, changes, account).await
 }
 
 /// Answers the one question that deciding may leave open: whether the daemon's own resolution of a
@@ -192,118 +193,6 @@ async fn settle(decision: Decision, origin: &Origin, site: &Site) -> Decision {
     open.otherwise.clone()
 }
 
-/// A decided connection, with what was read and opened on the way.
-struct Sniffed {
-    decision: Decision,
-    bytes: Bytes,
-    /// What the client began with, where that was waited for.
-    hello: Option<Hello>,
-    /// The connection to the decision's one destination, if it was made already.
-    carried: Option<Result<Carried, CarryError>>,
-}
-
-impl Sniffed {
-    fn without_bytes(decision: Decision) -> Self {
-        Self { decision, bytes: Bytes::new(), hello: None, carried: None }
-    }
-}
-
-/// Reads what the verdict needs. Where the answer without any byte is "pass", the upstream is
-/// dialled meanwhile and may speak first; else nothing leaves before the verdict (R2). No time that
-/// a client lets pass makes its bytes pass unjudged: only a server's own do.
-async fn sniff(
-    client: &TcpStream,
-    origin: &Origin,
-    site: &Site,
-    snapshot: &Snapshot,
-    otherwise: Decision,
-) -> std::io::Result<Sniffed> {
-    let mut sniffer = Sniffer::default();
-    let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
-    // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
-    let patient = snapshot.enforcement == Enforcement::Istio;
-    let (Action::Relay(destinations), false) = (&otherwise.action, patient) else {
-        let hello = sniffer.read_from(client, deadline).await?;
-        return Ok(decide_hello(sniffer, hello, origin, site, snapshot, otherwise).await);
-    };
-    let destination = pick(destinations).clone();
-    let first = sniffer.read_from(client, Some(origin.accepted + SPEAK_FIRST)).await?;
-    if first != Hello::Silent {
-        return Ok(decide_hello(sniffer, first, origin, site, snapshot, otherwise).await);
-    }
-    let otherwise = Decision { action: Action::Relay(vec![destination.clone()]), ..otherwise };
-    // No verdict on the connection hangs on these bytes any more, only names and routes do: they
-    // may take their time.
-    let patience = Some(origin.accepted + relay::IDLE);
-    let mut connecting = std::pin::pin!(connect(&destination, origin, site));
-    let carried = tokio::select! {
-        carried = &mut connecting => carried,
-        hello = sniffer.read_from(client, patience) => {
-            let mut sniffed =
-                decide_hello(sniffer, hello?, origin, site, snapshot, otherwise).await;
-            // The dial under way is used if the bytes changed nothing about where to.
-            if same_place(&sniffed.decision, &destination) {
-                sniffed.carried = Some(connecting.await);
-            }
-            return Ok(sniffed);
-        }
-    };
-    let without_hello = |sniffer: Sniffer, carried| Sniffed {
-        bytes: sniffer.into_bytes(),
-        carried: Some(carried),
-        ..Sniffed::without_bytes(otherwise.clone())
-    };
-    let mut carried = match carried {
-        Ok(carried) => carried,
-        Err(error) => return Ok(without_hello(sniffer, Err(error))),
-    };
-    tokio::select! {
-        biased;
-        hello = sniffer.read_from(client, patience) => {
-            let mut sniffed =
-                decide_hello(sniffer, hello?, origin, site, snapshot, otherwise).await;
-            if same_place(&sniffed.decision, &destination) {
-                sniffed.carried = Some(Ok(carried));
-            }
-            Ok(sniffed)
-        }
-        // The server speaks first, or hangs up.
-        () = carried.stream.speaks() => Ok(without_hello(sniffer, Ok(carried))),
-    }
-}
-
-async fn decide_hello(
-    sniffer: Sniffer,
-    hello: Hello,
-    origin: &Origin,
-    site: &Site,
-    snapshot: &Snapshot,
-    otherwise: Decision,
-) -> Sniffed {
-    let relays = matches!(otherwise.action, Action::Relay(_));
-    let decision = match &hello {
-        Hello::Silent => otherwise,
-        // Where no byte could refuse, a client that half-closes at once may still be answered.
-        Hello::Closed if relays && snapshot.enforcement == Enforcement::Strict => otherwise,
-        hello => {
-            settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
-        }
-    };
-    Sniffed { decision, bytes: sniffer.into_bytes(), hello: Some(hello), carried: None }
-}
-
-/// Whether the decision relays to where a connection to `to` leads, in the same way. A name that was
-/// noticed in passing does not change the place.
-fn same_place(decision: &Decision, to: &Destination) -> bool {
-    let Action::Relay(destinations) = &decision.action else { return false };
-    let [only] = destinations.as_slice() else { return false };
-    let same = match (&only.upstream, &to.upstream) {
-        (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
-        (a, b) => a == b,
-    };
-    same && only.traffic == to.traffic
-}
-
 /// Connects to `destination`, as its policy has it.
 async fn connect(
     destination: &Destination,
@@ -314,11 +203,10 @@ async fn connect(
     let hash = source_hash(&destination.traffic, src);
     let ask = Ask { dst, src, host: None, hash, avoid: &[] };
     let carrier = Carrier { dialer: site.dialer.clone(), outbound: Arc::clone(&site.outbound) };
-    // Apart, so that an established connection does not keep the room that opening it took.
-    Box::pin(carrier.connect(destination, ask)).await
+    carrier.connect(destination, ask).await
 }
 
-/// Does what was decided, and closes the account.
+/// Does what was decided. What is over then has its account closed.
 async fn act(
     client: TcpStream,
     origin: Origin,
@@ -327,7 +215,7 @@ async fn act(
     sniffed: Sniffed,
     changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
-) {
+) -> Option<Lasting> {
     let Sniffed { decision, bytes, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
@@ -352,11 +240,11 @@ async fn act(
             if decision.reason == Reason::AllowAny && !matches!(hello, Some(Hello::Malformed(_))) {
                 site.tiers.spoke(snapshot, origin.dst.addr());
             }
-            let destination = pick(&destinations);
+            let destination = pick(&destinations).clone();
             account.cluster(destination.cluster.clone());
             let carried = match carried {
                 Some(carried) => carried,
-                None => connect(destination, &origin, &site).await,
+                None => connect(&destination, &origin, &site).await,
             };
             match carried {
                 Ok(carried) => {
@@ -365,30 +253,12 @@ async fn act(
                         None => account.upstream(carried.upstream, carried.local, tls),
                         Some(path) => account.upstream_socket(Arc::clone(path), tls),
                     }
+                    let peer = carried.upstream;
+                    let established = Established { origin, hello, destination, peer };
                     let client = Prefixed::new(bytes, client);
-                    let limits = RelayLimits::of(&destination.traffic.limits);
-                    let established = cut::Established {
-                        origin: &origin,
-                        hello: hello.as_ref(),
-                        upstream: &destination.upstream,
-                        peer: carried.upstream,
-                    };
-                    let mut why = "";
-                    let cut = async {
-                        why = cut::withdrawn(&site, &established, changes).await;
-                    };
-                    let relayed = relay::relay(client, carried.stream, limits, cut).await;
-                    match relayed.end {
-                        RelayEnd::Cut => {
-                            account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
-                        }
-                        RelayEnd::Idle => account.terminated(None, "idle_timeout"),
-                        RelayEnd::TooLong => {
-                            account.terminated(Some(Flag::DT), "max_duration_timeout");
-                        }
-                        _ => {}
-                    }
-                    account.close(relayed.bytes_received, relayed.bytes_sent);
+                    let relaying =
+                        Relaying { client, carried, established, site, changes, account };
+                    return Some(Lasting::Relay(Box::new(relaying)));
                 }
                 Err(error) => {
                     carry_failed(&mut account, &error, explain);
@@ -402,7 +272,8 @@ async fn act(
             account.per_request();
             let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
             let context = HttpContext { carrier, policy: site.policy, log: site.log };
-            Box::pin(http::serve(Prefixed::new(bytes, client), origin, context)).await;
+            let client = Prefixed::new(bytes, client);
+            return Some(Lasting::Http(Box::new(Requests { client, origin, context })));
         }
         // Only by_request answers the one, and settling leaves none of the other: refuse.
         Action::Forward(_) | Action::Reply(_) | Action::ByResolution(_) => {
@@ -411,6 +282,7 @@ async fn act(
             account.close(0, 0);
         }
     }
+    None
 }
 
 /// What a consistent hash over the workload's address goes by; a connection has nothing else.

@@ -4,11 +4,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -108,6 +110,18 @@ impl Stream {
         let nothing: Box<dyn Io> = Box::new(tokio::io::empty());
         let inner = std::mem::replace(stream, nothing);
         *stream = Box::new(Prefixed::new(words.freeze(), inner));
+    }
+}
+
+impl Stream {
+    /// Ready when the other side has said something, or has ended. A byte that it said is lost.
+    pub fn poll_speaks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        match self {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, &mut byte).map(|_| ()),
+            Self::Wrapped(stream) => Pin::new(stream).poll_read(cx, &mut byte).map(|_| ()),
+        }
     }
 }
 

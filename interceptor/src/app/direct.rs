@@ -20,8 +20,10 @@ use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::{ClientHello, Hello, Malformed};
 use crate::tiers::{Labels, Sync, name_in};
 
-/// How often connections that owe a name are looked through.
+/// How often connections that owe a name are looked through, while there are any.
 const WATCH: Duration = Duration::from_millis(200);
+/// How often they are looked for.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// So many hints are read at a time.
 const HINTS: usize = 64;
@@ -137,12 +139,15 @@ impl Direct {
     /// a whole turn, and those whose refusal was not reported, for ever. Where a part of a hello was
     /// held to the end, the next connection is the proxy's: it needs no packet with all of it.
     pub(super) async fn watch(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(WATCH);
         let mut cut = HashSet::new();
         loop {
-            tick.tick().await;
             let pending = self.kernel.direct().pending();
             let limit = self.policy.current().sniff_timeout;
+            let pause = if pending.is_empty() {
+                limit.map_or(LOOK, |limit| limit.min(LOOK))
+            } else {
+                WATCH
+            };
             let cut_before = std::mem::take(&mut cut);
             for flow in pending {
                 let cookie = flow.socket.cookie;
@@ -161,6 +166,7 @@ impl Direct {
                     _ => {}
                 }
             }
+            tokio::time::sleep(pause).await;
         }
     }
 

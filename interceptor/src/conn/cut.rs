@@ -6,28 +6,17 @@ use std::net::SocketAddr;
 
 use tokio::sync::watch;
 
+use super::lasting::Established;
 use super::{Site, settle};
 use crate::decide::{self, Action, ByAddress, Decision, Place, Policy, Upstream};
-use crate::origin::Origin;
 use crate::policy::OnRemoval;
 use crate::sniff::Hello;
-
-/// What an established connection is.
-pub(super) struct Established<'a> {
-    pub(super) origin: &'a Origin,
-    /// What it started with, where anybody looked.
-    pub(super) hello: Option<&'a Hello>,
-    /// Where it was decided to lead.
-    pub(super) upstream: &'a Upstream,
-    /// Where it leads.
-    pub(super) peer: SocketAddr,
-}
 
 /// Returns why, once policy cuts and no longer allows the connection. `changes` was subscribed to
 /// before the connection was judged, so that no change is missed in between.
 pub(super) async fn withdrawn(
     site: &Site,
-    connection: &Established<'_>,
+    connection: &Established,
     mut changes: watch::Receiver<u64>,
 ) -> &'static str {
     loop {
@@ -46,11 +35,7 @@ pub(super) async fn withdrawn(
 }
 
 /// Why a policy does not allow the connection, if it does not.
-async fn refusal(
-    policy: &Policy,
-    connection: &Established<'_>,
-    site: &Site,
-) -> Option<&'static str> {
+async fn refusal(policy: &Policy, connection: &Established, site: &Site) -> Option<&'static str> {
     let decision = judge(policy, connection, site).await;
     match &decision.action {
         Action::Block(_) => Some(decision.reason.label()),
@@ -63,27 +48,27 @@ async fn refusal(
 }
 
 /// The verdict if the connection came now.
-async fn judge(policy: &Policy, connection: &Established<'_>, site: &Site) -> Decision {
+async fn judge(policy: &Policy, connection: &Established, site: &Site) -> Decision {
     let flow = connection.origin.flow();
     let decision = match decide::by_address(policy, &flow) {
         ByAddress::Decided(decision) => decision,
         ByAddress::Inspect { .. } => {
             // Bytes that nobody looked at show no name.
-            let hello = connection.hello.filter(|hello| **hello != Hello::Closed);
+            let hello = connection.hello.as_ref().filter(|hello| **hello != Hello::Closed);
             decide::by_hello(policy, &flow, hello.unwrap_or(&Hello::Opaque))
         }
     };
-    settle(decision, connection.origin, site).await
+    settle(decision, &connection.origin, site).await
 }
 
 /// Whether one of the destinations is where the connection leads already.
-async fn leads_to(decision: &Decision, connection: &Established<'_>, site: &Site) -> bool {
+async fn leads_to(decision: &Decision, connection: &Established, site: &Site) -> bool {
     let Action::Relay(destinations) = &decision.action else { return false };
     let (peer, dialled) = (connection.peer, connection.origin.dst.addr().ip());
     for destination in destinations {
         let upstream = &destination.upstream;
         let names = match upstream {
-            same if same == connection.upstream => return true,
+            same if *same == connection.destination.upstream => return true,
             Upstream::Static(endpoints) => {
                 if endpoints.iter().any(|endpoint| endpoint.target == peer) {
                     return true;

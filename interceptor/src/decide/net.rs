@@ -3,44 +3,31 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// Cloud metadata services: credentials for whoever asks.
-const METADATA: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
+const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
-/// Whether this is a cloud's metadata service (T-13).
+/// Whether this is a cloud's metadata service (T-13), in whatever form.
 pub fn is_metadata(ip: IpAddr) -> bool {
-    METADATA.contains(&ip.to_canonical())
+    match carried(ip) {
+        IpAddr::V4(ip) => ip == METADATA_V4,
+        IpAddr::V6(ip) => ip == METADATA_V6,
+    }
 }
 
 /// Whether this is an address that names must not lead to and that only an entry by address opens
 /// (T-13, T-40): loopback, "this network", link-local, metadata, multicast, broadcast. IPv6
 /// forms that carry an IPv4 address (mapped, NAT64, 6to4) are judged as that.
 pub fn is_special(ip: IpAddr) -> bool {
-    if is_metadata(ip) {
-        return true;
-    }
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => is_special_v4(ip),
-        IpAddr::V6(ip) => {
-            let s = ip.segments();
-            let embedded = match s {
-                [0x64, 0xff9b, 0, 0, 0, 0, a, b]
-                | [0x2002, a, b, ..]
-                | [0, 0, 0, 0, 0, 0, a, b] => {
-                    Some(Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)))
-                }
-                _ => None,
-            };
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_unicast_link_local()
-                || embedded.is_some_and(is_special_v4)
-        }
+    let is_special_v6 = |ip: Ipv6Addr| {
+        ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local()
+    };
+    match (carried(ip), ip) {
+        (IpAddr::V4(carried), IpAddr::V6(ip)) => is_special_v4(carried) || is_special_v6(ip),
+        (IpAddr::V4(ip), _) => is_special_v4(ip),
+        (IpAddr::V6(ip), _) => ip == METADATA_V6 || is_special_v6(ip),
     }
 }
 
@@ -52,19 +39,50 @@ fn is_special_v4(ip: Ipv4Addr) -> bool {
         || ip.is_broadcast()
 }
 
+/// The IPv4 address that an IPv6 one stands for: mapped (RFC 4291), NAT64 (RFC 6052), 6to4
+/// (RFC 3056), compatible. Any other address as it is.
+fn carried(ip: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = ip.to_canonical() else { return ip.to_canonical() };
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] | [0, 0, 0, 0, 0, 0, a, b] => {
+            Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)).into()
+        }
+        _ => ip,
+    }
+}
+
+/// The IPv6 networks whose addresses stand for those of `network`, mapped ones apart.
+fn carriers(network: Ipv4Net) -> [IpNet; 3] {
+    let bits = u128::from(u32::from(network.network()));
+    const NAT64: u128 = 0x0064_ff9b << 96;
+    const SIX_TO_FOUR: u128 = 0x2002 << 112;
+    let net = |bits: u128, before: u8| {
+        IpNet::new_assert(Ipv6Addr::from(bits).into(), before + network.prefix_len())
+    };
+    [net(NAT64 | bits, 96), net(SIX_TO_FOUR | (bits << 80), 16), net(bits, 96)]
+}
+
 /// Networks of special addresses, and metadata services: where tables that are made of networks need
-/// rows of their own. Loopback and the forms that carry an IPv4 address are in none of them.
+/// rows of their own. Loopback itself is in none of them.
 pub(crate) fn special_networks() -> impl Iterator<Item = IpNet> {
-    const fn v4(first: u8, second: u8, length: u8) -> IpNet {
-        IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(first, second, 0, 0)), length)
+    const fn v4(first: u8, second: u8, length: u8) -> Ipv4Net {
+        Ipv4Net::new_assert(Ipv4Addr::new(first, second, 0, 0), length)
     }
     const fn v6(first: u16, length: u8) -> IpNet {
         IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0)), length)
     }
-    const NETWORKS: [IpNet; 5] =
-        [v4(0, 0, 8), v4(169, 254, 16), v4(224, 0, 4), v6(0xfe80, 10), v6(0xff00, 8)];
-    let alone = METADATA.into_iter().chain([Ipv4Addr::BROADCAST.into()]).map(IpNet::from);
-    NETWORKS.into_iter().chain(alone)
+    const LOOPBACK: Ipv4Net = v4(127, 0, 8);
+    const V4: [Ipv4Net; 5] = [
+        v4(0, 0, 8),
+        v4(169, 254, 16),
+        v4(224, 0, 4),
+        Ipv4Net::new_assert(METADATA_V4, 32),
+        Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32),
+    ];
+    const V6: [IpNet; 3] =
+        [v6(0xfe80, 10), v6(0xff00, 8), IpNet::new_assert(IpAddr::V6(METADATA_V6), 128)];
+    let carried = V4.into_iter().chain([LOOPBACK]).flat_map(carriers);
+    V4.into_iter().map(IpNet::from).chain(V6).chain(carried)
 }
 
 /// Networks to values; a lookup costs one hash per prefix length in use.
@@ -127,8 +145,24 @@ mod tests {
         for network in special_networks() {
             assert!(is_special(network.network()) && is_special(network.broadcast()), "{network}");
         }
-        let holds = |ip| special_networks().any(|network| network == IpNet::from(ip));
-        assert!(METADATA.into_iter().all(holds));
+    }
+
+    #[test]
+    fn t_13_metadata_has_networks_of_its_own_in_every_form() {
+        for (ip, network) in [
+            ("169.254.169.254", "169.254.169.254/32"),
+            ("fd00:ec2::254", "fd00:ec2::254/128"),
+            ("64:ff9b::a9fe:a9fe", "64:ff9b::a9fe:a9fe/128"),
+            ("2002:a9fe:a9fe:1::2", "2002:a9fe:a9fe::/48"),
+            ("::a9fe:a9fe", "::a9fe:a9fe/128"),
+        ] {
+            assert!(is_metadata(ip.parse().expect("an address")), "{ip}");
+            let network: IpNet = network.parse().expect("a network");
+            assert!(special_networks().any(|special| special == network), "{network}");
+        }
+        for ip in ["169.254.169.253", "64:ff9b::a9fe:a9fd", "2002:a9fe:a9fd::1", "2001:db8::1"] {
+            assert!(!is_metadata(ip.parse().expect("an address")), "{ip}");
+        }
     }
 
     #[test]

@@ -10,8 +10,13 @@ use aya_log::EbpfLogger;
 use interceptor_common::{Endpoint, Event, Finding, FlowKind, NamedEvent, ShownName};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 
 use super::direct::SocketId;
+
+/// How long closed flows gather after some were read: one wake-up for all of them, where many
+/// connections close, instead of one each.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// One report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +107,8 @@ pub struct RefusedHello {
 pub struct EventReader {
     flows: AsyncFd<RingBuf<MapData>>,
     refusals: AsyncFd<RingBuf<MapData>>,
+    /// When flows are read again at the earliest.
+    rested: Instant,
 }
 
 impl EventReader {
@@ -109,7 +116,7 @@ impl EventReader {
         flows: RingBuf<MapData>,
         refusals: RingBuf<MapData>,
     ) -> std::io::Result<Self> {
-        Ok(Self { flows: watch(flows)?, refusals: watch(refusals)? })
+        Ok(Self { flows: watch(flows)?, refusals: watch(refusals)?, rested: Instant::now() })
     }
 
     /// Waits for reports and hands each to `each`; never returns, loses nothing when cancelled. Flows
@@ -119,9 +126,16 @@ impl EventReader {
     /// The ring buffers cannot be polled.
     pub async fn run(&mut self, each: &mut impl FnMut(KernelEvent)) -> std::io::Result<()> {
         loop {
+            let flows = async {
+                sleep_until(self.rested).await;
+                self.flows.readable_mut().await
+            };
             tokio::select! {
                 biased;
-                guard = self.flows.readable_mut() => drain(guard?, each),
+                guard = flows => {
+                    drain(guard?, each);
+                    self.rested = Instant::now() + GATHER;
+                }
                 guard = self.refusals.readable_mut() => drain(guard?, each),
             }
         }

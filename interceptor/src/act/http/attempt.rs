@@ -19,7 +19,7 @@ use crate::decide::route::Destination;
 use crate::decide::{ClusterName, Reason};
 
 use super::entry::{Entry, UnderWay, is_reset};
-use super::pool::{Connection, Pool, Purpose};
+use super::pool::{Connection, Ends, Pool, Purpose};
 use super::reply::{Failure, Reply};
 use super::retry::Cause;
 use super::upload::Upload;
@@ -31,6 +31,8 @@ pub(super) struct Target<'a> {
     pub(super) destination: &'a Destination,
     pub(super) ask: Ask<'a>,
     pub(super) http2: bool,
+    /// Whether the request asks for an upgrade.
+    pub(super) upgrades: bool,
     /// A kept connection that turns out dead may be replaced even if the request was on it.
     pub(super) repeatable: bool,
 }
@@ -94,6 +96,7 @@ impl Target<'_> {
             host: traffic.tls.as_ref().and_then(|_| self.ask.host.map(str::to_owned)),
             made_of,
             http2: self.http2,
+            upgrades: self.upgrades,
         })
     }
 
@@ -139,9 +142,9 @@ impl Target<'_> {
         let suits = |address| choice.suits(address, avoid);
         let copy = self.repeatable.then(|| parts.clone());
         let mut request = Request::from_parts(parts, upload);
-        if let Some(connection) = self.pool.take(&purpose, suits) {
-            let busy = cluster.busy(connection.upstream);
-            let address = connection.upstream;
+        if let Some(connection) = self.pool.take(&purpose, suits).await {
+            let busy = cluster.busy(connection.ends.upstream);
+            let address = connection.ends.upstream;
             match try_on(connection, request, entry).await {
                 Ok((response, connection, took)) => {
                     report(address, Outcome::Status(response.status().as_u16()));
@@ -236,10 +239,10 @@ async fn try_on(
     request: Request<Upload>,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, Connection, Duration), Lost> {
-    let session = connection.tls.as_ref().filter(|_| entry.wanted().tls);
+    let session = connection.ends.tls.as_ref().filter(|_| entry.wanted().tls);
     let tls = session.map(|session| session.fields());
     entry.edit(|record| {
-        let Connection { upstream, local, socket, .. } = &connection;
+        let Ends { upstream, local, socket, .. } = &connection.ends;
         note_end(record, *upstream, Some(*local), socket.clone());
         record.more.upstream_protocol = Some(connection.protocol());
         record.more.upstream_tls = tls;

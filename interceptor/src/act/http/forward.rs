@@ -108,6 +108,7 @@ impl<W: World> Session<W> {
             destination: &destination,
             ask: Ask { dst, src, host: Some(&original), hash, avoid: &[] },
             http2,
+            upgrades: websocket,
             repeatable: bodiless && parts.method.is_idempotent(),
         };
         let ops = [&route.headers.response, &destination.headers.response];

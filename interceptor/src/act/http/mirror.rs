@@ -73,6 +73,7 @@ pub(super) fn send(
                 host: None,
                 made_of: None,
                 http2,
+                upgrades: false,
             };
             let mut connection = pool.start(purpose, carried).await.ok()?;
             connection.sender.ready().await.ok()?;

@@ -106,23 +106,47 @@ async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: Ac
     }
     let (wire, shared) = Wire::new(client);
     let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
-    let serving = Arc::clone(&session);
-    let result = http1::Builder::new()
-        .auto_date_header(false)
-        .header_read_timeout(None::<Duration>)
-        .max_headers(framing::HEADERS_MAX)
-        .preserve_header_case(true)
-        .serve_connection(
-            TokioIo::new(wire),
-            service_fn(move |request| Arc::clone(&serving).answer(request)),
-        )
-        .with_upgrades()
-        .await;
+    let library_refused = requests(wire, &session).await.is_err_and(|error| error.is_parse());
     session.tunnels_end().await;
 
-    let library_refused = result.is_err_and(|error| error.is_parse());
     if let Some(ending) = ending(shared.end(), library_refused) {
         session.log.write(unread_record(&session.origin, "HTTP/1.1", ending));
+    }
+}
+
+/// Has the HTTP library serve one request after another. It keeps some 16 KiB for a connection: one
+/// that is idle is taken from it, and given to it again when the client goes on.
+async fn requests<W: World>(
+    mut wire: Wire<Prefixed<TcpStream>>,
+    session: &Arc<Session<W>>,
+) -> hyper::Result<()> {
+    loop {
+        let serving = Arc::clone(session);
+        let connection = http1::Builder::new()
+            .auto_date_header(false)
+            .header_read_timeout(None::<Duration>)
+            .max_headers(framing::HEADERS_MAX)
+            .preserve_header_case(true)
+            .serve_connection(
+                TokioIo::new(wire),
+                service_fn(move |request| Arc::clone(&serving).answer(request)),
+            )
+            .with_upgrades();
+        let mut connection = Box::new(connection);
+        tokio::select! {
+            biased;
+            ended = &mut connection => return ended,
+            () = session.shared.idled() => {}
+        }
+        // None is an upgraded one. Bytes that the library read and nobody judged are not read again.
+        let Some(parts) = connection.into_parts().filter(|parts| parts.read_buf.is_empty()) else {
+            return Ok(());
+        };
+        wire = parts.io.into_inner();
+        tokio::select! {
+            () = wire.rest() => {}
+            () = session.pool.rest() => {}
+        }
     }
 }
 

@@ -33,6 +33,7 @@ mod log;
 mod originated;
 mod passing;
 mod refusals;
+mod resting;
 mod routes;
 
 const PATIENCE: Duration = Duration::from_secs(20);

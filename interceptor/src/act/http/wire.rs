@@ -21,14 +21,21 @@ pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection may stay without a request (Envoy's default).
 pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(3600);
 
+/// How long a connection may be idle before what the library keeps for it is given back.
+pub(super) const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// What the stream and the service of one connection tell each other.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     tunnel: AtomicBool,
     /// Exchanges under way.
     exchanges: AtomicUsize,
-    /// Whether there ever was an exchange.
-    spoken: AtomicBool,
+    /// Exchanges so far.
+    begun: AtomicUsize,
+    /// Nothing was read that the library does not have, and a head would come next.
+    between: AtomicBool,
+    /// The client does not take what it is given.
+    blocked: AtomicBool,
     end: OnceLock<End>,
 }
 
@@ -59,7 +66,7 @@ impl Shared {
 
     /// Marks an exchange as under way: the connection is not idle.
     pub(super) fn exchange(self: &Arc<Self>) -> Exchange {
-        self.spoken.store(true, Ordering::Release);
+        self.begun.fetch_add(1, Ordering::AcqRel);
         self.exchanges.fetch_add(1, Ordering::AcqRel);
         Exchange(Arc::clone(self))
     }
@@ -81,7 +88,22 @@ impl Shared {
 
     /// Whether a request was ever complete on this connection.
     pub(super) fn spoken(&self) -> bool {
-        self.spoken.load(Ordering::Acquire)
+        self.begun.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns once the connection has been idle for [`REST_AFTER`], after an exchange at least.
+    pub(super) async fn idled(&self) {
+        loop {
+            let begun = self.begun.load(Ordering::Acquire);
+            tokio::time::sleep(REST_AFTER).await;
+            let is_idle = !self.busy()
+                && self.between.load(Ordering::Acquire)
+                && !self.blocked.load(Ordering::Acquire)
+                && !self.tunnel.load(Ordering::Acquire);
+            if is_idle && begun > 0 && begun == self.begun.load(Ordering::Acquire) {
+                return;
+            }
+        }
     }
 }
 
@@ -177,13 +199,27 @@ impl<S> Wire<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
+impl<S: AsyncRead + Unpin> Wire<S> {
+    /// Waits, without the library and without a buffer, until there is something for it to read: the
+    /// client's next bytes, its end, or ours by the idle limit.
+    pub(super) async fn rest(&mut self) {
+        self.held = BytesMut::new();
+        std::future::poll_fn(|cx| {
+            if self.poll_overdue(cx) {
+                return Poll::Ready(());
+            }
+            // An end or an error comes again when the library reads.
+            poll_more(&mut self.inner, cx, &mut self.held).map(|_| ())
+        })
+        .await;
+    }
+
+    fn poll_released(
+        &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+        let this = self;
         loop {
             if this.shared.tunnel.load(Ordering::Acquire) {
                 if this.held.is_empty() {
@@ -239,6 +275,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = this.poll_released(cx, buf);
+        let between = read.is_pending() && this.waiting == Waiting::Idle;
+        this.shared.between.store(between, Ordering::Release);
+        read
+    }
+}
+
 /// Reads once and appends to `held`; as many bytes as before mean end of stream.
 fn poll_more<S: AsyncRead + Unpin>(
     inner: &mut S,
@@ -259,7 +309,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.shared.blocked.store(written.is_pending(), Ordering::Release);
+        written
     }
 
     fn poll_write_vectored(
@@ -267,7 +320,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.shared.blocked.store(written.is_pending(), Ordering::Release);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,0 +1,87 @@
+//! What outlives the decision: bytes both ways, or requests. It holds what it needs, and nothing that
+//! was only needed to get there.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::{Site, cut};
+use crate::account::{ConnectionAccount, Flag};
+use crate::act::carrier::Carried;
+use crate::act::http::{self, HttpContext};
+use crate::act::relay::{self, RelayEnd, RelayLimits};
+use crate::decide::route::Destination;
+use crate::origin::Origin;
+use crate::sniff::Hello;
+use crate::sniff::prefixed::Prefixed;
+
+/// A connection on its way.
+pub(super) enum Lasting {
+    /// Bytes are relayed.
+    Relay(Box<Relaying>),
+    /// Requests are judged one by one.
+    Http(Box<Requests>),
+}
+
+impl Lasting {
+    /// Until its end. Accounts for it.
+    pub(super) async fn last(self) {
+        match self {
+            Self::Relay(relaying) => relaying.run().await,
+            Self::Http(requests) => {
+                let Requests { client, origin, context } = *requests;
+                Box::pin(http::serve(client, origin, context)).await;
+            }
+        }
+    }
+}
+
+/// A client whose requests are to be judged.
+pub(super) struct Requests {
+    pub(super) client: Prefixed<TcpStream>,
+    pub(super) origin: Origin,
+    pub(super) context: HttpContext,
+}
+
+/// What an established connection is.
+pub(super) struct Established {
+    pub(super) origin: Origin,
+    /// What it started with, where anybody looked.
+    pub(super) hello: Option<Hello>,
+    /// Where it was decided to lead.
+    pub(super) destination: Destination,
+    /// Where it leads.
+    pub(super) peer: SocketAddr,
+}
+
+/// Two ends to relay between.
+pub(super) struct Relaying {
+    pub(super) client: Prefixed<TcpStream>,
+    pub(super) carried: Carried,
+    pub(super) established: Established,
+    pub(super) site: Site,
+    /// Subscribed to before the connection was judged.
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) account: ConnectionAccount,
+}
+
+impl Relaying {
+    async fn run(self: Box<Self>) {
+        let Self { client, carried, established, site, changes, mut account } = *self;
+        let Carried { stream, held: _held, .. } = carried;
+        let limits = RelayLimits::of(&established.destination.traffic.limits);
+        let mut why = "";
+        let cut = async {
+            why = cut::withdrawn(&site, &established, changes).await;
+        };
+        let relayed = relay::relay(client, stream, limits, cut).await;
+        match relayed.end {
+            RelayEnd::Cut => account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}")),
+            RelayEnd::Idle => account.terminated(None, "idle_timeout"),
+            RelayEnd::TooLong => account.terminated(Some(Flag::DT), "max_duration_timeout"),
+            _ => {}
+        }
+        account.close(relayed.bytes_received, relayed.bytes_sent);
+    }
+}
