@@ -27,7 +27,4 @@ pub mod explain;
 pub mod app;
 pub mod cli;
 
-/// Policies are many small allocations that live long beside many that go at once, where the C
-/// library's allocator spends a third of the time of a load on putting free pieces together.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod memory;

@@ -21,10 +21,12 @@ use super::LogTarget;
 pub(super) const QUEUE_LINES: usize = 16 * 1024;
 /// Bytes of lines that may wait for the writer: hostile fields can make each line long (T-51).
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
-/// Lines written with one call: what a pipe takes as one piece (pipe(7)). A longer line goes alone.
-const BATCH_BYTES: usize = libc::PIPE_BUF;
+/// Bytes of lines written with one call. A longer line goes alone.
+const BATCH_BYTES: usize = 64 * 1024;
+/// The same, where the target may be a pipe: what it takes as one piece (pipe(7)).
+const PIPE_BATCH_BYTES: usize = libc::PIPE_BUF;
 /// How long an idle writer lets lines gather after the first one, instead of waking up for each.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(5);
 /// How often a file is compared with what its path names now, to notice a rotation.
 pub(super) const ROTATION_CHECK: Duration = Duration::from_secs(1);
 
@@ -111,7 +113,7 @@ fn write_lines(
     shared: &Shared,
     progress: &watch::Sender<u64>,
 ) {
-    let mut batch = Batch::default();
+    let mut batch = Batch { room: output.batch_bytes(), ..Batch::default() };
     let mut next = None;
     loop {
         let first = next.take().or_else(|| lines.try_recv().ok()).or_else(|| {
@@ -140,6 +142,8 @@ struct Batch {
     text: Vec<u8>,
     /// Where each line ends.
     ends: Vec<usize>,
+    /// Most bytes of several lines.
+    room: usize,
 }
 
 impl Batch {
@@ -152,7 +156,7 @@ impl Batch {
 
     /// Takes `line`, too, if there is room.
     fn take(&mut self, line: &str) -> bool {
-        let fits = self.text.len() + line.len() <= BATCH_BYTES;
+        let fits = self.text.len() + line.len() <= self.room;
         if fits {
             self.add(line);
         }
@@ -187,6 +191,12 @@ impl Output {
 
     fn path(path: &Path) -> io::Result<Self> {
         Ok(Self { file: append(path)?, path: Some(path.to_owned()), checked: Instant::now() })
+    }
+
+    /// How much is written with one call.
+    fn batch_bytes(&self) -> usize {
+        let is_file = self.file.metadata().is_ok_and(|target| target.is_file());
+        if is_file { BATCH_BYTES } else { PIPE_BATCH_BYTES }
     }
 
     /// Gives how many lines were lost.

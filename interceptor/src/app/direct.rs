@@ -23,7 +23,7 @@ use crate::tiers::{Labels, Sync, name_in};
 /// How often connections that owe a name are looked through, while there are any.
 const WATCH: Duration = Duration::from_millis(200);
 /// How often they are looked for.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// So many hints are read at a time.
 const HINTS: usize = 64;

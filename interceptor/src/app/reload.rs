@@ -14,6 +14,7 @@ use super::handler::Running;
 use super::run::{caller, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
+use crate::memory;
 use crate::policy::{
     self, Inventory, LoadErrors, Loaded, Notice, OnRemoval, Snapshot, Sources, Watch,
 };
@@ -48,6 +49,7 @@ impl Reloader {
                 Ok(loaded) => self.apply(loaded).await,
                 Err(refused) => Err(refused),
             };
+            memory::give_back();
             self.report(applied);
         }
     }
@@ -56,7 +58,11 @@ impl Reloader {
     async fn load(&self) -> Result<Loaded, Refused> {
         let (sources, before) = (self.sources.clone(), self.inventory.clone());
         let caller = caller(&self.args);
-        let load = move || policy::load_over(&sources, &caller, &before);
+        let load = move || {
+            let loaded = policy::load_over(&sources, &caller, &before);
+            memory::give_back();
+            loaded
+        };
         match tokio::task::spawn_blocking(load).await {
             Ok(loaded) => loaded.map_err(Refused::Invalid),
             Err(panic) => Err(Refused::Failed(format!("loading broke off: {panic}"))),

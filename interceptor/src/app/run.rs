@@ -29,6 +29,7 @@ use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
 use crate::kernel::{EventReader, HintReader, Kernel, Plan};
+use crate::memory;
 use crate::netns::NetNs;
 use crate::netns::diag::Diag;
 use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
@@ -63,6 +64,7 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     let descriptors = raise_descriptor_limit();
     let session = Session::enter(&args.name)?;
     let started = start(&args, loaded, Watched { watch, sources }, &session, server).await?;
+    memory::give_back();
     let outcome = if args.command.is_empty() {
         Ok(Exit::Signal(signals.next().await as i32))
     } else {

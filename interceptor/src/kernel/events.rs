@@ -16,7 +16,7 @@ use super::direct::SocketId;
 
 /// How long closed flows gather after some were read: one wake-up for all of them, where many
 /// connections close, instead of one each.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(20);
 
 /// One report.
 #[derive(Debug, Clone, PartialEq, Eq)]
