@@ -18,6 +18,8 @@ pub enum Tier {
     Direct = 4,
     /// Direct, by the name that it shows first: see [`Proof`].
     Named = 5,
+    /// Accepted by the workload from outside its namespace (T-16).
+    Inbound = 6,
 }
 
 /// Whether a socket has shown the name that [`Tier::Named`] asks for. In [`SocketState::proof`].
@@ -34,7 +36,8 @@ pub enum Proof {
     Noticed = 3,
 }
 
-/// What connect4/6 decided for a workload's socket. Lives in the socket (SK_STORAGE).
+/// What connect4/6 decided for a workload's socket, or that it was accepted. Lives in the socket
+/// (SK_STORAGE).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketState {

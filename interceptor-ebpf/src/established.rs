@@ -1,5 +1,5 @@
 //! sock_ops of workloads: the source port is known now, so the original destination can be found
-//! from the other end; and direct flows are accounted when they close.
+//! from the other end; what was accepted is marked; direct flows are accounted when they close.
 
 use aya_ebpf::programs::SockOpsContext;
 use interceptor_common::{
@@ -12,6 +12,7 @@ use crate::maps;
 
 const TCP_CONNECT_CB: u32 = 3;
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const PARSE_HDR_OPT_CB: u32 = 13;
 
@@ -32,11 +33,15 @@ const TCP_PROTOCOL: u32 = 6;
 #[inline(always)]
 pub fn workload(ctx: &SockOpsContext) {
     let op = ctx.op();
+    if op == PASSIVE_ESTABLISHED_CB {
+        return accepted(ctx);
+    }
     if !matches!(op, TCP_CONNECT_CB | ACTIVE_ESTABLISHED_CB | STATE_CB | PARSE_HDR_OPT_CB) {
         return;
     }
     let Some(state) = ctx::state_of_ops(ctx) else { return };
-    if state.tier == Tier::None as u8 {
+    // An accepted socket has the flags of its listener, which may have dialled before.
+    if state.tier == Tier::None as u8 || state.tier == Tier::Inbound as u8 {
         return;
     }
     match op {
@@ -51,6 +56,19 @@ pub fn workload(ctx: &SockOpsContext) {
             }
         }
         _ => changed(ctx, state),
+    }
+}
+
+/// Lets an accepted connection answer out of the namespace (T-16). One that has a state dialled: it met
+/// its peer's SYN on the way, and connect's word stands. Over loopback nothing is asked.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    if ctx::ops_end(ctx, End::Remote).is_loopback() || ctx::state_of_ops(ctx).is_some() {
+        return;
+    }
+    match ctx::make_state_of_ops(ctx) {
+        Some(state) => state.tier = Tier::Inbound as u8,
+        None => count(Finding::NoStorage),
     }
 }
 

@@ -3,6 +3,7 @@
 mod cut;
 mod direct;
 mod enrol;
+mod existing;
 mod explain;
 mod handler;
 mod reload;
@@ -10,6 +11,7 @@ mod report;
 mod resolv_conf;
 mod run;
 mod test;
+mod watchdog;
 
 use std::path::Path;
 use std::process::ExitCode;
