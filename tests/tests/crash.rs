@@ -90,7 +90,7 @@ fn t59_a_daemon_that_is_killed_again_and_again_lets_nothing_out() -> Result<()> 
             inside.goes_on(&kept, STEADY).context("the established flow")?;
             start_takes = begun.elapsed();
         } else {
-            sleep(moments.below(start_takes * 5 / 4));
+            sleep(moments.below(start_takes));
         }
     }
     println!("{kills} kills; allowed traffic back after {} ms at most", slowest.as_millis());

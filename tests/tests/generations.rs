@@ -125,7 +125,7 @@ fn t62_no_decision_uses_two_generations() -> Result<()> {
     for line in running.lines() {
         let line = Line::parse(&line).map_err(|error| anyhow::anyhow!("{error}: {line}"))?;
         if line.field("DOWNSTREAM_LOCAL_ADDRESS") == direct {
-            let cluster = line.field("UPSTREAM_CLUSTER");
+            let cluster = line.field("UPSTREAM_CLUSTER_RAW");
             let name = cluster.rsplit('|').next().unwrap_or_default();
             assert!((1..=reloads + 1).contains(&number_in(name, "d")?), "{cluster}");
             flows += 1;
