@@ -19,8 +19,8 @@ const LOST: Duration = Duration::from_secs(5 + 2);
 /// From the daemon's return to the first connection.
 const BACK: Duration = Duration::from_secs(2);
 
-/// A covered workload: a direct connection to an entry's address that it keeps, new ones to the same,
-/// and new ones to a bypassed network.
+/// A covered workload: a direct connection to an entry's address that it keeps, new ones to another,
+/// new ones to a bypassed network, and datagrams to an entry that are answered.
 struct Covered<'w> {
     inside: Dweller,
     running: Running<'w>,
@@ -29,6 +29,7 @@ struct Covered<'w> {
     kept: String,
     direct: String,
     bypassed: String,
+    datagrams: String,
 }
 
 impl<'w> Covered<'w> {
@@ -37,6 +38,8 @@ impl<'w> Covered<'w> {
         let (direct, bypassed) = (at(world::HTTPBIN), at(world::CNN));
         let addresses = format!("  addresses: [{}, {}]\n", world::HTTPBIN, world::GOOGLE);
         let entry = world.entry("echo.test", port::ECHO, "TCP", &addresses)?;
+        let addresses = format!("  addresses: [{}]\n", world::UDP_ECHO);
+        let udp = world.entry("udp.test", port::ECHO, "UDP", &addresses)?;
         let config = format!(
             "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
              metadata: {{name: default}}\nspec: {{onDaemonLoss: {on_loss}}}\n"
@@ -44,16 +47,17 @@ impl<'w> Covered<'w> {
         let config = world.file("config.yaml", &config)?;
         let network = format!("{}/32", world::CNN);
         let cgroup = Cgroup::create("loss")?;
-        let flags =
-            ["--outbound", "registry-only", "-f", &entry, "-f", &config, "--bypass", &network];
+        let files = ["-f", &entry, "-f", &udp, "-f", &config];
+        let flags = [&["--outbound", "registry-only", "--bypass", &network], &files[..]].concat();
         let running = Interceptor::new(world, &binary(), &flags).cover(cgroup.path())?;
-        let kept = at(world::GOOGLE);
+        let (kept, datagrams) = (at(world::GOOGLE), at(world::UDP_ECHO));
         let what = ["--keep", &kept, "--again", &direct, "--again", &bypassed];
+        let what = [&what[..], &["--datagrams", &datagrams]].concat();
         let inside = Dweller::start(world, &world.workload, Some(&cgroup), CLIENT, &what)?;
-        for name in [&kept, &direct, &bypassed] {
+        for name in [&kept, &direct, &bypassed, &format!("udp/{datagrams}")] {
             inside.goes_on(name, BACK)?;
         }
-        Ok(Self { inside, running, cgroup, world, kept, direct, bypassed })
+        Ok(Self { inside, running, cgroup, world, kept, direct, bypassed, datagrams })
     }
 
     /// Waits until new direct connections are refused; what is established or bypassed goes on, and
@@ -63,6 +67,12 @@ impl<'w> Covered<'w> {
         let capture = self.world.capture()?;
         self.inside.goes_on(&self.kept, BACK)?;
         self.inside.goes_on(&self.bypassed, BACK)?;
+        let udp = format!("udp/{}", self.datagrams);
+        self.inside.goes_on(&udp, BACK)?;
+        let what = ["--datagrams", &self.datagrams];
+        let (world, cgroup) = (self.world, &self.cgroup);
+        let new = Dweller::start(world, &world.workload, Some(cgroup), CLIENT, &what)?;
+        new.until(&udp, "EPERM", BACK)?;
         assert_eq!(capture.packets_to(world::HTTPBIN), 0);
         assert!(capture.syns_to(world::CNN, port::ECHO) > 0, "the control");
         Ok(())
