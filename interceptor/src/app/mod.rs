@@ -10,6 +10,7 @@ mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod signals;
 mod test;
 mod watchdog;
 

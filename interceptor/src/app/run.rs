@@ -11,7 +11,6 @@ use arc_swap::ArcSwapOption;
 use interceptor_common::Settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -22,6 +21,7 @@ use super::existing::Existing;
 use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
 use super::report::Reporter;
+use super::signals::Signals;
 use super::watchdog::{self, LOSS_LIMIT, Repairs};
 use super::{AppError, GRACE, resolv_conf, system};
 use crate::account::{AccessLog, LogSettings, LogTarget};
@@ -578,35 +578,6 @@ impl Started {
             let idle = counts.active() == 0 && counts.total() == total;
             total = counts.total();
             quiet = if idle { quiet + 1 } else { 0 };
-        }
-    }
-}
-
-/// The signals that stop us.
-struct Signals {
-    terminate: SignalStream,
-    interrupt: SignalStream,
-    quit: SignalStream,
-    hangup: SignalStream,
-}
-
-impl Signals {
-    /// From here on they no longer end the process by themselves.
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::SIGTERM,
-            _ = self.interrupt.recv() => Signal::SIGINT,
-            _ = self.quit.recv() => Signal::SIGQUIT,
-            _ = self.hangup.recv() => Signal::SIGHUP,
         }
     }
 }
