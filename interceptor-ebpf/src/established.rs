@@ -40,8 +40,7 @@ pub fn workload(ctx: &SockOpsContext) {
         return;
     }
     let Some(state) = ctx::state_of_ops(ctx) else { return };
-    // An accepted socket has the flags of its listener, which may have dialled before.
-    if state.tier == Tier::None as u8 || state.tier == Tier::Inbound as u8 {
+    if state.tier == Tier::None as u8 {
         return;
     }
     match op {
@@ -67,7 +66,7 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     }
     match ctx::make_state_of_ops(ctx) {
-        Some(state) => state.tier = Tier::Inbound as u8,
+        Some(state) => state.tier = Tier::Accepted as u8,
         None => count(Finding::NoStorage),
     }
 }
@@ -127,8 +126,10 @@ fn key(state: &SocketState) -> HandoverKey {
 fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
     let (old, new) = ctx::ops_args(ctx);
     let redirected = state.tier == Tier::Redirected as u8;
+    // It has the flags of its listener, which may have dialled before.
+    let accepted = state.tier == Tier::Accepted as u8;
     match new {
-        FIN_WAIT1 if !redirected => {
+        FIN_WAIT1 if !redirected && !accepted => {
             let _ = ctx.set_cb_flags(STATE_CB_FLAG | PARSE_ALL_HDR_OPT_CB_FLAG);
         }
         FIN_WAIT2 => state.fin_acked = 1,
@@ -143,7 +144,7 @@ fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
                 if state.local.port() != 0 {
                     let _ = maps::HANDOVERS.remove(&key(state));
                 }
-            } else {
+            } else if !accepted {
                 account(ctx, state);
             }
         }

@@ -75,7 +75,7 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
         let state = socket.state_slot();
         let is_unknown = state.is_none();
         if let Some(state) = state
-            && may_leave(state.tier)
+            && Tier::may_leave(state.tier)
         {
             if state.proof == Proof::Done as u8 {
                 return Verdict::Allow;
@@ -97,16 +97,6 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     }
     count(Finding::Unapproved);
     Verdict::Refuse
-}
-
-/// Whether a socket in this tier has business outside its namespace.
-#[inline(always)]
-fn may_leave(tier: u8) -> bool {
-    tier == Tier::Bypassed as u8
-        || tier == Tier::Resolver as u8
-        || tier == Tier::Direct as u8
-        || tier == Tier::Named as u8
-        || tier == Tier::Inbound as u8
 }
 
 /// Whether the daemon found the connection open when it attached the hooks, and lets it go on.

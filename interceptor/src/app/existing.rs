@@ -183,7 +183,7 @@ impl Existing {
         let unjudged = |socket: &Connected| match socket_state(&socket.storage) {
             None => !tables.is_kept(socket.cookie()),
             Some(SocketState { tier, .. }) => {
-                tier == Tier::Inbound as u8 && self.dialling.contains(&socket.cookie())
+                tier == Tier::Accepted as u8 && self.dialling.contains(&socket.cookie())
             }
         };
         let mut found: Vec<_> = found
