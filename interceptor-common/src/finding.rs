@@ -56,8 +56,8 @@ findings! {
     DatagramUnrestricted = 14, "datagram_unrestricted";
     /// Refused: a datagram that nothing allows.
     DatagramRefused = 15, "refused_datagram";
-    /// Dropped: a TCP packet out of the namespace that no connect hook approved, or with a routing
-    /// header or IP options.
+    /// Dropped: a TCP packet out of the namespace whose socket neither a connect hook approved nor
+    /// was accepted or kept, or with a routing header or IP options.
     Unapproved = 16, "dropped_unapproved";
     /// The table of hand-overs is full: the proxy refuses the connection.
     HandoverFull = 17, "handover_table_full";
@@ -99,6 +99,8 @@ findings! {
     HintGiven = 35, "hint_given";
     /// The same, and there was no room to say so: it stays unasked.
     HintLost = 36, "hint_lost";
+    /// Refused: `onDaemonLoss: closed`, and no daemon has shown a sign of life for a while.
+    DaemonLost = 37, "refused_daemon_lost";
 }
 
 #[cfg(test)]

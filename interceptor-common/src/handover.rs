@@ -18,6 +18,16 @@ pub enum Tier {
     Direct = 4,
     /// Direct, by the name that it shows first: see [`Proof`].
     Named = 5,
+    /// Accepted from outside the namespace: the other end connected (T-16).
+    Accepted = 6,
+}
+
+impl Tier {
+    /// Whether packets of a socket with this [`SocketState::tier`] may leave its namespace.
+    #[inline(always)]
+    pub fn may_leave(tier: u8) -> bool {
+        tier >= Self::Bypassed as u8 && tier <= Self::Accepted as u8
+    }
 }
 
 /// Whether a socket has shown the name that [`Tier::Named`] asks for. In [`SocketState::proof`].
@@ -34,7 +44,8 @@ pub enum Proof {
     Noticed = 3,
 }
 
-/// What connect4/6 decided for a workload's socket. Lives in the socket (SK_STORAGE).
+/// What connect4/6 decided for a workload's socket, or that it was accepted. Lives in the socket
+/// (SK_STORAGE).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketState {

@@ -34,7 +34,7 @@ pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {
@@ -62,6 +62,10 @@ pub mod maps {
     pub const SHOWN: &str = "SHOWN";
     /// `SkStorage<SocketState>` of workloads' sockets.
     pub const SOCKETS: &str = "SOCKETS";
+    /// `HashMap<u64, u32>` by socket cookie: sockets from before the attach that may go on.
+    pub const KEPT: &str = "KEPT";
+    /// `Array<u64>`, one element: the daemon's last sign of life, `CLOCK_MONOTONIC` in nanoseconds.
+    pub const HEARTBEAT: &str = "HEARTBEAT";
     /// `HashMap<HandoverKey, Handover>`.
     pub const HANDOVERS: &str = "HANDOVERS";
     /// `SkStorage<Handover>` of the daemon's accepted sockets.
@@ -78,9 +82,10 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every pinned map.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 20] = [
         SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, ENDPOINTS, NAMES, PEERS,
-        SOCKETS, PENDING, SHOWN, HANDOVERS, ACCEPTED, FLOWS, REFUSALS, HINTS, COUNTERS,
+        SOCKETS, KEPT, HEARTBEAT, PENDING, SHOWN, HANDOVERS, ACCEPTED, FLOWS, REFUSALS, HINTS,
+        COUNTERS,
     ];
 }
 
@@ -100,6 +105,8 @@ pub mod capacity {
     pub const NAMES: u32 = 131_072;
     /// Direct connections that have not shown their name yet.
     pub const PENDING: u32 = 16_384;
+    /// Connections from before the attach that may go on.
+    pub const KEPT: u32 = 65_536;
     /// Peers that wrote to a workload's UDP socket.
     pub const PEERS: u32 = 65_536;
     /// Redirected connections between the workload's and the daemon's side of the handshake.

@@ -12,6 +12,9 @@ pub struct Settings {
     /// Whose connections are not captured, by user or group id: Istio's proxy's (CAP-2) in istio.
     /// 0: nobody's.
     pub exempt_id: u32,
+    /// How old the daemon's last sign of life in `HEARTBEAT` may be, in nanoseconds, where nothing may
+    /// go direct without a daemon that lives (`onDaemonLoss: closed`). 0: it is not asked for.
+    pub loss_limit_ns: u64,
 }
 
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 32);

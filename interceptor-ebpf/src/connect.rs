@@ -104,6 +104,9 @@ fn judge(
     if route.kind == Route::LOCAL {
         return Finding::Loopback;
     }
+    if !select::is_led(settings) {
+        return Finding::DaemonLost;
+    }
     state.src = Endpoint::new(route.src, 0);
     match direct(ctx, state, dst) {
         Some(finding) => finding,

@@ -41,8 +41,8 @@ pub fn sendmsg(ctx: &SockAddrContext, dst: Endpoint) -> Verdict {
 pub fn judge(settings: &Settings, socket: u64, dst: &Endpoint) -> Finding {
     match select::permit(dst) {
         Some(Permit::Resolver) => return Finding::Resolver,
-        Some(Permit::Entry) => return Finding::DatagramAllowed,
-        None => {}
+        Some(Permit::Entry) if select::is_led(settings) => return Finding::DatagramAllowed,
+        Some(Permit::Entry) | None => {}
     }
     if settings.refuse_datagrams == 0 {
         return Finding::DatagramUnrestricted;

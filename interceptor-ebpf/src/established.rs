@@ -1,5 +1,5 @@
 //! sock_ops of workloads: the source port is known now, so the original destination can be found
-//! from the other end; and direct flows are accounted when they close.
+//! from the other end; what was accepted is marked; direct flows are accounted when they close.
 
 use aya_ebpf::programs::SockOpsContext;
 use interceptor_common::{
@@ -12,6 +12,7 @@ use crate::maps;
 
 const TCP_CONNECT_CB: u32 = 3;
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const PARSE_HDR_OPT_CB: u32 = 13;
 
@@ -32,6 +33,9 @@ const TCP_PROTOCOL: u32 = 6;
 #[inline(always)]
 pub fn workload(ctx: &SockOpsContext) {
     let op = ctx.op();
+    if op == PASSIVE_ESTABLISHED_CB {
+        return accepted(ctx);
+    }
     if !matches!(op, TCP_CONNECT_CB | ACTIVE_ESTABLISHED_CB | STATE_CB | PARSE_HDR_OPT_CB) {
         return;
     }
@@ -51,6 +55,19 @@ pub fn workload(ctx: &SockOpsContext) {
             }
         }
         _ => changed(ctx, state),
+    }
+}
+
+/// Lets an accepted connection answer out of the namespace (T-16). One that has a state dialled: it met
+/// its peer's SYN on the way, and connect's word stands. Over loopback nothing is asked.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    if ctx::ops_end(ctx, End::Remote).is_loopback() || ctx::state_of_ops(ctx).is_some() {
+        return;
+    }
+    match ctx::make_state_of_ops(ctx) {
+        Some(state) => state.tier = Tier::Accepted as u8,
+        None => count(Finding::NoStorage),
     }
 }
 
@@ -109,8 +126,10 @@ fn key(state: &SocketState) -> HandoverKey {
 fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
     let (old, new) = ctx::ops_args(ctx);
     let redirected = state.tier == Tier::Redirected as u8;
+    // It has the flags of its listener, which may have dialled before.
+    let accepted = state.tier == Tier::Accepted as u8;
     match new {
-        FIN_WAIT1 if !redirected => {
+        FIN_WAIT1 if !redirected && !accepted => {
             let _ = ctx.set_cb_flags(STATE_CB_FLAG | PARSE_ALL_HDR_OPT_CB_FLAG);
         }
         FIN_WAIT2 => state.fin_acked = 1,
@@ -125,7 +144,7 @@ fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
                 if state.local.port() != 0 {
                     let _ = maps::HANDOVERS.remove(&key(state));
                 }
-            } else {
+            } else if !accepted {
                 account(ctx, state);
             }
         }

@@ -78,9 +78,19 @@ pub static SCRATCH: SkStorage<Scratch> = SkStorage::new();
 #[map]
 pub static PEERS: LruHashMap<DatagramPeer, u64> = LruHashMap::with_max_entries(capacity::PEERS, 0);
 
-/// What connect decided for a workload's socket. Lives and dies with the socket.
+/// What connect decided for a workload's socket, or that it was accepted. Lives and dies with the
+/// socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+/// Connections that were open before the hooks were and may go on, by socket cookie. Written by the
+/// daemon at its start. A cookie is never another socket's. Full: the connection is cut.
+#[map]
+pub static KEPT: HashMap<u64, u32> = HashMap::with_max_entries(capacity::KEPT, BPF_F_NO_PREALLOC);
+
+/// The daemon's last sign of life. Written by it every second. One element.
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Original destinations between the two ends of a handshake: written when the workload's end is
 /// established, taken when the daemon's end is, removed at the latest when the workload's end

@@ -1,18 +1,21 @@
 //! cgroup_skb: every packet of a workload's sockets. Judges datagrams that no sendmsg hook saw
-//! (connected sockets) and stands behind connect: a SYN that nobody approved is dropped.
+//! (connected sockets) and stands behind connect: what TCP sends by a socket that nobody approved is
+//! dropped.
 
 use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{Endpoint, Finding, Permit, Proof, Tier};
 
 use crate::count::count;
 use crate::ctx::{self, PacketSocket, Verdict};
-use crate::{datagram, hint, prove, select};
+use crate::{datagram, hint, maps, prove, select};
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 const STREAM: u32 = 1;
 const DGRAM: u32 = 2;
 pub(crate) const SYN_SENT: u32 = 2;
+const SYN_RECV: u32 = 3;
+const LISTEN: u32 = 10;
 const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Egress.
@@ -59,9 +62,10 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
 }
 
 /// A socket of the workload, TCP. Over loopback it may do as it likes. Out of the namespace goes
-/// only what connect let go direct, and what was accepted from outside; and nothing whose header
-/// leads it elsewhere than its socket says: a routing header or source-route option, set before the
-/// SYN or on an open connection, takes it to a hop of the workload's choice (T-2).
+/// only what connect let go direct, and what was accepted from outside or kept from before the attach
+/// (T-7); and nothing whose header leads it elsewhere than its socket says: a routing header or
+/// source-route option, set before the SYN or on an open connection, takes it to a hop of the
+/// workload's choice (T-2).
 #[inline(always)]
 fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     if ctx::packet_ifindex(ctx) == LOOPBACK_IFINDEX {
@@ -69,20 +73,25 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     }
     if is_plain(ctx) {
         let state = socket.state_slot();
+        let is_unknown = state.is_none();
         if let Some(state) = state
-            && (socket.state != SYN_SENT || is_direct(state.tier))
+            && Tier::may_leave(state.tier)
         {
             if state.proof == Proof::Done as u8 {
                 return Verdict::Allow;
             }
             return prove::packet(ctx, socket, state);
         }
-        if socket.state != SYN_SENT {
+        // An answer to somebody's SYN, without payload: what it becomes has no state yet, and what
+        // listens may have one of its own.
+        if socket.state == LISTEN || socket.state == SYN_RECV {
             return Verdict::Allow;
         }
-        if let Some(settings) = select::settings()
-            && select::is_daemon(settings, ctx::packet_cgroup(ctx))
-        {
+        if is_unknown && (is_kept(ctx) || is_of_daemon(ctx)) {
+            return Verdict::Allow;
+        }
+        // What is cut may tell its peer.
+        if socket.state != SYN_SENT && is_bare_reset(ctx) {
             return Verdict::Allow;
         }
     }
@@ -90,12 +99,24 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     Verdict::Refuse
 }
 
+/// Whether the daemon found the connection open when it attached the hooks, and lets it go on.
 #[inline(always)]
-fn is_direct(tier: u8) -> bool {
-    tier == Tier::Bypassed as u8
-        || tier == Tier::Resolver as u8
-        || tier == Tier::Direct as u8
-        || tier == Tier::Named as u8
+fn is_kept(ctx: &SkBuffContext) -> bool {
+    let cookie = ctx::socket_cookie(ctx.skb.skb);
+    maps::KEPT.get_ptr(&cookie).is_some()
+}
+
+#[inline(always)]
+fn is_of_daemon(ctx: &SkBuffContext) -> bool {
+    select::settings().is_some_and(|settings| select::is_daemon(settings, ctx::packet_cgroup(ctx)))
+}
+
+/// Whether a packet ends its connection and carries nothing.
+#[inline(always)]
+fn is_bare_reset(ctx: &SkBuffContext) -> bool {
+    const RST: u8 = 4;
+    prove::payload(ctx)
+        .is_some_and(|(offset, flags)| flags & RST != 0 && offset >= ctx.len() as usize)
 }
 
 /// Whether the IP header has neither options nor extension headers, so that nothing in it sends the

@@ -174,7 +174,7 @@ const PSH: u8 = 0x08;
 
 /// Where the payload of a TCP packet without IP options or extension headers begins, and its flags.
 #[inline(always)]
-fn payload(ctx: &SkBuffContext) -> Option<(usize, u8)> {
+pub(crate) fn payload(ctx: &SkBuffContext) -> Option<(usize, u8)> {
     const V4_HEADER: usize = 20;
     const V6_HEADER: usize = 40;
     const DATA_OFFSET: usize = 12;

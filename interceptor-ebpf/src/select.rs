@@ -26,6 +26,17 @@ pub fn is_exempt(settings: &Settings) -> bool {
     settings.exempt_id != 0 && (user == settings.exempt_id || group == settings.exempt_id)
 }
 
+/// Whether what the daemon judged still counts: always, unless that asks for a daemon that lives
+/// (`onDaemonLoss: closed`). No sign of life that can be read is none.
+#[inline(always)]
+pub fn is_led(settings: &Settings) -> bool {
+    if settings.loss_limit_ns == 0 {
+        return true;
+    }
+    let Some(&beat) = maps::HEARTBEAT.get(0) else { return false };
+    ctx::now_ns().saturating_sub(beat) < settings.loss_limit_ns
+}
+
 /// Whether an operator's CIDR covers the destination.
 #[inline(always)]
 pub fn is_bypassed(dst: &Endpoint) -> bool {

@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::policy::{Enforcement, OnRemoval, Outbound};
+use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound};
 
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +135,12 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "ACTION")]
     pub on_policy_removal: Option<OnRemoval>,
 
+    /// What may still go direct while interceptor is killed or hangs: what the kernel can judge by
+    /// itself, or nothing but bypassed networks and resolvers. Established connections go on
+    /// [default: the InterceptorConfig's, else direct-tier].
+    #[arg(long, value_enum, value_name = "TIER")]
+    pub on_daemon_loss: Option<OnLoss>,
+
     /// Whether connections that need no proxy go direct, judged by the kernel [default: the
     /// InterceptorConfig's fastPath, else true].
     #[arg(long, value_name = "true|false")]
@@ -157,6 +163,11 @@ pub struct Run {
     /// A cgroup (v2) to cover: a path below its mount, or relative to it. Repeatable.
     #[arg(long = "cgroup", value_name = "PATH")]
     pub cgroups: Vec<PathBuf>,
+
+    /// Let connections go on that covered programs had open before; they are logged once, and judged
+    /// by nobody. Without it they are cut.
+    #[arg(long)]
+    pub keep_existing: bool,
 
     /// Run COMMAND in this network namespace: a name as `ip netns` knows it, or a path [default:
     /// the one that interceptor is started in].

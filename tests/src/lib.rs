@@ -9,8 +9,10 @@
 
 pub mod ca;
 pub mod capture;
+pub mod cgroup;
 pub mod client;
 pub mod dns;
+pub mod dweller;
 pub mod hellos;
 pub mod live;
 pub mod log;

@@ -105,6 +105,26 @@ impl<'w> Interceptor<'w> {
         run
     }
 
+    /// `interceptor run FLAGS --cgroup PATH`, not yet started.
+    #[must_use]
+    pub fn cover_command(&self, cgroup: &Path) -> Command {
+        let mut run = self.verb_command("run");
+        run.args(["--name", &self.name, "--access-log"]).arg(&self.log);
+        run.args(&self.flags).arg("--cgroup").arg(cgroup);
+        run
+    }
+
+    /// Covers a cgroup in the background; when it returns, that is done.
+    ///
+    /// # Errors
+    /// When the product ends instead, or is not ready in time, with what it said.
+    pub fn cover(self, cgroup: &Path) -> Result<Running<'w>> {
+        let command = self.cover_command(cgroup);
+        let mut running = self.start_as(command, "")?;
+        running.until_ready()?;
+        Ok(running)
+    }
+
     /// Runs a command under interception to its end.
     ///
     /// # Errors
@@ -212,6 +232,42 @@ impl Running<'_> {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.interceptor.name
+    }
+
+    /// Waits until the daemon answers: everything is attached then.
+    ///
+    /// # Errors
+    /// When it ends instead, or does not answer in time, with what it said.
+    pub fn until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while self.verb(&["status"])?.code != 0 {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the product ended ({status}) at its start: {}", self.stderr()?);
+            }
+            if Instant::now() > deadline {
+                bail!("not ready in {START:?}: {}", self.stderr()?);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Starts a command line of the product in the place of a daemon that was killed. Does not wait
+    /// until it is ready. What it says comes behind what the other said.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_again(&mut self, mut command: Command) -> Result<()> {
+        command.stdin(Stdio::null());
+        command.stdout(self.stdout.try_clone()?).stderr(self.stderr.try_clone()?);
+        self.child = self.interceptor.world.spawn(&mut command)?;
+        Ok(())
+    }
+
+    /// `interceptor run FLAGS --cgroup PATH` once more, not yet started.
+    #[must_use]
+    pub fn cover_command(&self, cgroup: &Path) -> Command {
+        self.interceptor.cover_command(cgroup)
     }
 
     /// What the daemon and its COMMAND wrote to standard output so far.

@@ -23,6 +23,12 @@ pub struct StatusReport {
     /// Whether connections that need no proxy go direct.
     #[serde(default)]
     pub fast_path: bool,
+    /// What may still go direct while no daemon lives: `direct-tier` or `closed`.
+    #[serde(default)]
+    pub on_daemon_loss: String,
+    /// What somebody took away and the daemon put back.
+    #[serde(default)]
+    pub repairs: Repairs,
     /// Connections so far, by the way that they took.
     #[serde(default)]
     pub tiers: Tiers,
@@ -61,6 +67,17 @@ pub struct Tiers {
     pub name: u64,
     /// To the proxy.
     pub proxy: u64,
+}
+
+/// Hooks, links and pins that were taken away by somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Repairs {
+    /// Put back since the start.
+    pub count: u64,
+    /// Still away, as of the last look.
+    pub failing: u64,
+    /// What was said last.
+    pub last: Option<String>,
 }
 
 /// One change of the policy files.
@@ -154,6 +171,8 @@ impl fmt::Display for StatusReport {
                 self.last_reload.as_ref().map_or_else(|| "none".into(), LastReload::text),
             ),
             ("fast path", self.fast_path.to_string()),
+            ("on daemon loss", self.on_daemon_loss.clone()),
+            ("repairs", self.repairs.to_string()),
             ("by tier", self.tiers.to_string()),
             ("connections", format!("{} open, {} in all", connections.active, connections.total)),
             ("access log", format!("{} lines dropped", self.access_log_dropped)),
@@ -188,6 +207,18 @@ impl fmt::Display for StatusReport {
         table(f, ["PROXIED FOR", "CONNECTIONS"], why.collect())?;
         let counters = self.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]);
         table(f, ["COUNTER", "VALUE"], counters.collect())
+    }
+}
+
+impl fmt::Display for Repairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.last, self.failing) {
+            (None, _) => f.write_str("none needed"),
+            (Some(last), 0) => write!(f, "{} made; the last: {last}", self.count),
+            (Some(last), failing) => {
+                write!(f, "{} made, {failing} FAILING; the last: {last}", self.count)
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::client::{request_in, request_within};
-use super::report::{Attachment, Connections, LastReload, Namespace, Table, Tiers};
+use super::report::{Attachment, Connections, LastReload, Namespace, Repairs, Table, Tiers};
 use super::*;
 use crate::workloads::testing::kernel;
 
@@ -51,6 +51,8 @@ fn sample() -> StatusReport {
         outbound: "REGISTRY_ONLY".into(),
         generation: 3,
         fast_path: true,
+        on_daemon_loss: "direct-tier".into(),
+        repairs: Repairs { count: 1, failing: 0, last: Some("hook a was detached\x07".into()) },
         tiers: Tiers { bypass: 1, direct: 2, name: 30, proxy: 4 },
         why_proxy: [("http".to_owned(), 3)].into(),
         last_reload: Some(LastReload {
@@ -91,6 +93,8 @@ interceptor default: pid 42, up 1h 02m 03s
   policy generation  3
   last reload        REFUSED at 2026-01-02T03:04:05Z: p.yaml:1:1: no?good
   fast path          true
+  on daemon loss     direct-tier
+  repairs            1 made; the last: hook a was detached?
   by tier            bypass 1, direct 2, name 30, proxy 4
   connections        2 open, 120 in all
   access log         0 lines dropped

@@ -55,7 +55,7 @@ impl Ended {
 }
 
 /// Whether a datagram to `peer` is allowed without anybody having asked for it.
-fn allows(snapshot: &Snapshot, peer: SocketAddr) -> bool {
+pub(super) fn allows(snapshot: &Snapshot, peer: SocketAddr) -> bool {
     let listed = |(net, port): &(IpNet, u16)| *port == peer.port() && net.contains(&peer.ip());
     !snapshot.refuse_datagrams || snapshot.udp_allowed.iter().any(listed)
 }
@@ -174,14 +174,14 @@ const POLICY_REMOVED: &str = "policy_removed{not_registered}";
 const BYPASS_REMOVED: &str = "policy_removed{not_bypassed}";
 
 /// Which cgroups are covered, by number.
-struct Covered {
+pub(super) struct Covered {
     covered: HashSet<u64>,
     /// Every cgroup that there is.
     all: HashSet<u64>,
 }
 
 impl Covered {
-    fn new(cgroups: &[Cgroup]) -> Self {
+    pub(super) fn new(cgroups: &[Cgroup]) -> Self {
         let (mut covered, mut all) = (HashSet::new(), HashSet::new());
         for cgroup in cgroups {
             collect(cgroup.path(), &mut covered);
@@ -190,6 +190,11 @@ impl Covered {
             collect(hierarchy.mount_point(), &mut all);
         }
         Self { covered, all }
+    }
+
+    /// Whether it is one of them.
+    pub(super) fn includes(&self, cgroup: u64) -> bool {
+        self.covered.contains(&cgroup)
     }
 
     /// A socket may outlive its cgroup; one of a cgroup that is gone may have been covered, and is

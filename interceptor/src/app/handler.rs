@@ -10,6 +10,7 @@ use interceptor_common::{Finding, Namespace};
 use ipnet::IpNet;
 
 use super::cut::{self, Ended};
+use super::watchdog::Repairs;
 use crate::account::AccessLog;
 use crate::admin::report::{
     Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table, Tiers,
@@ -18,7 +19,7 @@ use crate::admin::{ExecInfo, Handler};
 use crate::conn::Counts;
 use crate::kernel::Kernel;
 use crate::netns::NetNs;
-use crate::policy::{Enforcement, OnRemoval, Outbound, Store};
+use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound, Store};
 use crate::resolve::Resolver;
 use crate::tiers::{Labels, Sync};
 use crate::workloads::cgroup::Cgroup;
@@ -36,6 +37,8 @@ pub(super) struct Running {
     pub(super) cgroups: Vec<Cgroup>,
     /// Direct connections that were cut.
     pub(super) ended: Ended,
+    /// What the watchdog put back.
+    pub(super) repairs: Repairs,
     pub(super) resolver: Arc<Resolver>,
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) exec: ExecInfo,
@@ -78,6 +81,12 @@ impl Handler for Running {
             .into(),
             generation: snapshot.generation,
             fast_path: snapshot.fast_path && self.sync.is_enabled(),
+            on_daemon_loss: match snapshot.on_loss {
+                OnLoss::DirectTier => "direct-tier",
+                OnLoss::Closed => "closed",
+            }
+            .into(),
+            repairs: self.repairs.report(),
             tiers,
             why_proxy: self
                 .sync
@@ -93,7 +102,7 @@ impl Handler for Running {
                 .iter()
                 .map(|attachment| Attachment {
                     hook: attachment.hook.name.into(),
-                    cgroup: attachment.cgroup.clone(),
+                    cgroup: attachment.cgroup.path().display().to_string(),
                     program_id: attachment.program_id,
                     pinned: true,
                 })

@@ -3,13 +3,16 @@
 mod cut;
 mod direct;
 mod enrol;
+mod existing;
 mod explain;
 mod handler;
 mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod signals;
 mod test;
+mod watchdog;
 
 use std::path::Path;
 use std::process::ExitCode;

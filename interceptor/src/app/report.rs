@@ -291,6 +291,7 @@ mod tests {
             log_format: Default::default(),
             credentials: Default::default(),
             on_removal: Default::default(),
+            on_loss: Default::default(),
             fast_path: false,
             udp_allowed: Vec::new(),
             refuse_datagrams: true,

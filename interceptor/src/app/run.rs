@@ -11,16 +11,18 @@ use arc_swap::ArcSwapOption;
 use interceptor_common::Settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::cut::Ended;
 use super::direct::{Direct, hear};
 use super::enrol::{Enrolled, namespaces_of};
+use super::existing::Existing;
 use super::handler::{Running, hidden};
 use super::reload::{Reloader, said};
 use super::report::Reporter;
+use super::signals::Signals;
+use super::watchdog::{self, LOSS_LIMIT, Repairs};
 use super::{AppError, GRACE, resolv_conf, system};
 use crate::account::{AccessLog, LogSettings, LogTarget};
 use crate::act::carrier::Outbound;
@@ -28,11 +30,11 @@ use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Counts, Site};
-use crate::kernel::{EventReader, HintReader, Kernel, Plan};
+use crate::kernel::{EventReader, HintReader, Kernel, Pins, Plan};
 use crate::memory;
 use crate::netns::NetNs;
 use crate::netns::diag::Diag;
-use crate::policy::{self, Caller, Enforcement, Loaded, Snapshot, Sources, Store, Watch};
+use crate::policy::{self, Caller, Enforcement, Loaded, OnLoss, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::tiers::{Labels, Sync};
 use crate::workloads::Workload;
@@ -89,6 +91,7 @@ fn sources(args: &cli::Run) -> Sources {
         outbound: args.outbound,
         enforcement: args.enforcement,
         on_removal: args.on_policy_removal,
+        on_loss: args.on_daemon_loss,
         fast_path: args.fast_path,
         ..Sources::default()
     }
@@ -131,8 +134,10 @@ struct Started {
     admin: JoinHandle<()>,
     reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
+    /// What looks after the hooks.
+    watchdog: JoinHandle<()>,
     /// What keeps direct connections in order.
-    background: [JoinHandle<()>; 3],
+    background: [JoinHandle<()>; 4],
     stop_reporter: oneshot::Sender<()>,
 }
 
@@ -160,10 +165,15 @@ async fn start(
         .map_err(system("cannot open the access log"))?;
     let daemon_cgroups = [session.daemon().id()?, 0];
     let settings = governed(Settings { daemon_cgroups, ..Settings::default() }, &snapshot);
+    let fresh = Pins::of(&args.name).link_names().is_empty();
+    let daemon = session.daemon();
+    let mut existing = Existing::new(args.keep_existing, &args.bypass, &cgroups, daemon, fresh);
+    let plan = Plan { name: &args.name, workloads: &cgroups, daemon, log: args.bpf_log };
     let (kernel, events, hints) =
-        load_kernel(args, &snapshot, settings, session, &cgroups, &enrolled, &resolvers)?;
+        load_kernel(args, &plan, &snapshot, settings, &enrolled, &resolvers, &mut existing)?;
 
     let kernel = Arc::new(kernel);
+    let beat = tokio::spawn(watchdog::beat(Arc::clone(&kernel)));
     let resolver = Arc::new(Resolver::new(ResolverConfig {
         servers: resolvers.clone(),
         stale_for: stale_for(&snapshot),
@@ -204,6 +214,7 @@ async fn start(
         namespace: args.workload.namespace.as_str().into(),
     });
     let background = [
+        beat,
         tokio::spawn(Arc::clone(&direct).watch()),
         tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
         tokio::spawn(hear(hints, Arc::clone(&sync))),
@@ -254,6 +265,7 @@ async fn start(
         namespaces,
         cgroups: cgroups.clone(),
         ended,
+        repairs: Repairs::default(),
         resolver,
         resolvers,
         exec: ExecInfo {
@@ -267,6 +279,9 @@ async fn start(
         labels,
         namespace: args.workload.namespace.as_str().into(),
     });
+    let existing = Arc::new(existing);
+    existing.settle(&running);
+    let watchdog = tokio::spawn(watchdog::watch(Arc::clone(&running), existing));
     let reloader = Reloader {
         watch: watched.watch,
         sources: watched.sources,
@@ -278,7 +293,17 @@ async fn start(
     };
     let reloader = tokio::spawn(reloader.run());
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Started { running, netns, etc_netns, admin, reloader, reporter, background, stop_reporter })
+    Ok(Started {
+        running,
+        netns,
+        etc_netns,
+        admin,
+        reloader,
+        reporter,
+        watchdog,
+        background,
+        stop_reporter,
+    })
 }
 
 /// What ends refused connections in each namespace.
@@ -304,7 +329,16 @@ pub(super) fn governed(settings: Settings, snapshot: &Snapshot) -> Settings {
         // T-8: whoever can become that user would be past us.
         Enforcement::Strict => 0,
     };
-    Settings { refuse_datagrams: u32::from(snapshot.refuse_datagrams), exempt_id, ..settings }
+    let loss_limit = match snapshot.on_loss {
+        OnLoss::DirectTier => Duration::ZERO,
+        OnLoss::Closed => LOSS_LIMIT,
+    };
+    Settings {
+        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        exempt_id,
+        loss_limit_ns: loss_limit.as_nanos() as u64,
+        ..settings
+    }
 }
 
 /// T-42: strict leans on old answers for a while only.
@@ -424,22 +458,22 @@ pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSetti
 
 fn load_kernel(
     args: &cli::Run,
+    plan: &Plan<'_>,
     snapshot: &Snapshot,
     settings: Settings,
-    session: &Session,
-    cgroups: &[Cgroup],
     enrolled: &[Enrolled],
     resolvers: &[SocketAddr],
+    existing: &mut Existing,
 ) -> Result<(Kernel, EventReader, HintReader), AppError> {
-    let plan =
-        Plan { name: &args.name, workloads: cgroups, daemon: session.daemon(), log: args.bpf_log };
     let cookies: Vec<u64> = enrolled.iter().map(|one| one.netns.cookie()).collect();
-    let loaded = Kernel::load(&plan, |tables| {
+    let loaded = Kernel::load(plan, |tables| {
+        tables.beat()?;
         tables.set_datagrams(resolvers, &snapshot.udp_allowed)?;
         tables.set_bypass(&args.bypass)?;
         tables.set_settings(settings)?;
         enrolled.iter().try_for_each(|one| one.cover(tables))?;
-        tables.keep_namespaces(&cookies)
+        tables.keep_namespaces(&cookies)?;
+        existing.prepare(enrolled.iter().map(|one| &*one.netns), tables)
     })?;
     Ok(loaded)
 }
@@ -518,6 +552,7 @@ impl Started {
     async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
         self.admin.abort();
         self.reloader.abort();
+        self.watchdog.abort();
         session.workload().terminate(GRACE).await?;
         if !drain {
             self.settled(SETTLE).await;
@@ -545,35 +580,6 @@ impl Started {
             let idle = counts.active() == 0 && counts.total() == total;
             total = counts.total();
             quiet = if idle { quiet + 1 } else { 0 };
-        }
-    }
-}
-
-/// The signals that stop us.
-struct Signals {
-    terminate: SignalStream,
-    interrupt: SignalStream,
-    quit: SignalStream,
-    hangup: SignalStream,
-}
-
-impl Signals {
-    /// From here on they no longer end the process by themselves.
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => Signal::SIGTERM,
-            _ = self.interrupt.recv() => Signal::SIGINT,
-            _ = self.quit.recv() => Signal::SIGQUIT,
-            _ = self.hangup.recv() => Signal::SIGHUP,
         }
     }
 }

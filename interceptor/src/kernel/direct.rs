@@ -100,7 +100,7 @@ impl DirectFlow {
     /// connection.
     pub fn of(storage: &[Vec<u8>]) -> Option<Self> {
         let of_size = |size: usize| storage.iter().find(|value| value.len() == size);
-        let state: SocketState = read(of_size(size_of::<SocketState>())?)?;
+        let state = socket_state(storage)?;
         let direct = [Tier::Direct as u8, Tier::Named as u8].contains(&state.tier);
         let judged = [Proof::Done as u8, Proof::Noticed as u8].contains(&state.proof);
         let name = || shown(&read::<ShownName>(of_size(size_of::<ShownName>())?)?);
@@ -110,6 +110,12 @@ impl DirectFlow {
             name: (state.name_kept != 0).then(name).flatten(),
         })
     }
+}
+
+/// What the hooks keep in a socket, from its storage in [`super::Kernel::socket_storage`]; `None`: no
+/// hook had to do with it.
+pub fn socket_state(storage: &[Vec<u8>]) -> Option<SocketState> {
+    read(storage.iter().find(|value| value.len() == size_of::<SocketState>())?)
 }
 
 impl DirectTables {

@@ -9,13 +9,13 @@ mod pins;
 mod probe;
 mod sys;
 mod tables;
+mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
 use aya::maps::{MapData, RingBuf, SkStorage};
@@ -26,13 +26,16 @@ use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
 
-pub use direct::{DirectFlow, DirectTables, EndpointRow, Held, NameRow, PendingFlow, SocketId};
+pub use direct::{
+    DirectFlow, DirectTables, EndpointRow, Held, NameRow, PendingFlow, SocketId, socket_state,
+};
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use pins::{PinError, Pins};
 pub use probe::{KernelVersion, MissingFeature};
 pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables};
+pub use watch::{Amiss, Repair};
 
 use crate::workloads::cgroup::{Cgroup, CgroupError};
 
@@ -41,11 +44,13 @@ pub struct Kernel {
     tables: Mutex<Tables>,
     direct: Mutex<DirectTables>,
     accepted: SkStorage<MapData, Handover>,
-    storage: [OwnedFd; 2],
-    attachments: Vec<Attachment>,
+    /// Every pinned map, by name.
+    maps: BTreeMap<&'static str, OwnedFd>,
+    /// Empty from [`Kernel::detach`] on.
+    attachments: Mutex<Vec<Attachment>>,
     pins: Pins,
-    /// Keeps the programs' own descriptors open; links alone would do, maps are pinned.
-    _object: Ebpf,
+    /// The programs.
+    object: Ebpf,
 }
 
 /// One program at one cgroup.
@@ -53,8 +58,9 @@ pub struct Kernel {
 pub struct Attachment {
     /// Which hook.
     pub hook: &'static Hook,
-    /// The cgroup's path.
-    pub cgroup: String,
+    /// The cgroup.
+    pub cgroup: Cgroup,
+    cgroup_id: u64,
     /// The kernel's number of the program.
     pub program_id: u32,
     link: OwnedFd,
@@ -151,8 +157,9 @@ impl Kernel {
         pins.remove_other_maps()?;
         let accepted =
             SkStorage::try_from(take(&mut ebpf, maps::ACCEPTED)?).map_err(load_failed)?;
-        let storage = |name| sys::open_pinned(&pins.maps().join(name)).map_err(load_failed);
-        let storage = [storage(maps::SOCKETS)?, storage(maps::SHOWN)?];
+        let open = |name| Ok((name, sys::open_pinned(&pins.maps().join(name))?));
+        let maps =
+            maps::ALL.into_iter().map(open).collect::<io::Result<_>>().map_err(load_failed)?;
         let events = EventReader::new(
             RingBuf::try_from(take(&mut ebpf, maps::FLOWS)?).map_err(load_failed)?,
             RingBuf::try_from(take(&mut ebpf, maps::REFUSALS)?).map_err(load_failed)?,
@@ -169,10 +176,10 @@ impl Kernel {
                 tables,
                 direct,
                 accepted,
-                storage,
-                attachments,
+                maps,
+                attachments: Mutex::new(attachments),
                 pins: pins.clone(),
-                _object: ebpf,
+                object: ebpf,
             },
             events,
             hints,
@@ -197,12 +204,13 @@ impl Kernel {
 
     /// The maps in which workloads' sockets keep what [`DirectFlow::of`] reads.
     pub fn socket_storage(&self) -> [BorrowedFd<'_>; 2] {
-        self.storage.each_ref().map(AsFd::as_fd)
+        // All maps were opened at load.
+        [maps::SOCKETS, maps::SHOWN].map(|name| self.maps[name].as_fd())
     }
 
     /// What is attached where.
-    pub fn attachments(&self) -> &[Attachment] {
-        &self.attachments
+    pub fn attachments(&self) -> MutexGuard<'_, Vec<Attachment>> {
+        self.attachments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Detaches and removes everything.
@@ -211,7 +219,8 @@ impl Kernel {
     /// A pin could not be removed.
     pub fn detach(&self) -> Result<(), PinError> {
         // In the opposite order of attaching: what redirects goes first.
-        for attachment in self.attachments.iter().rev() {
+        let attachments = std::mem::take(&mut *self.attachments());
+        for attachment in attachments.iter().rev() {
             if let Err(error) = sys::link_detach(attachment.link.as_fd()) {
                 tracing::warn!("detach {}: {error}", attachment.hook.name);
             }
@@ -284,9 +293,9 @@ fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachmen
             Side::Workload => plan.workloads,
         };
         for cgroup in targets {
-            let pin_name = format!("{}-{}", hook.name, cgroup.id()?);
-            attachments.push(attach(ebpf, hook, cgroup, &pins.links().join(&pin_name))?);
-            wanted.insert(pin_name);
+            let attachment = attach(ebpf, pins, hook, cgroup)?;
+            wanted.insert(pin_name(hook, attachment.cgroup_id));
+            attachments.push(attachment);
         }
     }
     for stale in pins.link_names().into_iter().filter(|name| !wanted.contains(name)) {
@@ -295,11 +304,16 @@ fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachmen
     Ok(attachments)
 }
 
+/// What the link of a hook at a cgroup is pinned as.
+fn pin_name(hook: &Hook, cgroup_id: u64) -> String {
+    format!("{}-{cgroup_id}", hook.name)
+}
+
 fn attach(
     ebpf: &Ebpf,
+    pins: &Pins,
     hook: &'static Hook,
     cgroup: &Cgroup,
-    pin: &Path,
 ) -> Result<Attachment, KernelError> {
     let path = cgroup.path().display().to_string();
     let failed = |source| KernelError::Attach { hook: hook.name, cgroup: path.clone(), source };
@@ -309,7 +323,9 @@ fn attach(
         .fd()
         .map_err(load_failed)?
         .as_fd();
-    let link = match adopt(pin, program, cgroup.id()?) {
+    let cgroup_id = cgroup.id()?;
+    let pin = pins.links().join(pin_name(hook, cgroup_id));
+    let link = match adopt(&pin, program, cgroup_id) {
         Some(link) => link,
         None => {
             let target = File::open(cgroup.path()).map_err(failed)?;
@@ -318,17 +334,17 @@ fn attach(
                     probe::explain_attach(hook, &error)
                         .map_or_else(|| failed(error), KernelError::Missing)
                 })?;
-            sys::pin(link.as_fd(), pin).map_err(failed)?;
+            sys::pin(link.as_fd(), &pin).map_err(failed)?;
             link
         }
     };
     let program_id = sys::link_info(link.as_fd()).map_err(failed)?.program_id;
-    Ok(Attachment { hook, cgroup: path.clone(), program_id, link })
+    Ok(Attachment { hook, cgroup: cgroup.clone(), cgroup_id, program_id, link })
 }
 
 /// The pinned link, with `program` put in place of the old one; `None` (and no pin) if there is
 /// none or it no longer holds that cgroup.
-fn adopt(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> Option<OwnedFd> {
+fn adopt(pin: &std::path::Path, program: BorrowedFd<'_>, cgroup_id: u64) -> Option<OwnedFd> {
     let link = sys::open_pinned(pin).ok()?;
     let holds = sys::link_info(link.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup_id);
     if holds && sys::link_update(link.as_fd(), program).is_ok() {

@@ -151,15 +151,36 @@ pub(super) struct CgroupLinkInfo {
     pad2: u32,
 }
 
+/// The head of every `struct bpf_*_info` used here: type and number of the object.
+#[repr(C)]
+#[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ObjectId {
+    kind: u32,
+    id: u32,
+}
+
+/// Which map or link it is.
+///
+/// # Errors
+/// The descriptor is neither.
+pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<ObjectId> {
+    info(object)
+}
+
 /// What a cgroup link is attached to.
 ///
 /// # Errors
 /// The descriptor is not a link.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
-    let mut info = CgroupLinkInfo::default();
+    info(link)
+}
+
+/// As much of an object's info as `T` is long, which must be made of integers only.
+fn info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
+    let mut info = T::default();
     let mut attr = InfoByFd {
-        bpf_fd: link.as_raw_fd() as u32,
-        info_len: size_of::<CgroupLinkInfo>() as u32,
+        bpf_fd: object.as_raw_fd() as u32,
+        info_len: size_of::<T>() as u32,
         info: &raw mut info as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -11,6 +12,7 @@ use interceptor_common::{
     Settings, capacity, maps,
 };
 use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
 
 use super::{KernelError, take_typed};
 
@@ -23,6 +25,8 @@ pub struct Tables {
     bypass6: LpmTrie<MapData, [u8; 16], u32>,
     datagrams: LpmTrie<MapData, DatagramKey, u32>,
     handovers: HashMap<MapData, HandoverKey, Handover>,
+    kept: HashMap<MapData, u64, u32>,
+    heartbeat: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -79,6 +83,8 @@ impl Tables {
             bypass6: take_typed(ebpf, maps::BYPASS6)?,
             datagrams: take_typed(ebpf, maps::DATAGRAMS)?,
             handovers: take_typed(ebpf, maps::HANDOVERS)?,
+            kept: take_typed(ebpf, maps::KEPT)?,
+            heartbeat: take_typed(ebpf, maps::HEARTBEAT)?,
             counters: take_typed(ebpf, maps::COUNTERS)?,
         })
     }
@@ -89,6 +95,48 @@ impl Tables {
     /// [`TableError`].
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), TableError> {
         self.settings.set(0, settings, 0).map_err(at(maps::SETTINGS))
+    }
+
+    /// A sign of life of the daemon.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn beat(&mut self) -> Result<(), TableError> {
+        // CLOCK_MONOTONIC cannot fail; were there no time, it would be long ago.
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.heartbeat.set(0, nanoseconds, 0).map_err(at(maps::HEARTBEAT))
+    }
+
+    /// Lets a connection from before the attach go on.
+    ///
+    /// # Errors
+    /// [`TableError`]; the table is full.
+    pub fn keep(&mut self, socket: u64) -> Result<(), TableError> {
+        self.kept.insert(socket, 1, 0).map_err(at(maps::KEPT))
+    }
+
+    /// Whether [`Self::keep`] was told of it.
+    pub fn is_kept(&self, socket: u64) -> bool {
+        self.kept.get(&socket, 0).is_ok()
+    }
+
+    /// Forgets every connection from before the attach.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn clear_kept(&mut self) -> Result<(), TableError> {
+        let kept: Vec<u64> = self.kept.keys().filter_map(Result::ok).collect();
+        kept.into_iter().try_for_each(|socket| self.kept.remove(&socket)).map_err(at(maps::KEPT))
+    }
+
+    /// Whether packets to this address stay inside the namespace: what connect would call loopback.
+    pub fn stays_inside(&self, cookie: u64, ip: IpAddr) -> bool {
+        if ip.is_loopback() {
+            return true;
+        }
+        let key = route_row(cookie, &RouteEntry { prefix: ip.into(), route: RouteKind::Local }).0;
+        self.routes.get(&key, 0).is_ok_and(|route| route.kind == Route::LOCAL)
     }
 
     /// Covers a namespace, or changes its listeners.
@@ -266,6 +314,7 @@ impl Tables {
             fill(maps::BYPASS4, self.bypass4.keys().count(), capacity::BYPASS),
             fill(maps::BYPASS6, self.bypass6.keys().count(), capacity::BYPASS),
             fill(maps::DATAGRAMS, self.datagrams.keys().count(), capacity::DATAGRAMS),
+            fill(maps::KEPT, self.kept.keys().count(), capacity::KEPT),
             fill(maps::HANDOVERS, self.handovers.keys().count(), capacity::HANDOVERS),
         ]
     }

@@ -25,11 +25,23 @@ pub struct Connected {
     pub peer: SocketAddr,
     /// The cgroup that it was made in.
     pub cgroup: u64,
+    /// Its number in the socket file system, by which processes hold it; 0: none does.
+    pub inode: u32,
+    /// Whether its SYN is not answered yet.
+    pub connecting: bool,
     /// What BPF programs keep in it, in the maps that were asked for.
     pub storage: Vec<Vec<u8>>,
     family: u8,
     /// What the kernel calls it by: ends, interface and cookie.
     id: [u8; ID],
+}
+
+impl Connected {
+    /// The kernel's number for it: never another socket's while the machine runs.
+    pub fn cookie(&self) -> u64 {
+        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| self.id[at + byte]));
+        u64::from(word(40)) | u64::from(word(44)) << 32
+    }
 }
 
 /// What a socket speaks.
@@ -77,9 +89,13 @@ const HEADER: usize = 16;
 const ID: usize = 48;
 const ASK: usize = 8 + ID;
 const MESSAGE: usize = 4 + ID + 20;
+/// Where an inet_diag_msg has the socket's inode.
+const INODE: usize = 4 + ID + 16;
+
+const SYN_SENT: u8 = 2;
 
 /// Established, connecting, and closing in any way that still moves bytes; by TCP's state numbers.
-const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+const STATES: u32 = 1 << 1 | 1 << SYN_SENT | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 impl Diag {
     /// Opens the handle.
@@ -313,6 +329,8 @@ fn read(transport: Transport, body: &[u8]) -> Option<Connected> {
         local: SocketAddr::new(address(4), port(0)),
         peer: SocketAddr::new(address(20), port(2)),
         cgroup,
+        inode: u32::from_ne_bytes(*body.get(INODE..)?.first_chunk()?),
+        connecting: *body.get(1)? == SYN_SENT,
         storage,
         family,
         id,
@@ -326,6 +344,23 @@ mod tests {
 
     use super::*;
 
+    #[expect(unsafe_code, reason = "no crate in use wraps SO_COOKIE")]
+    fn cookie_of(stream: &TcpStream) -> u64 {
+        let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+        // SAFETY: `cookie` and `len` outlive the call and `len` states the size of `cookie`.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(result, 0);
+        cookie
+    }
+
     /// Needs no privilege to list; the cgroup is the one that this process is in.
     #[test]
     fn connected_sockets_are_listed_with_both_ends() {
@@ -337,6 +372,11 @@ mod tests {
         let own = found.iter().find(|socket| socket.local == local).expect("ours");
         assert_eq!(own.peer, peer);
         assert_ne!(own.cgroup, 0);
+        assert!(!own.connecting);
+        let link = format!("/proc/self/fd/{}", client.as_raw_fd());
+        let link = std::fs::read_link(link).expect("open");
+        assert_eq!(link.to_string_lossy(), format!("socket:[{}]", own.inode));
+        assert_eq!(own.cookie(), cookie_of(&client));
 
         let udp = UdpSocket::bind("[::1]:0").expect("bound");
         let mine = |found: &[Connected]| {

@@ -94,6 +94,16 @@ pub enum OnRemoval {
     Cut,
 }
 
+/// What may still go direct while no daemon lives (`onDaemonLoss`, R6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum OnLoss {
+    /// What the kernel can judge by itself: addresses and names that were allowed last.
+    #[default]
+    DirectTier,
+    /// Nothing that policy judges. Established connections go on.
+    Closed,
+}
+
 /// One compiled, immutable set of rules and settings.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -126,6 +136,8 @@ pub struct Snapshot {
     pub credentials: Keyring,
     /// What happens to what is no longer allowed when this comes into force.
     pub on_removal: OnRemoval,
+    /// What may still go direct while no daemon lives.
+    pub on_loss: OnLoss,
     /// Whether connections that need no proxy go direct.
     pub fast_path: bool,
 }

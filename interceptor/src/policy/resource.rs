@@ -19,7 +19,7 @@ use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
 use super::virtual_service::VirtualService;
 use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, OnRemoval};
+use super::{Enforcement, OnLoss, OnRemoval};
 
 /// Everything that the files hold, as written.
 #[derive(Debug, Default)]
@@ -40,6 +40,7 @@ pub(super) struct Resources {
     /// See [`Gateway`]: for workloads that are one.
     pub(super) gateways: Vec<Gateway>,
     pub(super) on_removal: Option<OnRemoval>,
+    pub(super) on_loss: Option<OnLoss>,
     pub(super) fast_path: Option<bool>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
@@ -415,6 +416,11 @@ impl Resources {
         if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
             self.on_removal = Some(value);
         }
+        let names = [("closed", OnLoss::Closed), ("direct-tier", OnLoss::DirectTier)];
+        let found = spec.text("onDaemonLoss", cx, out);
+        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
+            self.on_loss = Some(value);
+        }
         if let Some(value) = spec.boolean("fastPath", cx, out) {
             self.fast_path = Some(value.value);
         }
@@ -423,7 +429,6 @@ impl Resources {
             "bypassCIDRs",
             "excludedPorts",
             "resolvers",
-            "onDaemonLoss",
             "accessLog",
             "limits",
             "egressProxy",

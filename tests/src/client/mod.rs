@@ -2,6 +2,7 @@
 
 mod bulk;
 mod detour;
+mod dwell;
 mod plain;
 mod probe;
 mod protocols;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Subcommand;
+
+pub use dwell::Dwell;
 
 /// How long a peer may keep a job waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -171,6 +174,8 @@ pub enum Job {
         #[arg(long, default_value_t = 1)]
         threads: usize,
     },
+    /// Stays until it is killed: keeps connections, makes others again and again, and reports
+    Dwell(Dwell),
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -251,6 +256,7 @@ pub fn run(job: Job) -> Result<String> {
         Job::Upload { to, host, bytes } => bulk::upload(to, &host, bytes),
         Job::Download { to, host, bytes } => bulk::download(to, &host, bytes),
         Job::Probe { file, threads } => probe::probe(&file, threads),
+        Job::Dwell(what) => dwell::dwell(&what),
         Job::Connect { to } => plain::connect(to),
     }
 }

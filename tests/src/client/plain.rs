@@ -175,7 +175,7 @@ pub(super) fn connect(to: SocketAddr) -> Result<String> {
 }
 
 /// A request after which the server closes.
-fn request(host: &str) -> String {
+pub(super) fn request(host: &str) -> String {
     format!(
         "GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: interceptor-test\r\nConnection: close\r\n\r\n"
     )

@@ -351,6 +351,24 @@ fn interceptor_config_sets_the_fast_path_and_the_flag_overrides_it() {
 }
 
 #[test]
+fn interceptor_config_says_what_goes_on_without_a_daemon_and_the_flag_overrides_it() {
+    let config = "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
+                  metadata: {name: default}\nspec: {onDaemonLoss: closed}\n";
+    let with = |text: &str, on_loss| {
+        load_from(text, |file| Sources { files: vec![file], on_loss, ..Sources::default() })
+            .expect("accepted")
+            .snapshot
+            .on_loss
+    };
+    assert_eq!(with(config, None), OnLoss::Closed);
+    assert_eq!(with(config, Some(OnLoss::DirectTier)), OnLoss::DirectTier);
+    assert_eq!(with(GOOD, None), OnLoss::DirectTier, "the default");
+    assert_eq!(with(&config.replace("closed", "direct-tier"), None), OnLoss::DirectTier);
+    let bad = errors(&config.replace("closed", "open"));
+    assert!(bad[0].contains("spec.onDaemonLoss"), "{bad:?}");
+}
+
+#[test]
 fn a_losing_entry_is_named_with_the_winner() {
     let later =
         GOOD.replace("name: a\n", "name: b\n").replace("resolution: DNS", "resolution: NONE");

@@ -1,0 +1,412 @@
+//! Connections that were open before the hooks were (T-7): nobody judged them. They are cut, or kept
+//! where `--keep-existing` or a bypassed network says so. What cannot be cut is named.
+//!
+//! Which ones those are, the kernel tells: what a hook let go, or saw accepted, has a state in its
+//! socket. What has none gets nothing out of the namespace from the moment of the attach on; cutting
+//! lets both ends know.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use interceptor_common::{SocketState, Tier};
+use ipnet::IpNet;
+
+use super::cut::{Covered, allows};
+use super::handler::Running;
+use crate::account::{Flag, Record};
+use crate::decide::{ClusterName, Reason};
+use crate::kernel::{TableError, Tables, socket_state};
+use crate::netns::NetNs;
+use crate::netns::diag::{Connected, Diag, Transport};
+use crate::policy::Enforcement;
+use crate::workloads::cgroup::Cgroup;
+
+/// After cutting, connections are looked for again, until there are none or so often.
+const ROUNDS: usize = 4;
+
+/// So many have a line of their own on standard error; the access log has all.
+const LINES: usize = 20;
+
+/// Field 8 of the access log's lines.
+const WHY: &str = "open_before_attach";
+
+/// What is done with connections that nobody judged.
+#[derive(Debug)]
+pub(super) struct Existing {
+    /// `--keep-existing`.
+    keep: bool,
+    /// Where connections may go unjudged anyway.
+    bypass: Vec<IpNet>,
+    cgroups: Vec<Cgroup>,
+    /// Our own, which may lie below a covered one.
+    daemon: Cgroup,
+    /// No hook was attached before: UDP sockets with a peer are from a time without us, too.
+    fresh: bool,
+    /// Cookies of sockets whose SYN was under way when the hooks came. One that met a SYN of its peer
+    /// looks accepted to the hooks.
+    dialling: HashSet<u64>,
+}
+
+/// What became of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    Cut,
+    /// It could not be ended; the hooks drop what it sends.
+    Muted,
+}
+
+impl Existing {
+    pub(super) fn new(
+        keep: bool,
+        bypass: &[IpNet],
+        cgroups: &[Cgroup],
+        daemon: &Cgroup,
+        fresh: bool,
+    ) -> Self {
+        Self {
+            keep,
+            bypass: bypass.to_vec(),
+            cgroups: cgroups.to_vec(),
+            daemon: daemon.clone(),
+            fresh,
+            dialling: HashSet::new(),
+        }
+    }
+
+    /// Directly before the attach, with routes in the tables: what is kept loses no packet.
+    pub(super) fn prepare<'n>(
+        &mut self,
+        namespaces: impl Iterator<Item = &'n NetNs>,
+        tables: &mut Tables,
+    ) -> Result<(), TableError> {
+        tables.clear_kept()?;
+        let ours = self.ours();
+        for netns in namespaces {
+            // A kernel that cannot list them is spoken of in `settle`.
+            let found = Diag::open(netns).and_then(|diag| diag.connected(Transport::Tcp, &[]));
+            for socket in found.unwrap_or_default() {
+                if !ours.includes(&socket) || stays_inside(netns, &socket, tables) {
+                    continue;
+                }
+                if self.keeps(&socket) {
+                    // One for which there is no room will be cut.
+                    let _ = tables.keep(socket.cookie());
+                } else if socket.connecting {
+                    self.dialling.insert(socket.cookie());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At the start, once the hooks are attached: cuts or keeps, says so, and looks again.
+    pub(super) fn settle(&self, running: &Running) {
+        let mut said = Said::default();
+        for (netns, _) in &running.namespaces {
+            for socket in self.kept(running, netns) {
+                said.add(running, &socket, Fate::Kept);
+            }
+        }
+        self.settle_new(running, &mut said);
+        if self.fresh && !self.keep {
+            self.cut_datagrams(running, &mut said);
+        }
+        said.conclude();
+        for warning in self.beyond_reach() {
+            eprintln!("interceptor: warning: {warning}");
+        }
+    }
+
+    /// After a hook was away: what was opened meanwhile.
+    pub(super) fn settle_gap(&self, running: &Running) {
+        let mut said = Said::default();
+        self.settle_new(running, &mut said);
+        said.conclude();
+    }
+
+    fn settle_new(&self, running: &Running, said: &mut Said) {
+        let mut muted = HashSet::new();
+        for _ in 0..ROUNDS {
+            let mut found = false;
+            for (netns, _) in &running.namespaces {
+                let result = Diag::open(netns).and_then(|diag| {
+                    for socket in self.unjudged(running, netns, &diag)? {
+                        if muted.contains(&socket.cookie()) {
+                            continue;
+                        }
+                        found = true;
+                        let fate = self.end_or_keep(running, &diag, &socket);
+                        if fate == Fate::Muted {
+                            muted.insert(socket.cookie());
+                        }
+                        said.add(running, &socket, fate);
+                    }
+                    Ok(())
+                });
+                if let Err(error) = result {
+                    eprintln!(
+                        "interceptor: warning: connections that were open before cannot be listed in \
+                         network namespace {}: {error}; nothing leaves by them, but nobody is told",
+                        netns.label()
+                    );
+                }
+            }
+            if !found {
+                return;
+            }
+        }
+    }
+
+    fn end_or_keep(&self, running: &Running, diag: &Diag, socket: &Connected) -> Fate {
+        if self.keeps(socket) && running.kernel.tables().keep(socket.cookie()).is_ok() {
+            return Fate::Kept;
+        }
+        match diag.destroy(socket) {
+            Ok(_) => Fate::Cut,
+            Err(_) => Fate::Muted,
+        }
+    }
+
+    /// Connections out of the namespace that no hook let go, nor saw accepted, nor we kept.
+    fn unjudged(
+        &self,
+        running: &Running,
+        netns: &NetNs,
+        diag: &Diag,
+    ) -> std::io::Result<Vec<Connected>> {
+        let found = diag.connected(Transport::Tcp, &running.kernel.socket_storage())?;
+        let tables = running.kernel.tables();
+        let unjudged = |socket: &Connected| match socket_state(&socket.storage) {
+            None => !tables.is_kept(socket.cookie()),
+            Some(SocketState { tier, .. }) => {
+                tier == Tier::Accepted as u8 && self.dialling.contains(&socket.cookie())
+            }
+        };
+        let mut found: Vec<_> = found
+            .into_iter()
+            .filter(|socket| unjudged(socket) && !stays_inside(netns, socket, &tables))
+            .collect();
+        if !found.is_empty() {
+            let ours = self.ours();
+            found.retain(|socket| ours.includes(socket));
+        }
+        Ok(found)
+    }
+
+    fn kept(&self, running: &Running, netns: &NetNs) -> Vec<Connected> {
+        let maps = running.kernel.socket_storage();
+        let found = Diag::open(netns).and_then(|diag| diag.connected(Transport::Tcp, &maps));
+        let tables = running.kernel.tables();
+        let mut found = found.unwrap_or_default();
+        found.retain(|socket| {
+            socket_state(&socket.storage).is_none() && tables.is_kept(socket.cookie())
+        });
+        found
+    }
+
+    /// UDP sockets with a peer that nothing allows. The hooks judge each datagram of every socket,
+    /// so the others need nothing.
+    fn cut_datagrams(&self, running: &Running, said: &mut Said) {
+        let snapshot = running.policy.current();
+        let ours = self.ours();
+        for (netns, _) in &running.namespaces {
+            let Ok(diag) = Diag::open(netns) else { continue };
+            for socket in diag.connected(Transport::Udp, &[]).unwrap_or_default() {
+                let inside = stays_inside(netns, &socket, &running.kernel.tables());
+                let allowed = allows(&snapshot, socket.peer)
+                    || running.resolvers.contains(&socket.peer)
+                    || self.keeps(&socket);
+                if !inside && !allowed && ours.made(&socket) {
+                    let fate = diag.destroy(&socket).map_or(Fate::Muted, |_| Fate::Cut);
+                    said.add(running, &socket, fate);
+                }
+            }
+        }
+    }
+
+    fn keeps(&self, socket: &Connected) -> bool {
+        self.keep || self.bypass.iter().any(|net| net.contains(&socket.peer.ip()))
+    }
+
+    fn ours(&self) -> Ours {
+        Ours {
+            covered: Covered::new(&self.cgroups),
+            daemon: self.daemon.id().ok(),
+            held: self.processes().into_iter().flat_map(sockets_of).collect(),
+        }
+    }
+
+    /// The processes that are covered, ourselves left out.
+    fn processes(&self) -> Vec<u32> {
+        let own = self.daemon.procs().unwrap_or_default();
+        let mut found: Vec<u32> =
+            self.cgroups.iter().filter_map(|cgroup| cgroup.procs().ok()).flatten().collect();
+        found.retain(|pid| !own.contains(pid));
+        found
+    }
+
+    /// Sockets of covered processes that nothing here can end: below IP nobody judges what they send.
+    fn beyond_reach(&self) -> Vec<String> {
+        let mut found: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for pid in self.processes() {
+            let held: HashSet<u32> = sockets_of(pid).collect();
+            for (table, what) in [("packet", "packet"), ("raw", "raw"), ("raw6", "raw")] {
+                let listed = fs::read_to_string(format!("/proc/{pid}/net/{table}"));
+                if inodes(table, &listed.unwrap_or_default()).any(|inode| held.contains(&inode)) {
+                    found.entry(what).or_default().push(pid);
+                }
+            }
+        }
+        let text = |(what, mut pids): (&str, Vec<u32>)| {
+            pids.dedup();
+            let pids = pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            format!(
+                "processes of the covered cgroups have {what} sockets from before (pid {pids}), which \
+                 cannot be cut; {}",
+                match what {
+                    "packet" => "what they send is not seen: end those programs, or restart them",
+                    _ => "what they send is judged packet by packet, if they were made there",
+                }
+            )
+        };
+        found.into_iter().map(text).collect()
+    }
+}
+
+/// Which sockets are covered programs'.
+struct Ours {
+    covered: Covered,
+    daemon: Option<u64>,
+    /// Inodes of those that covered processes hold.
+    held: HashSet<u32>,
+}
+
+impl Ours {
+    /// Made in a covered cgroup, or held by a process there.
+    fn includes(&self, socket: &Connected) -> bool {
+        self.made(socket) || self.held.contains(&socket.inode)
+    }
+
+    /// Made in a covered cgroup: the hooks see it.
+    fn made(&self, socket: &Connected) -> bool {
+        self.daemon != Some(socket.cgroup) && self.covered.includes(socket.cgroup)
+    }
+}
+
+/// The inode column of a table in /proc/PID/net.
+fn inodes<'t>(table: &str, listed: &'t str) -> impl Iterator<Item = u32> + use<'t> {
+    let column = if table == "packet" { 8 } else { 9 };
+    listed.lines().skip(1).filter_map(move |line| line.split_whitespace().nth(column)?.parse().ok())
+}
+
+/// Inodes of the sockets that a process holds. One that ended meanwhile holds none.
+fn sockets_of(pid: u32) -> impl Iterator<Item = u32> {
+    let listed = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    listed.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
+}
+
+fn stays_inside(netns: &NetNs, socket: &Connected, tables: &Tables) -> bool {
+    let peer: IpAddr = socket.peer.ip();
+    tables.stays_inside(netns.cookie(), peer)
+}
+
+/// What was said of one look.
+#[derive(Debug, Default)]
+struct Said {
+    lines: usize,
+    cut: usize,
+    kept: usize,
+}
+
+impl Said {
+    fn add(&mut self, running: &Running, socket: &Connected, fate: Fate) {
+        running.log.write(record(running, socket, fate));
+        match fate {
+            Fate::Kept => self.kept += 1,
+            Fate::Cut | Fate::Muted => self.cut += 1,
+        }
+        self.lines += 1;
+        if self.lines > LINES {
+            return;
+        }
+        let Connected { local, peer, transport, .. } = socket;
+        let transport = match transport {
+            Transport::Tcp => "TCP",
+            Transport::Udp => "UDP",
+        };
+        let what = match fate {
+            Fate::Kept => "kept, judged by nobody",
+            Fate::Cut => "cut",
+            Fate::Muted => "cannot be cut by this kernel; what it sends is dropped",
+        };
+        eprintln!("interceptor: {transport} {local} to {peer} was open before the attach: {what}");
+    }
+
+    fn conclude(&self) {
+        if self.lines > LINES {
+            eprintln!("interceptor: and {} more, see the access log", self.lines - LINES);
+        }
+        if self.cut > 0 {
+            eprintln!(
+                "interceptor: {} connections that were open before the attach are cut; \
+                 --keep-existing lets such go on",
+                self.cut
+            );
+        }
+        if self.kept > 0 {
+            eprintln!(
+                "interceptor: {} connections that were open before the attach go on unjudged",
+                self.kept
+            );
+        }
+    }
+}
+
+fn record(running: &Running, socket: &Connected, fate: Fate) -> Record {
+    let mut record = Record::new(SystemTime::now(), socket.peer, socket.local);
+    if fate == Fate::Kept {
+        record.upstream_host = Some(socket.peer);
+        record.reason = Reason::Bypassed;
+    } else {
+        record.upstream_cluster = Some(ClusterName::black_hole());
+        record.flags = vec![Flag::UH];
+        record.reason = Reason::NoPolicy;
+    }
+    if running.policy.current().enforcement == Enforcement::Strict {
+        record.connection_termination_details = Some(Cow::Borrowed(WHY));
+    }
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inodes_are_found_in_the_kernels_tables() {
+        let packet = "sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n\
+                      0000000000000000 3      2    0003   0     1 0      0      4711  \n";
+        assert_eq!(inodes("packet", packet).collect::<Vec<_>>(), [4711]);
+        let raw = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  \
+                   timeout inode ref pointer drops\n   1: 00000000:0001 00000000:0000 07 00000000:00000000 \
+                   00:00000000 00000000     0        0 4712 2 0000000000000000 0\n";
+        assert_eq!(inodes("raw", raw).collect::<Vec<_>>(), [4712]);
+    }
+
+    #[test]
+    fn the_sockets_of_a_process_are_those_that_it_holds() {
+        use std::os::fd::AsRawFd;
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).expect("open");
+        let held: Vec<_> = sockets_of(std::process::id()).collect();
+        let text = link.to_string_lossy();
+        assert!(held.iter().any(|inode| text == format!("socket:[{inode}]")), "{text}: {held:?}");
+    }
+}
