@@ -9,6 +9,7 @@
 
 pub mod ca;
 pub mod capture;
+pub mod cgroup;
 pub mod client;
 pub mod dns;
 pub mod hellos;

@@ -2,10 +2,10 @@
 //! a command that tries to get out of its cover.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use interceptor_tests::cgroup::Cgroup;
 use interceptor_tests::product::{Interceptor, binary, run_together};
 use interceptor_tests::snapshot::cgroup2_mount;
 use interceptor_tests::world::{self, World, kernel_tests};
@@ -64,35 +64,6 @@ fn programs_outside_are_untouched() -> Result<()> {
     Ok(())
 }
 
-/// A cgroup of the test's own; removed with its last process.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn create(name: &str) -> Result<Self> {
-        let root = cgroup2_mount().context("no cgroup v2 mount")?;
-        let path = root.join(format!("ix-{}-{name}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-
-    /// `sh` code that moves the shell into the cgroup.
-    fn enter(&self) -> String {
-        format!("echo $$ > {}/cgroup.procs", self.0.display())
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        eprintln!("cannot remove the cgroup {}", self.0.display());
-    }
-}
-
 /// The daemon and the workload below one covered cgroup: the daemon's own connections, made in
 /// the same namespace, don't come back to it.
 #[test]
@@ -118,13 +89,13 @@ fn a_daemon_below_the_covered_cgroup_does_not_catch_itself() -> Result<()> {
             cgroup.enter(),
             binary().display(),
             product.name(),
-            cgroup.0.display(),
+            cgroup.path().display(),
             log.display()
         );
         let mut daemon = world.command("sh");
         daemon.args(["-c", &run]);
         let running = product.start_as(daemon, "")?;
-        wait_for_status(&running)?;
+        running.wait_for_status()?;
         let mut inside = world.command("sh");
         let script = format!("{}; exec {}", cgroup.enter(), CURL.join(" "));
         let listed = world.output(inside.args(["-c", &script]), Duration::from_secs(20))?;
@@ -141,16 +112,6 @@ fn a_daemon_below_the_covered_cgroup_does_not_catch_itself() -> Result<()> {
     assert_eq!(other.code, 35, "{}", other.stderr);
     assert_eq!(log.lines().count(), 2, "one line each, none for the daemon itself:\n{log}");
     Ok(())
-}
-
-fn wait_for_status(running: &interceptor_tests::product::Running<'_>) -> Result<()> {
-    for _ in 0..100 {
-        if running.verb(&["status"])?.code == 0 {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    anyhow::bail!("the daemon doesn't answer")
 }
 
 /// The ways out that a command has without privileges, and as root without its network

@@ -1,6 +1,7 @@
 //! What `interceptor-test-client` can do: one job a run, its result on one line.
 
 mod bulk;
+mod crowd;
 mod detour;
 mod plain;
 mod probe;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Subcommand;
+
+pub use crowd::Manner;
 
 /// How long a peer may keep a job waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -171,6 +174,25 @@ pub enum Job {
         #[arg(long, default_value_t = 1)]
         threads: usize,
     },
+    /// Many connections at once; prints `connected`, and at the end how often each end came
+    Crowd {
+        /// Where to
+        to: SocketAddr,
+        /// How many
+        #[arg(long)]
+        count: usize,
+        /// What each does
+        #[arg(long, value_enum)]
+        manner: Manner,
+    },
+    /// HTTP requests, each on a connection of its own, until standard input ends; prints how often
+    /// each status came
+    Steady {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -251,6 +273,8 @@ pub fn run(job: Job) -> Result<String> {
         Job::Upload { to, host, bytes } => bulk::upload(to, &host, bytes),
         Job::Download { to, host, bytes } => bulk::download(to, &host, bytes),
         Job::Probe { file, threads } => probe::probe(&file, threads),
+        Job::Crowd { to, count, manner } => crowd::crowd(to, count, manner),
+        Job::Steady { to, host } => crowd::steady(to, &host),
         Job::Connect { to } => plain::connect(to),
     }
 }
