@@ -278,6 +278,7 @@ fn load_once(
         credentials: resources.secrets.keyring(namespace),
         on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
         fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(true),
+        limits: resources.limits.unwrap_or_default(),
     };
     let inventory = {
         let rejected: HashSet<_> =
