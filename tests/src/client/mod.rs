@@ -74,6 +74,9 @@ pub enum Job {
         /// Makes the hello at least this many bytes long
         #[arg(long, default_value_t = 0)]
         grow: usize,
+        /// Sends one more byte, as urgent, behind so many of the hello
+        #[arg(long)]
+        urgent: Option<usize>,
     },
     /// A TLS handshake, then nothing, until the other end closes; a reset is a failure
     Hold {
@@ -258,8 +261,9 @@ pub fn run(job: Job) -> Result<String> {
             plain::many(first, addresses, count, concurrency, end)
         }
         Job::Listen { to } => plain::listen(to),
-        Job::Hello { to, name, segment, record, pause, grow } => {
-            let cut = tls::Cut { segment, record, pause: Duration::from_millis(pause), grow };
+        Job::Hello { to, name, segment, record, pause, grow, urgent } => {
+            let pause = Duration::from_millis(pause);
+            let cut = tls::Cut { segment, record, pause, grow, urgent };
             tls::hello(to, &name, cut)
         }
         Job::Hold { to, name } => tls::hold(to, &name),
