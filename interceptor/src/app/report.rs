@@ -39,8 +39,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// `folds` are unfolded here, whoever folds. `bypass_log`: whether direct flows get a line where the profile has it (profiles.md). `ended`
-    /// are those that were cut.
+    /// `folds` are unfolded here, whoever folds. `bypass_log`: whether direct flows get a line where
+    /// the profile has it (profiles.md). `ended` are those that were cut.
     pub(super) fn new(
         log: AccessLog,
         folds: Arc<Folds>,
