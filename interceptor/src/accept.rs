@@ -74,16 +74,31 @@ impl Listeners {
         self.addresses
     }
 
-    /// Accepts for ever, each listener in a task of its own, and hands connections to `serve`.
-    pub fn spawn(self, serve: Arc<dyn Fn(Accepted) + Send + Sync>) {
+    /// Accepts for ever, each listener in a task of its own, and hands connections to `serve`, failed
+    /// accepts to `failed`.
+    pub fn spawn(
+        self,
+        serve: Arc<dyn Fn(Accepted) + Send + Sync>,
+        failed: Arc<dyn Fn() + Send + Sync>,
+    ) {
         for listener in self.v4.into_iter().chain(self.v6) {
-            let serve = Arc::clone(&serve);
+            let (serve, failed) = (Arc::clone(&serve), Arc::clone(&failed));
             tokio::spawn(async move {
+                let mut failing = false;
                 loop {
                     match accept(&listener).await {
-                        Ok(accepted) => serve(accepted),
+                        Ok(accepted) => {
+                            if std::mem::take(&mut failing) {
+                                tracing::warn!("accepting connections again");
+                            }
+                            serve(accepted);
+                        }
                         Err(error) => {
-                            tracing::warn!("accept: {error}");
+                            // Once for each time of trouble: it comes back twenty times a second.
+                            if !std::mem::replace(&mut failing, true) {
+                                tracing::error!("connections cannot be accepted: {error}");
+                            }
+                            failed();
                             tokio::time::sleep(BACK_OFF).await;
                         }
                     }
@@ -93,11 +108,21 @@ impl Listeners {
     }
 }
 
+/// The next connection; those that are gone before they can be looked at are passed over, since a
+/// client that comes and goes must not make the others wait.
 async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
-    let (client, peer) = listener.accept().await?;
-    let local = client.local_addr()?;
-    client.set_nodelay(true)?;
-    Ok(Accepted { client, peer, local })
+    loop {
+        let (client, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
+        if let Ok(local) = client.local_addr()
+            && client.set_nodelay(true).is_ok()
+        {
+            return Ok(Accepted { client, peer, local });
+        }
+    }
 }
 
 /// One port that is free on 127.0.0.1 and its neighbours.
@@ -147,9 +172,12 @@ mod tests {
         let port = listeners.addresses().port_v4;
         assert_eq!(listeners.addresses().v4_listeners, V4_LISTENERS);
         let (sender, mut accepted) = tokio::sync::mpsc::unbounded_channel();
-        listeners.spawn(Arc::new(move |accepted: Accepted| {
-            let _ = sender.send(accepted.local);
-        }));
+        listeners.spawn(
+            Arc::new(move |accepted: Accepted| {
+                let _ = sender.send(accepted.local);
+            }),
+            Arc::new(|| {}),
+        );
         for n in 1..=V4_LISTENERS {
             let addr: SocketAddr = (Ipv4Addr::new(127, 0, 0, n), port).into();
             let _client = TcpStream::connect(addr).await.expect("connected");

@@ -89,6 +89,8 @@ pub enum Verb {
     Exec(Exec),
     /// Show what is attached where, how full the tables are, and the counters.
     Status(Status),
+    /// Print the metrics of a running interceptor, in Prometheus's text format.
+    Metrics(Metrics),
     /// Change or list the destinations that are not intercepted, while it runs.
     Bypass(Bypass),
     /// Tell what would happen to a connection, step by step, and why. Needs no privilege.
@@ -244,6 +246,14 @@ pub struct Status {
     /// For people or for programs.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+}
+
+/// `interceptor metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Metrics {
+    /// Name of the running interceptor.
+    #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
+    pub name: String,
 }
 
 /// `interceptor bypass`.

@@ -1,4 +1,5 @@
-//! THE PATH: one connection, every stage in order: accept, origin, sniff, decide, act, account.
+//! THE PATH: one connection, every stage in order: accept, admit, origin, sniff, decide, act,
+//! account.
 //! The only module that knows that order.
 
 mod cut;
@@ -7,7 +8,6 @@ mod sniffed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use futures_util::{StreamExt, stream};
@@ -16,13 +16,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::Accepted;
-use crate::account::{AccessLog, ConnectionAccount, Flag, Record};
+use crate::account::{AccessLog, ConnectionAccount, Flag, Folds, Record, Same};
 use crate::act::carrier::{Ask, Carried, Carrier, CarryError, Outbound};
 use crate::act::cluster::hash_of;
 use crate::act::dial::{DialError, Dialer};
 use crate::act::http::HttpContext;
 use crate::act::tls::TlsSession;
 use crate::act::{block, pick};
+use crate::admit::{Admitted, Full, Room, Undecided};
 use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason};
@@ -55,60 +56,50 @@ pub struct Site {
     pub log: AccessLog,
     /// Who runs in the namespace.
     pub workload: Arc<Workload>,
-    /// Gauges.
-    pub counts: Arc<Counts>,
+    /// The workload's places.
+    pub room: Arc<Room>,
+    /// Refusals that repeat.
+    pub folds: Arc<Folds>,
     /// What goes direct, and why the rest comes here.
     pub tiers: Arc<Sync>,
 }
 
-/// Connections now and so far.
-#[derive(Debug, Default)]
-pub struct Counts {
-    active: AtomicU64,
-    total: AtomicU64,
-}
-
-impl Counts {
-    /// Connections that are open.
-    pub fn active(&self) -> u64 {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Connections so far.
-    pub fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
+/// Takes in what was accepted: serves it on a task of its own, or refuses it at once where there is
+/// no room.
+pub fn take_in(accepted: Accepted, site: &Site) {
+    match site.room.admit(&accepted.client) {
+        Ok(admitted) => drop(tokio::spawn(serve(accepted, admitted, site.clone()))),
+        Err((id, full)) => refuse_full(accepted, site, id, full),
     }
 }
 
-/// Counts one connection for as long as it lives.
-struct Counted(Arc<Counts>);
-
-impl Counted {
-    /// Gives the connection's number too.
-    fn new(counts: &Arc<Counts>) -> (Self, u64) {
-        counts.active.fetch_add(1, Ordering::Relaxed);
-        let number = counts.total.fetch_add(1, Ordering::Relaxed) + 1;
-        (Self(Arc::clone(counts)), number)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Serves one accepted connection to its end.
-pub async fn serve(accepted: Accepted, site: Site) {
-    let (_counted, id) = Counted::new(&site.counts);
-    let lasting = match intercept(accepted, &site, id) {
+/// Serves one connection to its end.
+async fn serve(accepted: Accepted, mut admitted: Admitted, site: Site) {
+    let lasting = match intercept(accepted, &site, admitted.number) {
         // Boxed, so that a connection that lasts does not keep the room that opening it took.
-        Ok(intercepted) => Box::pin(proxy(intercepted, site)).await,
-        Err(accepted) => return refuse_unknown(accepted, &site, id),
+        Ok(intercepted) => Box::pin(proxy(intercepted, &mut admitted.undecided, site)).await,
+        Err(accepted) => return refuse_unknown(accepted, &site, admitted.number),
     };
     if let Some(lasting) = lasting {
         lasting.last().await;
     }
+}
+
+/// A limit is reached (T-49, T-50): a reset, and one line for many of a destination.
+fn refuse_full(accepted: Accepted, site: &Site, id: u64, full: Full) {
+    let (dst, src) = match site.kernel.handover(&accepted.client) {
+        Some(handover) => crate::kernel::ends(&handover),
+        None => (accepted.local, accepted.peer),
+    };
+    let mut record = refused(OriginalDst::new(dst).addr(), src, Reason::LimitReached, id);
+    record.flags = vec![Flag::OM];
+    let why = format!("{}{{{}}}", Reason::LimitReached.label(), full.label());
+    if site.policy.current().enforcement == Enforcement::Strict {
+        record.connection_termination_details = Some(why.clone().into());
+    }
+    let same = Same { dst: record.downstream_local_address, why: why.into(), name: None };
+    site.folds.fold(same, record, 1);
+    block::reset(accepted.client);
 }
 
 /// Accepted to intercepted: what the kernel handed over. Nothing is ever taken from the client's
@@ -130,11 +121,7 @@ fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Ac
 
 /// Somebody talks to the listener itself (CAP-11, T-11).
 fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
-    let mut record = Record::new(SystemTime::now(), accepted.local, accepted.peer);
-    record.upstream_cluster = Some(ClusterName::black_hole());
-    record.flags = vec![Flag::UH];
-    record.reason = Reason::NoOriginalDst;
-    record.more.connection_id = Some(id);
+    let mut record = refused(accepted.local, accepted.peer, Reason::NoOriginalDst, id);
     if site.policy.current().enforcement == Enforcement::Strict {
         record.connection_termination_details = Some(Reason::NoOriginalDst.label().into());
     }
@@ -142,8 +129,22 @@ fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
     block::reset(accepted.client);
 }
 
+/// The record of a connection that came no further than being accepted.
+fn refused(dst: SocketAddr, src: SocketAddr, reason: Reason, id: u64) -> Record {
+    let mut record = Record::new(SystemTime::now(), dst, src);
+    record.upstream_cluster = Some(ClusterName::black_hole());
+    record.flags = vec![Flag::UH];
+    record.reason = reason;
+    record.more.connection_id = Some(id);
+    record
+}
+
 /// Intercepted to decided, and done; what lasts is handed back.
-async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
+async fn proxy(
+    intercepted: Intercepted,
+    undecided: &mut Option<Undecided>,
+    mut site: Site,
+) -> Option<Lasting> {
     let Intercepted { client, origin } = intercepted;
     let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
@@ -156,7 +157,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
         }
         ByAddress::Inspect { unless_client_speaks } => {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
-            match sniff(&client, &origin, &site, &snapshot, otherwise).await {
+            match sniff(&client, &origin, &site, &snapshot, otherwise, undecided).await {
                 Ok(sniffed) => sniffed,
                 // The client is gone, by a reset.
                 Err(_) => {
@@ -168,6 +169,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
             }
         }
     };
+    *undecided = None;
     act(client, origin, site, &snapshot, sniffed, changes, account).await
 }
 
@@ -216,7 +218,7 @@ async fn act(
     changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
 ) -> Option<Lasting> {
-    let Sniffed { decision, bytes, hello, carried } = sniffed;
+    let Sniffed { decision, bytes, began, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
     if let Some(Hello::Tls(hello)) = &hello {
@@ -271,7 +273,8 @@ async fn act(
         Action::Http => {
             account.per_request();
             let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
-            let context = HttpContext { carrier, policy: site.policy, log: site.log };
+            let Site { policy, log, room, .. } = site;
+            let context = HttpContext { carrier, policy, log, room, began };
             let client = Prefixed::new(bytes, client);
             return Some(Lasting::Http(Box::new(Requests { client, origin, context })));
         }

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod accept;
+pub mod admit;
 pub mod origin;
 pub mod sniff;
 pub mod decide;
@@ -19,6 +20,7 @@ pub mod resolve;
 pub mod tiers;
 pub mod workloads;
 pub mod netns;
+pub mod descriptors;
 
 pub mod scenario;
 

@@ -326,6 +326,19 @@ impl Running<'_> {
         serde_json::from_str(&status.stdout).context(status.stderr)
     }
 
+    /// Waits until the daemon answers, at most 15 seconds.
+    ///
+    /// # Errors
+    /// When it still does not then.
+    pub fn wait_for_status(&self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while self.verb(&["status"])?.code != 0 {
+            anyhow::ensure!(Instant::now() < deadline, "the daemon doesn't answer");
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
     /// One of the kernel's counters.
     ///
     /// # Errors

@@ -173,6 +173,21 @@ fn t_18_what_the_kernel_cannot_read_is_refused_once_and_then_the_proxys() -> Res
     Ok(())
 }
 
+/// T-29: an urgent byte is on the wire, and in no reading of the server's: what the kernel would read
+/// is not what the server does.
+#[test]
+fn t29_a_hello_with_urgent_data_is_refused_once_and_then_the_proxys() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = start(&world, &[])?;
+    let capture = world.capture()?;
+    refused_once(&running, &capture, there(), "--urgent 60")?;
+    assert_eq!(running.counter("refused_hello_unclear")?, 1);
+    Ok(())
+}
+
 /// The first hello that is cut like this is refused without a byte on the wire; the second is the
 /// proxy's.
 fn refused_once(running: &Running<'_>, capture: &Capture, to: SocketAddr, cut: &str) -> Result<()> {

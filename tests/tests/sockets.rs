@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use interceptor_tests::client::{name_of, nth_address};
 use interceptor_tests::log::Line;
 use interceptor_tests::product::{Interceptor, Outcome, binary};
@@ -162,5 +162,47 @@ fn t2_a_routing_header_leads_nothing_out() -> Result<()> {
         let covered = product.run(&[&[CLIENT][..], &arguments].concat())?;
         assert_eq!(capture.packets_to(via), 0, "{when}: {}", covered.finished.stdout);
     }
+    Ok(())
+}
+
+/// T-11: the proxy's listeners, at every address that they have, answer nobody who was not turned to
+/// them, whatever is said: one connection, one reset, one line, and nothing leaves.
+#[test]
+fn t11_the_listeners_themselves_answer_nobody() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let running = Interceptor::new(&world, &binary(), &[]).start()?;
+    let status = running.status()?;
+    let listener = |field: &str| -> Result<String> {
+        let at = status["namespaces"][0][field].as_str();
+        let (_, port) = at.and_then(|at| at.rsplit_once(':')).context(status.to_string())?;
+        Ok(port.to_owned())
+    };
+    let (v4, v6) = (listener("listener_v4")?, listener("listener_v6")?);
+    let capture = world.capture()?;
+    let addresses = ["127.0.0.1", "127.0.0.4", "0.0.0.0"].map(|ip| format!("{ip}:{v4}"));
+    let mut made = 0;
+    for at in addresses.into_iter().chain([format!("[::1]:{v6}")]) {
+        for more in [&["--haproxy-protocol"][..], &[]] {
+            let url = format!("http://{at}/");
+            let command = [&["curl", "-sS", "-H", "Host: httpbin.org", &url][..], more].concat();
+            let outcome = running.exec(&command, 1)?;
+            // Reset; or, for 0.0.0.0, refused at connect already.
+            let refused = outcome.finished.code == 7 && at.starts_with("0.0.0.0:");
+            if !refused {
+                // Whether curl was sending or receiving then.
+                let reset = matches!(outcome.finished.code, 55 | 56);
+                assert!(reset, "{at} {more:?}: {}", outcome.finished.stderr);
+                let [line] = outcome.log.as_slice() else { panic!("{at}: {:?}", outcome.log) };
+                let line = Line::parse(line).expect("a line");
+                assert_eq!(line.field("CONNECTION_TERMINATION_DETAILS"), "no_original_dst");
+                made += 1;
+            }
+        }
+    }
+    assert_eq!(running.status()?["connections"]["total"], made);
+    assert_eq!((capture.packets_to(world::HTTPBIN), world.seen().len()), (0, 0));
     Ok(())
 }

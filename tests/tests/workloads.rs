@@ -94,8 +94,8 @@ fn a_daemon_below_the_covered_cgroup_does_not_catch_itself() -> Result<()> {
         );
         let mut daemon = world.command("sh");
         daemon.args(["-c", &run]);
-        let mut running = product.start_as(daemon, "")?;
-        running.until_ready()?;
+        let running = product.start_as(daemon, "")?;
+        running.wait_for_status()?;
         let mut inside = world.command("sh");
         let script = format!("{}; exec {}", cgroup.enter(), CURL.join(" "));
         let listed = world.output(inside.args(["-c", &script]), Duration::from_secs(20))?;

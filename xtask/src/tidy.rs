@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: what no compiler checks.
 
 mod documents;
+mod threats;
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +15,11 @@ const LINES: usize = 500;
 
 pub(crate) fn run() -> Result<()> {
     let listed = answer(command("git").args(["ls-files", "-z"])).context("git lists no files")?;
-    let mut found = 0;
+    let (mut found, mut known) = (0, threats::Known::default());
     for name in listed.split('\0').filter(|name| !name.is_empty()) {
         // What isn't text, or was deleted since, has nothing to say.
         let Ok(text) = fs::read_to_string(root().join(name)) else { continue };
+        known.read(name, &text);
         for (number, line) in text.lines().enumerate() {
             if let Some(complaint) = complaint(line) {
                 println!("{name}:{}: {complaint}", number + 1);
@@ -29,7 +31,11 @@ pub(crate) fn run() -> Result<()> {
             say(format_args!("{name}: {lines} lines: is it still one job?"));
         }
     }
-    for complaint in documents::complaints()? {
+    let document = "docs/threats.md";
+    let text = fs::read_to_string(root().join(document)).context(document)?;
+    let threats = threats::complaints(&text, &known).into_iter();
+    let threats = threats.map(|complaint| format!("{document}: {complaint}"));
+    for complaint in documents::complaints()?.into_iter().chain(threats) {
         println!("{complaint}");
         found += 1;
     }

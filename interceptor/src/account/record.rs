@@ -191,4 +191,6 @@ pub enum Flag {
     LH,
     /// A name did not resolve (dynamic resolution).
     DF,
+    /// One of the daemon's own limits is reached.
+    OM,
 }

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 use super::format::{Encoding, Format};
+use super::tally::Tally;
 use super::wanted::Wanted;
 use super::writer::{Lines, Progress};
 use super::{Filter, Record};
@@ -80,6 +81,7 @@ struct Shared {
 struct Outputs {
     list: Vec<Output>,
     wanted: Wanted,
+    tally: Arc<Tally>,
 }
 
 /// The settings that were in force at one moment. What begins then is logged by them, whatever
@@ -99,6 +101,7 @@ impl Pen {
 
     /// Hands one record to the writers. Never blocks: a full queue drops the line and counts it.
     pub fn write(&self, record: Record) {
+        self.0.tally.count(record.reason);
         for output in &self.0.list {
             match output {
                 Output::Memory(captured) => captured.lock().push(record.clone()),
@@ -162,7 +165,8 @@ impl AccessLog {
     /// A target cannot be opened; then everything stays as it was.
     pub async fn replace(&self, settings: &[LogSettings]) -> io::Result<()> {
         let before = self.shared.outputs.load_full();
-        let outputs = Arc::new(Outputs::open(settings, &before.list, &self.shared.dropped)?);
+        let opened = Outputs::open(settings, &before.list, &self.shared.dropped)?;
+        let outputs = Arc::new(Outputs { tally: Arc::clone(&before.tally), ..opened });
         self.shared.outputs.store(Arc::clone(&outputs));
         {
             let mut all = self.shared.before.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,6 +198,11 @@ impl AccessLog {
     /// Lines lost so far, because a queue was full or a target refused them.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Records so far by the label of their reason, whatever outputs there are.
+    pub fn records(&self) -> Vec<(&'static str, u64)> {
+        self.pen().0.tally.counts()
     }
 
     /// Waits until every line handed over so far is written (or was refused by its target).
@@ -233,7 +242,7 @@ impl Outputs {
             }
             list.push(Output::Lines(one.clone(), lines));
         }
-        Ok(Self { list, wanted })
+        Ok(Self { list, wanted, tally: Arc::default() })
     }
 
     /// Every writer once.

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod exec;
+pub mod metrics;
 pub mod report;
 pub mod server;
 

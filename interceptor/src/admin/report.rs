@@ -48,6 +48,15 @@ pub struct StatusReport {
     pub counters: BTreeMap<String, u64>,
     /// Intercepted connections.
     pub connections: Connections,
+    /// How full each limit is that a workload can reach.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
+    /// Changes of the policy files so far.
+    #[serde(default)]
+    pub reloads: Reloads,
+    /// Records so far (connections, requests, refusals), by reason.
+    #[serde(default)]
+    pub records: BTreeMap<String, u64>,
     /// Access-log lines lost because the log could not keep up.
     pub access_log_dropped: u64,
     /// Networks that connect directly.
@@ -133,8 +142,33 @@ pub struct Table {
 pub struct Connections {
     /// Open now.
     pub active: u64,
-    /// Since the start.
+    /// Since the start, refused ones included.
     pub total: u64,
+    /// Accepts that failed, mostly for want of a file descriptor.
+    #[serde(default)]
+    pub accept_failures: u64,
+}
+
+/// One limit that a workload can reach.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limit {
+    /// As docs/limits.md calls it.
+    pub name: String,
+    /// Taken now; for a limit of each workload, by the one that has most.
+    pub now: u64,
+    /// The most that may be.
+    pub most: u64,
+    /// Connections refused for it so far.
+    pub refused: u64,
+}
+
+/// Changes of the policy files so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reloads {
+    /// Those that became policy.
+    pub accepted: u64,
+    /// Those that did not.
+    pub refused: u64,
 }
 
 impl StatusReport {
@@ -203,8 +237,19 @@ impl fmt::Display for StatusReport {
             ]
         });
         table(f, ["TABLE", "ENTRIES", "CAPACITY", "FULL"], tables.collect())?;
+        let limits = self.limits.iter().map(|limit| {
+            [
+                limit.name.clone(),
+                limit.now.to_string(),
+                limit.most.to_string(),
+                limit.refused.to_string(),
+            ]
+        });
+        table(f, ["LIMIT", "NOW", "AT MOST", "REFUSED"], limits.collect())?;
         let why = self.why_proxy.iter().map(|(why, count)| [why.clone(), count.to_string()]);
         table(f, ["PROXIED FOR", "CONNECTIONS"], why.collect())?;
+        let records = self.records.iter().map(|(why, count)| [why.clone(), count.to_string()]);
+        table(f, ["REASON", "RECORDS"], records.collect())?;
         let counters = self.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]);
         table(f, ["COUNTER", "VALUE"], counters.collect())
     }

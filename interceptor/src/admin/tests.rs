@@ -7,7 +7,9 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::client::{request_in, request_within};
-use super::report::{Attachment, Connections, LastReload, Namespace, Repairs, Table, Tiers};
+use super::report::{
+    Attachment, Connections, LastReload, Limit, Namespace, Reloads, Repairs, Table, Tiers,
+};
 use super::*;
 use crate::workloads::testing::kernel;
 
@@ -77,7 +79,10 @@ fn sample() -> StatusReport {
             Table { name: "EMPTY".into(), entries: 0, capacity: 0 },
         ],
         counters: [("refused_total".to_owned(), 9)].into(),
-        connections: Connections { active: 2, total: 120 },
+        connections: Connections { active: 2, total: 120, accept_failures: 0 },
+        limits: vec![Limit { name: "undecided".into(), now: 1, most: 2048, refused: 3 }],
+        reloads: Reloads { accepted: 1, refused: 2 },
+        records: [("not_registered".to_owned(), 5)].into(),
         access_log_dropped: 0,
         bypass: vec!["203.0.113.0/24".into(), "2001:db8::/32".into()],
         resolvers: vec![],
@@ -111,8 +116,14 @@ interceptor default: pid 42, up 1h 02m 03s
   BYPASS_V4  512      1024      50 %
   EMPTY      0        0         -
 
+  LIMIT      NOW  AT MOST  REFUSED
+  undecided  1    2048     3
+
   PROXIED FOR  CONNECTIONS
   http         3
+
+  REASON          RECORDS
+  not_registered  5
 
   COUNTER        VALUE
   refused_total  9

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
@@ -13,10 +14,12 @@ use super::cut::{self, Ended};
 use super::watchdog::Repairs;
 use crate::account::AccessLog;
 use crate::admin::report::{
-    Attachment, Connections, LastReload, Namespace as NamespaceReport, StatusReport, Table, Tiers,
+    Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, Reloads,
+    StatusReport, Table, Tiers,
 };
 use crate::admin::{ExecInfo, Handler};
-use crate::conn::Counts;
+use crate::admit::{Room, Rooms};
+use crate::descriptors;
 use crate::kernel::Kernel;
 use crate::netns::NetNs;
 use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound, Store};
@@ -31,7 +34,9 @@ pub(super) struct Running {
     pub(super) kernel: Arc<Kernel>,
     pub(super) policy: Arc<Store>,
     pub(super) log: AccessLog,
-    pub(super) counts: Arc<Counts>,
+    pub(super) rooms: Arc<Rooms>,
+    /// Each workload's.
+    pub(super) workloads: Vec<Arc<Room>>,
     pub(super) namespaces: Vec<(Arc<NetNs>, Namespace)>,
     /// The covered cgroups.
     pub(super) cgroups: Vec<Cgroup>,
@@ -44,6 +49,8 @@ pub(super) struct Running {
     pub(super) exec: ExecInfo,
     /// How the last change of the policy files went.
     pub(super) last_reload: ArcSwapOption<LastReload>,
+    /// How many were accepted, and refused.
+    pub(super) reloads: [AtomicU64; 2],
     /// What keeps the tables of direct traffic in step.
     pub(super) sync: Arc<Sync>,
     /// What direct flows are called.
@@ -64,6 +71,7 @@ impl Handler for Running {
             name: count(Finding::NameAsked),
             proxy: count(Finding::Redirected),
         };
+        let reloads = |which: usize| self.reloads[which].load(Ordering::Relaxed);
         StatusReport {
             name: self.name.clone(),
             pid: std::process::id(),
@@ -119,7 +127,29 @@ impl Handler for Running {
                 })
                 .collect(),
             counters: counters.into_iter().map(|(name, count)| (name.into(), count)).collect(),
-            connections: Connections { active: self.counts.active(), total: self.counts.total() },
+            connections: Connections {
+                active: self.rooms.active(),
+                total: self.rooms.total(),
+                accept_failures: self.rooms.accept_failures(),
+            },
+            limits: self
+                .rooms
+                .used(&snapshot.limits, self.workloads.iter(), descriptors::open())
+                .map(|used| Limit {
+                    name: used.limit.label().into(),
+                    now: used.now,
+                    most: used.most,
+                    refused: used.refused,
+                })
+                .into(),
+            reloads: Reloads { accepted: reloads(0), refused: reloads(1) },
+            records: self
+                .log
+                .records()
+                .into_iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| (reason.into(), count))
+                .collect(),
             access_log_dropped: self.log.dropped(),
             bypass: tables.bypass_list().iter().map(ToString::to_string).collect(),
             resolvers: self.resolvers.iter().map(ToString::to_string).collect(),

@@ -129,6 +129,12 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             }
             Ok(Exit::Success)
         }
+        Verb::Metrics(metrics) => {
+            let report = client::status(&metrics.name)?;
+            let text = admin::metrics::render(&report);
+            print!("{}", text.map_err(|error| system("metrics")(std::io::Error::other(error)))?);
+            Ok(Exit::Success)
+        }
         Verb::Bypass(bypass) => {
             match bypass.change {
                 BypassChange::Add { cidr } => client::bypass_add(&bypass.name, cidr)?,

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use interceptor_common::Settings;
@@ -14,6 +15,7 @@ use super::handler::Running;
 use super::run::{caller, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
+use crate::descriptors;
 use crate::memory;
 use crate::policy::{
     self, Inventory, LoadErrors, Loaded, Notice, OnRemoval, Snapshot, Sources, Watch,
@@ -86,6 +88,7 @@ impl Reloader {
         let changes = self.inventory.changes(&loaded.inventory);
         self.running.resolver.hold(stale_for(&snapshot), snapshot.dns_refresh);
         let cuts = snapshot.on_removal == OnRemoval::Cut;
+        descriptors::keep(snapshot.limits.descriptor_reserve);
         self.running.policy.replace(snapshot);
         let cut = if cuts { self.cut(before).await } else { String::new() };
         self.inventory = loaded.inventory;
@@ -149,6 +152,7 @@ impl Reloader {
             }
         };
         eprintln!("interceptor: {message}");
+        self.running.reloads[usize::from(!accepted)].fetch_add(1, Ordering::Relaxed);
         self.running.last_reload.store(Some(Arc::new(LastReload {
             at: now(),
             accepted,

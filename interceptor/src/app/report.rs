@@ -1,29 +1,20 @@
-//! Kernel events to access-log lines. A destination that is refused again and again is folded: one
-//! line at once (of connections that were made: some), then one a second with the count (T-55).
+//! Kernel events to access-log lines, and the beat at which folded refusals are written.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use interceptor_common::Finding;
 
 use super::cut::Ended;
-use crate::account::{AccessLog, Flag, Record};
+use crate::account::{AccessLog, FOLD, Flag, Folds, Record, Same};
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 use crate::policy::{Enforcement, Store};
 
-/// How often folded refusals are written.
-const FOLD: Duration = Duration::from_secs(1);
-
 /// Refused hellos of one destination and name that have a line of their own before they are folded:
 /// a client's own retries do.
 const HELLOS: u64 = 8;
-
-/// Destinations whose refusals are folded at a time; beyond, each refusal has a line of its own.
-const MAX_FOLDED: usize = 1024;
 
 /// What is known of connections that went direct by policy.
 pub(super) trait DirectFlows: Send + Sync {
@@ -44,37 +35,21 @@ pub(super) struct Reporter {
     bypass_log: bool,
     ended: Ended,
     direct: Arc<dyn DirectFlows>,
-    folded: HashMap<Same, Folded>,
-}
-
-/// What refusals that are folded have in common.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Same {
-    dst: SocketAddr,
-    why: Cow<'static, str>,
-    name: Option<String>,
-}
-
-struct Folded {
-    since: Instant,
-    /// Lines since then.
-    lines: u64,
-    /// The newest of those without a line, and how many there are.
-    last: Record,
-    more: u64,
+    folds: Arc<Folds>,
 }
 
 impl Reporter {
-    /// `bypass_log`: whether direct flows get a line where the profile has it (profiles.md). `ended`
-    /// are those that were cut.
+    /// `folds` are unfolded here, whoever folds. `bypass_log`: whether direct flows get a line where
+    /// the profile has it (profiles.md). `ended` are those that were cut.
     pub(super) fn new(
         log: AccessLog,
+        folds: Arc<Folds>,
         policy: Arc<Store>,
         bypass_log: bool,
         ended: Ended,
         direct: Arc<dyn DirectFlows>,
     ) -> Self {
-        Self { log, policy, bypass_log, ended, direct, folded: HashMap::new() }
+        Self { log, policy, bypass_log, ended, direct, folds }
     }
 
     /// Whether refusals say why, and direct flows are accounted.
@@ -99,10 +74,10 @@ impl Reporter {
                     break;
                 }
             }
-            self.unfold(false);
+            self.folds.unfold(self.is_strict(), false);
         }
         events.drain_now(&mut |event| self.event(event));
-        self.unfold(true);
+        self.folds.unfold(self.is_strict(), true);
     }
 
     fn event(&mut self, event: KernelEvent) {
@@ -130,7 +105,7 @@ impl Reporter {
                 let record = self.direct.refused(&refused);
                 let why = Cow::Borrowed(record.reason.label());
                 let same = Same { dst: refused.socket.dst, why, name: refused.name };
-                self.fold(same, record, HELLOS);
+                self.folds.fold(same, record, HELLOS);
             }
         }
     }
@@ -155,50 +130,7 @@ impl Reporter {
         if self.is_strict() {
             record.connection_termination_details = Some(Cow::Owned(why.clone()));
         }
-        self.fold(Same { dst: refused.dst, why: Cow::Owned(why), name: None }, record, 1);
-    }
-
-    /// Writes a refusal, or folds it into those like it, of which `lines` had one of their own.
-    fn fold(&mut self, same: Same, record: Record, lines: u64) {
-        if let Some(folded) = self.folded.get_mut(&same) {
-            if folded.lines >= lines {
-                folded.more += 1;
-                folded.last = record;
-                return;
-            }
-            folded.lines += 1;
-        } else if self.folded.len() < MAX_FOLDED {
-            let folded = Folded { since: Instant::now(), lines: 1, last: record.clone(), more: 0 };
-            self.folded.insert(same, folded);
-        }
-        self.log.write(record);
-    }
-
-    /// Writes what was folded long enough; `all`: everything.
-    fn unfold(&mut self, all: bool) {
-        let due: Vec<_> = self
-            .folded
-            .iter()
-            .filter(|(_, folded)| all || folded.since.elapsed() >= FOLD)
-            .map(|(same, _)| same.clone())
-            .collect();
-        for same in due {
-            let Some(mut folded) = self.folded.remove(&same) else { continue };
-            if folded.more == 0 {
-                continue;
-            }
-            let mut record = folded.last.clone();
-            if self.is_strict() {
-                let times = format!("{}_{}_times", same.why, folded.more);
-                record.connection_termination_details = Some(Cow::Owned(times));
-            }
-            self.log.write(record);
-            if !all {
-                // Still at it: goes on being folded, with the next line in a second.
-                (folded.since, folded.more) = (Instant::now(), 0);
-                self.folded.insert(same, folded);
-            }
-        }
+        self.folds.fold(Same { dst: refused.dst, why: Cow::Owned(why), name: None }, record, 1);
     }
 }
 
@@ -253,6 +185,8 @@ fn protocol_name(number: u32) -> Cow<'static, str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::account::Captured;
     use crate::policy::Snapshot;
@@ -279,26 +213,11 @@ mod tests {
     }
 
     fn reporter(enforcement: Enforcement, bypass_log: bool) -> (Reporter, Captured) {
-        let snapshot = Snapshot {
-            generation: 1,
-            policy: Default::default(),
-            enforcement,
-            outbound: Default::default(),
-            sniff_timeout: None,
-            connect_timeout: Duration::from_secs(1),
-            dns_refresh: Duration::from_secs(1),
-            access_log: None,
-            log_format: Default::default(),
-            credentials: Default::default(),
-            on_removal: Default::default(),
-            on_loss: Default::default(),
-            fast_path: false,
-            udp_allowed: Vec::new(),
-            refuse_datagrams: true,
-        };
+        let snapshot = Snapshot { enforcement, ..Snapshot::nothing() };
         let (log, captured) = AccessLog::memory();
+        let folds = Arc::new(Folds::new(log.clone()));
         let (policy, ended) = (Arc::new(Store::new(snapshot)), Ended::default());
-        (Reporter::new(log, policy, bypass_log, ended, Arc::new(NoneDirect)), captured)
+        (Reporter::new(log, folds, policy, bypass_log, ended, Arc::new(NoneDirect)), captured)
     }
 
     fn refused(protocol: u32) -> KernelEvent {
@@ -323,9 +242,9 @@ mod tests {
             reporter.event(refused(17));
         }
         reporter.event(refused(41));
-        reporter.unfold(false);
+        reporter.folds.unfold(true, false);
         assert_eq!(details(&captured), ["refused_datagram_udp", "refused_datagram_protocol_41"]);
-        reporter.unfold(true);
+        reporter.folds.unfold(true, true);
         assert_eq!(details(&captured)[2..], ["refused_datagram_udp_4_times"]);
         let record = captured.records().remove(0);
         assert_eq!((record.flags, record.upstream_host), (vec![Flag::UH], None));
@@ -357,7 +276,7 @@ mod tests {
         }
         reporter.event(hello("b.test"));
         assert_eq!(captured.records().len() as u64, HELLOS + 1);
-        reporter.unfold(true);
+        reporter.folds.unfold(true, true);
         let details = details(&captured);
         assert_eq!(details.len() as u64, HELLOS + 2);
         assert_eq!(details.last().map(String::as_str), Some("not_registered_3_times"));

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use interceptor_common::Settings;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -24,12 +23,14 @@ use super::report::Reporter;
 use super::signals::Signals;
 use super::watchdog::{self, LOSS_LIMIT, Repairs};
 use super::{AppError, GRACE, resolv_conf, system};
-use crate::account::{AccessLog, LogSettings, LogTarget};
+use crate::account::{AccessLog, Folds, LogSettings, LogTarget};
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
 use crate::admin::{self, ExecInfo, Server};
+use crate::admit::{Room, Rooms};
 use crate::cli::{self, Exit};
-use crate::conn::{self, Counts, Site};
+use crate::conn::{self, Site};
+use crate::descriptors;
 use crate::kernel::{EventReader, HintReader, Kernel, Pins, Plan};
 use crate::memory;
 use crate::netns::NetNs;
@@ -63,7 +64,8 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     let watch = Watch::new(&sources);
     let loaded = load_policy(&args, &sources)?;
     let server = Server::bind(Path::new(admin::DIR), &args.name)?;
-    let descriptors = raise_descriptor_limit();
+    let descriptors = descriptors::raise_limit();
+    descriptors::keep(loaded.snapshot.limits.descriptor_reserve);
     let session = Session::enter(&args.name)?;
     let started = start(&args, loaded, Watched { watch, sources }, &session, server).await?;
     memory::give_back();
@@ -182,7 +184,8 @@ async fn start(
     let enforcement = snapshot.enforcement;
     let connect_timeout = snapshot.connect_timeout;
     let policy = Arc::new(Store::new(snapshot));
-    let counts = Arc::new(Counts::default());
+    let rooms = Arc::new(Rooms::default());
+    let mut workloads = Vec::new();
     let workload = Arc::new(Workload {
         namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
@@ -221,8 +224,10 @@ async fn start(
     ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();
+    let folds = Arc::new(Folds::new(log.clone()));
     let reporter = Reporter::new(
         log.clone(),
+        Arc::clone(&folds),
         Arc::clone(&policy),
         !args.no_bypass_log,
         ended.clone(),
@@ -236,6 +241,8 @@ async fn start(
     let namespaces =
         enrolled.iter().map(|one| (Arc::clone(&one.netns), one.listeners.addresses())).collect();
     for one in enrolled {
+        let room = Room::new(Arc::clone(&rooms), Arc::clone(&policy));
+        workloads.push(Arc::clone(&room));
         let site = Site {
             kernel: Arc::clone(&kernel),
             policy: Arc::clone(&policy),
@@ -248,12 +255,15 @@ async fn start(
             outbound: Arc::new(Outbound::new(Arc::clone(&policy) as _)),
             log: log.clone(),
             workload: Arc::clone(&workload),
-            counts: Arc::clone(&counts),
+            room,
+            folds: Arc::clone(&folds),
             tiers: Arc::clone(&sync),
         };
-        one.follow(Arc::clone(&kernel)).spawn(Arc::new(move |accepted| {
-            tokio::spawn(conn::serve(accepted, site.clone()));
-        }));
+        let failing = Arc::clone(&rooms);
+        one.follow(Arc::clone(&kernel)).spawn(
+            Arc::new(move |accepted| conn::take_in(accepted, &site)),
+            Arc::new(move || failing.accept_failed()),
+        );
     }
     let running = Arc::new(Running {
         name: args.name.clone(),
@@ -261,7 +271,8 @@ async fn start(
         kernel,
         policy,
         log,
-        counts,
+        rooms,
+        workloads,
         namespaces,
         cgroups: cgroups.clone(),
         ended,
@@ -275,6 +286,7 @@ async fn start(
             hide: hidden(),
         },
         last_reload: ArcSwapOption::empty(),
+        reloads: Default::default(),
         sync,
         labels,
         namespace: args.workload.namespace.as_str().into(),
@@ -572,7 +584,7 @@ impl Started {
     /// breath left in the accept queues has its record too.
     async fn settled(&self, at_most: Duration) {
         const QUIET: u32 = 8;
-        let counts = &self.running.counts;
+        let counts = &self.running.rooms;
         let until = Instant::now() + at_most;
         let (mut quiet, mut total) = (0, counts.total());
         while quiet < QUIET && Instant::now() < until {
@@ -582,12 +594,4 @@ impl Started {
             quiet = if idle { quiet + 1 } else { 0 };
         }
     }
-}
-
-/// Two descriptors a connection: the soft limit is raised to the hard one. Gives both as they were,
-/// for COMMAND, which is to find what it would find without us.
-fn raise_descriptor_limit() -> Option<(u64, u64)> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
-    Some((soft, hard))
 }

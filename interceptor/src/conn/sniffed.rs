@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::{Site, connect, settle};
 use crate::act::carrier::{Carried, CarryError};
 use crate::act::{pick, relay};
+use crate::admit::Undecided;
 use crate::decide::route::Destination;
 use crate::decide::{self, Action, Decision, Upstream};
 use crate::origin::Origin;
@@ -23,6 +25,8 @@ const SPEAK_FIRST: Duration = Duration::from_millis(10);
 pub(super) struct Sniffed {
     pub(super) decision: Decision,
     pub(super) bytes: Bytes,
+    /// When the first of them came.
+    pub(super) began: Option<Instant>,
     /// What the client began with, where that was waited for.
     pub(super) hello: Option<Hello>,
     /// The connection to the decision's one destination, if it was made already.
@@ -31,7 +35,7 @@ pub(super) struct Sniffed {
 
 impl Sniffed {
     pub(super) fn without_bytes(decision: Decision) -> Self {
-        Self { decision, bytes: Bytes::new(), hello: None, carried: None }
+        Self { decision, bytes: Bytes::new(), began: None, hello: None, carried: None }
     }
 }
 
@@ -44,6 +48,7 @@ pub(super) async fn sniff(
     site: &Site,
     snapshot: &Snapshot,
     otherwise: Decision,
+    undecided: &mut Option<Undecided>,
 ) -> std::io::Result<Sniffed> {
     let mut sniffer = Sniffer::default();
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
@@ -60,7 +65,8 @@ pub(super) async fn sniff(
     }
     let otherwise = Decision { action: Action::Relay(vec![destination.clone()]), ..otherwise };
     // No verdict on the connection hangs on these bytes any more, only names and routes do: they
-    // may take their time.
+    // may take their time, and nobody's place.
+    *undecided = None;
     let patience = Some(origin.accepted + relay::IDLE);
     let mut connecting = std::pin::pin!(connect(&destination, origin, site));
     let carried = tokio::select! {
@@ -116,7 +122,8 @@ async fn decide_hello(
             settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
         }
     };
-    Sniffed { decision, bytes: sniffer.into_bytes(), hello: Some(hello), carried: None }
+    let began = sniffer.began();
+    Sniffed { decision, bytes: sniffer.into_bytes(), began, hello: Some(hello), carried: None }
 }
 
 /// Whether the decision relays to where a connection to `to` leads, in the same way. A name that was

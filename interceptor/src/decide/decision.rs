@@ -274,9 +274,34 @@ pub enum Reason {
     NoPolicy,
     /// Its host has a VirtualService, and no rule of it matches (VS-9).
     NoRoute,
+    /// There is no room for it: a limit of the daemon's is reached (T-49, T-50).
+    LimitReached,
 }
 
 impl Reason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 19] = [
+        Self::Registered,
+        Self::AllowAny,
+        Self::NotRegistered,
+        Self::PortNotRegistered,
+        Self::NoServerName,
+        Self::WrongProtocol,
+        Self::Malformed,
+        Self::SniffTimeout,
+        Self::EarlyClose,
+        Self::AddressNotVerified,
+        Self::SpecialAddress,
+        Self::NoOriginalDst,
+        Self::ConnectMethod,
+        Self::BadHost,
+        Self::HttpVersion,
+        Self::Bypassed,
+        Self::NoPolicy,
+        Self::NoRoute,
+        Self::LimitReached,
+    ];
+
     /// The label used in logs and metrics.
     pub fn label(self) -> &'static str {
         match self {
@@ -298,6 +323,7 @@ impl Reason {
             Self::Bypassed => "bypassed",
             Self::NoPolicy => "no_policy",
             Self::NoRoute => "no_route",
+            Self::LimitReached => "limit_reached",
         }
     }
 
@@ -345,6 +371,10 @@ impl Reason {
             Self::Bypassed => "an operator's bypass CIDR covers it",
             Self::NoPolicy => "no policy is in force for it, and then everything is refused",
             Self::NoRoute => "no rule of its host's VirtualService matches it",
+            Self::LimitReached => {
+                "a limit of interceptor's is reached, which `interceptor status` names; close \
+                 connections, or raise it in `limits` of the InterceptorConfig"
+            }
         }
     }
 }

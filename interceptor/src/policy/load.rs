@@ -281,6 +281,7 @@ fn load_once(
         on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
         on_loss: sources.on_loss.or(resources.on_loss).unwrap_or_default(),
         fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(true),
+        limits: resources.limits.unwrap_or_default(),
     };
     let inventory = {
         let rejected: HashSet<_> =

@@ -8,6 +8,7 @@ mod fields;
 mod gateway;
 mod inventory;
 mod kubernetes;
+mod limits;
 mod load;
 mod mesh;
 mod metadata;
@@ -37,6 +38,7 @@ use ipnet::IpNet;
 
 pub use self::inventory::{Changes, Inventory};
 pub use self::kubernetes::{Credentials, Keyring};
+pub use self::limits::Limits;
 pub use self::load::{Caller, Loaded, Sources, Summary, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
 pub use self::watch::Watch;
@@ -140,6 +142,33 @@ pub struct Snapshot {
     pub on_loss: OnLoss,
     /// Whether connections that need no proxy go direct.
     pub fast_path: bool,
+    /// How much one workload, and all together, may take.
+    pub limits: Limits,
+}
+
+#[cfg(test)]
+impl Snapshot {
+    /// One that allows nothing.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            generation: 1,
+            policy: Policy::default(),
+            enforcement: Enforcement::default(),
+            outbound: Outbound::default(),
+            sniff_timeout: None,
+            connect_timeout: Duration::from_secs(1),
+            dns_refresh: Duration::from_secs(1),
+            access_log: None,
+            log_format: Arc::default(),
+            credentials: Keyring::default(),
+            on_removal: OnRemoval::default(),
+            on_loss: OnLoss::default(),
+            fast_path: false,
+            udp_allowed: Vec::new(),
+            limits: Limits::default(),
+            refuse_datagrams: true,
+        }
+    }
 }
 
 /// The current snapshot, swapped whole.

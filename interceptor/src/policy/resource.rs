@@ -9,6 +9,7 @@ use super::fields::{Context, Fields, Findings};
 use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
+use super::limits::Limits;
 use super::mesh::MeshConfig;
 use super::metadata::{read_meta, shadows};
 use super::node::{At, BadYaml, Node, Value, parse};
@@ -42,6 +43,7 @@ pub(super) struct Resources {
     pub(super) on_removal: Option<OnRemoval>,
     pub(super) on_loss: Option<OnLoss>,
     pub(super) fast_path: Option<bool>,
+    pub(super) limits: Option<Limits>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -424,13 +426,16 @@ impl Resources {
         if let Some(value) = spec.boolean("fastPath", cx, out) {
             self.fast_path = Some(value.value);
         }
+        if let Some(limits) = spec.take("limits") {
+            let fields = Fields::of(limits.value, limits.path, cx, out);
+            self.limits = Some(Limits::read(fields, cx, out));
+        }
         let later = [
             "mode",
             "bypassCIDRs",
             "excludedPorts",
             "resolvers",
             "accessLog",
-            "limits",
             "egressProxy",
             "selector",
         ];

@@ -84,6 +84,7 @@ pub struct Sniffer {
     tls: tls::Reader,
     /// What the connection starts with, once that is certain. It never changes.
     hello: Option<Hello>,
+    began: Option<Instant>,
 }
 
 impl Sniffer {
@@ -104,6 +105,11 @@ impl Sniffer {
     /// How many bytes were taken.
     pub fn bytes_len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// When the first byte was read from a socket.
+    pub fn began(&self) -> Option<Instant> {
+        self.began
     }
 
     /// Every byte taken so far, to be replayed.
@@ -141,7 +147,10 @@ impl Sniffer {
             let room = tls::MAX_BYTES.saturating_sub(judged);
             match client.try_read_buf(&mut (&mut self.bytes).limit(room)) {
                 Ok(0) => return Ok(Hello::Closed),
-                Ok(_) => self.judge(judged),
+                Ok(_) => {
+                    self.began.get_or_insert_with(Instant::now);
+                    self.judge(judged);
+                }
                 Err(e)
                     if matches!(
                         e.kind(),

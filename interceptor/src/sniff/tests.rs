@@ -212,3 +212,24 @@ async fn a_dropped_read_loses_nothing() {
     assert_eq!(sniffer.read_from(&server, None).await.unwrap(), named("a.test"));
     assert_eq!(sniffer.into_bytes(), hello);
 }
+
+/// T-29: a byte sent as urgent is not part of the stream: the hello is read, and passed on, as if it
+/// were not there; and one that is missing keeps nobody waiting beyond the deadline.
+#[tokio::test]
+async fn t29_urgent_data_does_not_change_what_is_read() {
+    use nix::sys::socket::{MsgFlags, send};
+    use std::os::fd::AsRawFd;
+
+    let hello = Sample::named("a.test").bytes();
+    for urgent_at in [1, 50, hello.len() - 1] {
+        let (mut client, server) = pair().await;
+        client.write_all(&hello[..urgent_at]).await.unwrap();
+        assert_eq!(send(client.as_raw_fd(), b"X", MsgFlags::MSG_OOB), Ok(1));
+        let mut sniffer = Sniffer::default();
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert_eq!(sniffer.read_from(&server, Some(soon)).await.unwrap(), Hello::Silent);
+        client.write_all(&hello[urgent_at..]).await.unwrap();
+        assert_eq!(sniffer.read_from(&server, None).await.unwrap(), named("a.test"));
+        assert_eq!(sniffer.into_bytes(), hello);
+    }
+}

@@ -1,6 +1,7 @@
 //! What `interceptor-test-client` can do: one job a run, its result on one line.
 
 mod bulk;
+mod crowd;
 mod detour;
 mod dwell;
 mod plain;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Subcommand;
 
+pub use crowd::Manner;
 pub use dwell::Dwell;
 
 /// How long a peer may keep a job waiting.
@@ -74,6 +76,9 @@ pub enum Job {
         /// Makes the hello at least this many bytes long
         #[arg(long, default_value_t = 0)]
         grow: usize,
+        /// Sends one more byte, as urgent, behind so many of the hello
+        #[arg(long)]
+        urgent: Option<usize>,
     },
     /// A TLS handshake, then nothing, until the other end closes; a reset is a failure
     Hold {
@@ -176,6 +181,25 @@ pub enum Job {
     },
     /// Stays until it is killed: keeps connections, makes others again and again, and reports
     Dwell(Dwell),
+    /// Many connections at once; prints `connected`, and at the end how often each end came
+    Crowd {
+        /// Where to
+        to: SocketAddr,
+        /// How many
+        #[arg(long)]
+        count: usize,
+        /// What each does
+        #[arg(long, value_enum)]
+        manner: Manner,
+    },
+    /// HTTP requests, each on a connection of its own, until standard input ends; prints how often
+    /// each status came
+    Steady {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -241,8 +265,9 @@ pub fn run(job: Job) -> Result<String> {
             plain::many(first, addresses, count, concurrency, end)
         }
         Job::Listen { to } => plain::listen(to),
-        Job::Hello { to, name, segment, record, pause, grow } => {
-            let cut = tls::Cut { segment, record, pause: Duration::from_millis(pause), grow };
+        Job::Hello { to, name, segment, record, pause, grow, urgent } => {
+            let pause = Duration::from_millis(pause);
+            let cut = tls::Cut { segment, record, pause, grow, urgent };
             tls::hello(to, &name, cut)
         }
         Job::Hold { to, name } => tls::hold(to, &name),
@@ -257,6 +282,8 @@ pub fn run(job: Job) -> Result<String> {
         Job::Download { to, host, bytes } => bulk::download(to, &host, bytes),
         Job::Probe { file, threads } => probe::probe(&file, threads),
         Job::Dwell(what) => dwell::dwell(&what),
+        Job::Crowd { to, count, manner } => crowd::crowd(to, count, manner),
+        Job::Steady { to, host } => crowd::steady(to, &host),
         Job::Connect { to } => plain::connect(to),
     }
 }

@@ -3,11 +3,13 @@
 use std::env;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{MsgFlags, send};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
@@ -29,6 +31,8 @@ pub(super) struct Cut {
     pub(super) record: usize,
     pub(super) pause: Duration,
     pub(super) grow: usize,
+    /// One byte that does not belong to the hello is sent as urgent behind so many of its own.
+    pub(super) urgent: Option<usize>,
 }
 
 pub(super) fn hello(to: SocketAddr, name: &str, cut: Cut) -> Result<String> {
@@ -40,6 +44,11 @@ pub(super) fn hello(to: SocketAddr, name: &str, cut: Cut) -> Result<String> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let segment = if cut.segment == 0 { bytes.len() } else { cut.segment };
+    let (before, bytes) = bytes.split_at(cut.urgent.unwrap_or(0).min(bytes.len()));
+    if cut.urgent.is_some() {
+        stream.write_all(before).context("sending the hello")?;
+        send(stream.as_raw_fd(), b"X", MsgFlags::MSG_OOB).context("sending an urgent byte")?;
+    }
     for piece in bytes.chunks(segment) {
         stream.write_all(piece).context("sending the hello")?;
         thread::sleep(cut.pause);
@@ -50,7 +59,7 @@ pub(super) fn hello(to: SocketAddr, name: &str, cut: Cut) -> Result<String> {
     let mut answer = [0; 12];
     tls.read_exact(&mut answer).context("the answer")?;
     let status = String::from_utf8_lossy(&answer[9..]).into_owned();
-    Ok(format!("{status} after a hello of {} bytes", bytes.len()))
+    Ok(format!("{status} after a hello of {} bytes", before.len() + bytes.len()))
 }
 
 pub(super) fn hold(to: SocketAddr, name: &str) -> Result<String> {

@@ -6,11 +6,13 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
+use crate::descriptors;
 use crate::netns::NetNs;
 
 /// Dead upstreams are noticed after 60 s + 6 x 10 s of silence: the workload's own keep-alive only
@@ -24,11 +26,16 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// its making happens there.
 ///
 /// # Errors
-/// As of setns(2), socket(2) and connect(2).
+/// As of setns(2), socket(2) and connect(2); EMFILE also where only the daemon's own descriptors are
+/// left (T-50).
 pub(super) async fn connect(netns: &NetNs, address: SocketAddr) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = netns.run(|| socket(family, SockType::Stream, flags, None))??;
+    if descriptors::is_reserved(&fd) {
+        descriptors::refused();
+        return Err(Errno::EMFILE.into());
+    }
     let socket = SockRef::from(&fd);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&KEEPALIVE)?;

@@ -35,9 +35,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::account::{AccessLog, Flag, HttpFields, Record};
 use crate::act::carrier::Carrier;
+use crate::admit::Room;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
 use crate::origin::Origin;
 use crate::policy::{Enforcement, OnRemoval, Store};
@@ -47,7 +49,7 @@ pub(crate) use reply::refusal_body;
 
 use exchange::Session;
 use framing::Violation;
-use wire::{End, Wire};
+use wire::{End, Reading, Wire};
 
 /// What serving needs besides the connection itself.
 #[derive(Debug, Clone)]
@@ -58,6 +60,10 @@ pub struct HttpContext {
     pub policy: Arc<Store>,
     /// Where lines go.
     pub log: AccessLog,
+    /// The workload's places.
+    pub room: Arc<Room>,
+    /// When its first byte came.
+    pub began: Option<Instant>,
 }
 
 /// Serves `client` until it ends. Dropping the future ends everything that it started; requests
@@ -79,6 +85,11 @@ trait World: Send + Sync + 'static {
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         None
     }
+
+    /// What bounds the reading of heads.
+    fn reading(&self) -> Reading {
+        Reading::default()
+    }
 }
 
 impl World for HttpContext {
@@ -95,6 +106,10 @@ impl World for HttpContext {
         let changes = self.policy.subscribe();
         (self.policy.current().on_removal == OnRemoval::Cut).then_some(changes)
     }
+
+    fn reading(&self) -> Reading {
+        Reading { room: Some(Arc::clone(&self.room)), began: self.began }
+    }
 }
 
 async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: AccessLog, world: W) {
@@ -104,7 +119,7 @@ async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: Ac
     if is_http2 {
         return http2::serve(client, origin, log, world).await;
     }
-    let (wire, shared) = Wire::new(client);
+    let (wire, shared) = Wire::new(client, world.reading());
     let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
     let library_refused = requests(wire, &session).await.is_err_and(|error| error.is_parse());
     session.tunnels_end().await;
@@ -171,6 +186,7 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
     match end {
         Some(End::Head(Violation::Malformed(_))) => Some((400, Flag::DPE, "http1.codec_error")),
         Some(End::Head(Violation::TooLarge)) => Some((431, Flag::DPE, "request_headers_too_large")),
+        Some(End::Crowded(full)) => Some((0, Flag::OM, full.label())),
         Some(End::Deadline) => Some((0, Flag::DPE, "request_header_timeout")),
         Some(End::Incomplete) => Some((0, Flag::DC, "downstream_remote_disconnect")),
         Some(End::Flood) => Some((0, Flag::DPE, "http2.inbound_frames_flood")),

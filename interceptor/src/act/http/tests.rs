@@ -28,6 +28,7 @@ mod clusters;
 mod downgrade;
 mod early;
 mod failures;
+mod hardening;
 mod http2;
 mod log;
 mod originated;

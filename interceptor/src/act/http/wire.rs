@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::framing::{Framer, HEADERS_MAX, Violation};
+use crate::admit::{Full, Room, Undecided};
 
 /// From the first byte of a head to its last (T-37). Absolute: a byte now and then gains nothing.
 pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -48,6 +49,8 @@ pub(super) enum End {
     Body,
     /// A head was not complete in time.
     Deadline,
+    /// There is no place for another connection whose head is being read.
+    Crowded(Full),
     /// The client closed in the middle of a head.
     Incomplete,
     /// HTTP/2 frames that ask for nothing, too many of them.
@@ -125,7 +128,19 @@ pub(super) struct Wire<S> {
     timer: Pin<Box<Sleep>>,
     /// What the timer is set for.
     waiting: Waiting,
+    reading: Reading,
+    /// Held while a head is read.
+    place: Option<Undecided>,
     shared: Arc<Shared>,
+}
+
+/// What bounds the reading of heads, besides the deadline.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    /// Where a place is taken for the time.
+    pub(super) room: Option<Arc<Room>>,
+    /// When the first byte of the first head came, which was read before.
+    pub(super) began: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +151,7 @@ enum Waiting {
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(inner: S) -> (Self, Arc<Shared>) {
+    pub(super) fn new(inner: S, reading: Reading) -> (Self, Arc<Shared>) {
         let shared = Arc::new(Shared::default());
         let wire = Self {
             inner,
@@ -146,6 +161,8 @@ impl<S> Wire<S> {
             stopped: false,
             timer: Box::pin(sleep_until(Instant::now())),
             waiting: Waiting::Nothing,
+            reading,
+            place: None,
             shared: Arc::clone(&shared),
         };
         (wire, shared)
@@ -168,7 +185,17 @@ impl<S> Wire<S> {
         self.stopped = true;
     }
 
-    /// Sets the timer to what is waited for now; true once it has run out.
+    /// Takes or gives back the place of a connection whose head is being read.
+    fn take_place(&mut self) -> Result<(), Full> {
+        self.place = match &self.reading.room {
+            Some(room) if self.waiting == Waiting::Head => Some(room.undecided()?),
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// Sets the timer to what is waited for now; true once it has run out, or where there is no
+    /// place to wait in.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> bool {
         let waiting = match (self.framer.in_head(), self.held.is_empty()) {
             (true, true) => Waiting::Idle,
@@ -177,6 +204,10 @@ impl<S> Wire<S> {
         };
         if waiting != self.waiting {
             self.waiting = waiting;
+            if let Err(full) = self.take_place() {
+                self.shared.end_by(End::Crowded(full));
+                return true;
+            }
             self.arm();
         }
         while waiting != Waiting::Nothing && self.timer.as_mut().poll(cx).is_ready() {
@@ -190,12 +221,12 @@ impl<S> Wire<S> {
     }
 
     fn arm(&mut self) {
-        let limit = match self.waiting {
+        let until = match self.waiting {
             Waiting::Nothing => return,
-            Waiting::Head => HEAD_DEADLINE,
-            Waiting::Idle => IDLE_LIMIT,
+            Waiting::Head => self.reading.began.take().unwrap_or_else(Instant::now) + HEAD_DEADLINE,
+            Waiting::Idle => Instant::now() + IDLE_LIMIT,
         };
-        self.timer.as_mut().reset(Instant::now() + limit);
+        self.timer.as_mut().reset(until);
     }
 }
 
@@ -243,6 +274,7 @@ impl<S: AsyncRead + Unpin> Wire<S> {
                     Ok(0) => {}
                     Ok(n) => {
                         this.released = n;
+                        this.reading.began = None;
                         continue;
                     }
                     Err(violation) if in_head => {

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::Progress;
 use super::pump::Broken;
+use crate::descriptors::is_reserved;
 
 /// Sizes to ask for, best first; unprivileged users may have pipes of up to 1 MiB
 /// (/proc/sys/fs/pipe-max-size). The kernel's default of 64 KiB does where neither is granted.
@@ -46,6 +47,9 @@ impl Pipe {
     /// Out of descriptors, or of the user's share of pipe memory.
     pub(super) fn new() -> io::Result<Self> {
         let (out, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        if is_reserved(&out) || is_reserved(&into) {
+            return Err(Errno::EMFILE.into());
+        }
         for size in PIPE_SIZES {
             if fcntl(&into, FcntlArg::F_SETPIPE_SZ(size)).is_ok() {
                 break;

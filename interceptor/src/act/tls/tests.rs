@@ -326,3 +326,59 @@ async fn not_tls() {
     assert!(result.expect_err("no TLS").contains("WRONG_VERSION_NUMBER"));
     assert_eq!(alert_name(AlertDescription::HandshakeFailure), "HANDSHAKE_FAILURE");
 }
+
+/// T-45: only TLS 1.2 and 1.3 are offered, nothing is resumed and no data sent early, also on a second
+/// connection to the same server; a server that answers with an older version is refused.
+#[tokio::test]
+async fn t45_nothing_old_is_offered_and_nothing_resumed() {
+    use tls_parser::{TlsExtension, TlsMessage, TlsMessageHandshake};
+
+    let authority = Authority::new();
+    let server = hello(authority.leaf(&["a.com"], |_| {}), None).await;
+    let originator = originator();
+    let trusted = authority.trusted();
+    // A first connection, whose tickets a second one could use.
+    outcome(&originator, &server, &trusted, Some("a.com"), Alpn::None).await.expect("connects");
+
+    let old = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let at = old.local_addr().expect("an address");
+    let answering = tokio::spawn(async move {
+        let (mut stream, _) = old.accept().await.expect("accepts");
+        let mut head = [0; 5];
+        stream.read_exact(&mut head).await.expect("a record");
+        let mut body = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+        stream.read_exact(&mut body).await.expect("a record");
+        // ServerHello of TLS 1.1, TLS_RSA_WITH_AES_128_CBC_SHA, no session, no extensions.
+        let hello = [&[2, 0, 0, 38, 3, 2][..], &[7; 32], &[0, 0, 0x2f, 0]].concat();
+        let record = [&[22, 3, 2, 0, 42][..], &hello].concat();
+        stream.write_all(&record).await.expect("writes");
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        [&head[..], &body].concat()
+    });
+    let at_old = Server { at, seen: Arc::default() };
+    let refused = outcome(&originator, &at_old, &trusted, Some("a.com"), Alpn::None).await;
+    assert!(refused.is_err(), "TLS 1.1 was spoken");
+
+    let sent = answering.await.expect("no panic");
+    let (_, record) = tls_parser::parse_tls_plaintext(&sent).expect("a record");
+    let [TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello))] = &record.msg[..] else {
+        panic!("no hello: {record:?}")
+    };
+    let extensions = hello.ext.expect("extensions");
+    let (_, extensions) = tls_parser::parse_tls_extensions(extensions).expect("extensions");
+    let mut versions = Vec::new();
+    for extension in &extensions {
+        match extension {
+            TlsExtension::SupportedVersions(offered) => {
+                versions.extend(offered.iter().map(|version| version.0));
+            }
+            TlsExtension::PreSharedKey(_) | TlsExtension::EarlyData(_) => {
+                panic!("resumes: {extension:?}")
+            }
+            TlsExtension::SessionTicket(ticket) => assert_eq!(*ticket, b"", "a ticket"),
+            _ => {}
+        }
+    }
+    versions.sort_unstable();
+    assert_eq!(versions, [0x0303, 0x0304]);
+}

@@ -324,12 +324,16 @@ fn interceptor_config_sets_the_profile_and_the_flag_overrides_it() {
     };
     assert_eq!(with(None), Enforcement::Istio);
     assert_eq!(with(Some(Enforcement::Strict)), Enforcement::Strict);
-    let more = config.replace("istio}", "istio, limits: {}, nonsense: 1}");
+    let more =
+        config.replace("istio}", "istio, limits: {bytes: 1, undecided: 0}, mode: audit, no: 1}");
     assert_eq!(
         errors(&more),
         [
-            "p.yaml:4:28: InterceptorConfig default/default: spec.limits: not supported yet",
-            "p.yaml:4:40: InterceptorConfig default/default: spec.nonsense: unknown field",
+            "p.yaml:4:37: InterceptorConfig default/default: spec.limits.bytes: unknown field",
+            "p.yaml:4:58: InterceptorConfig default/default: spec.limits.undecided: 0 must lie \
+             between 1 and 10000000",
+            "p.yaml:4:62: InterceptorConfig default/default: spec.mode: not supported yet",
+            "p.yaml:4:75: InterceptorConfig default/default: spec.no: unknown field",
         ]
     );
 }

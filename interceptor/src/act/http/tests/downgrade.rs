@@ -261,6 +261,31 @@ async fn floods() {
     assert!(stub.connections() > 0);
 }
 
+/// T-36: a few bytes that stand for many (one large field in HPACK's table, named again and again)
+/// are a head like any other: too large, and nothing of it reaches an upstream.
+#[tokio::test]
+async fn t36_an_hpack_bomb_is_too_large_a_head() {
+    let (stub, names) = translating().await;
+    // Literal with incremental indexing (RFC 7541 6.2.1): the table's first free entry is 62.
+    let large = "b".repeat(4_000);
+    let mut bomb = block(&get(&[]));
+    let literal = block(&[("x", large.as_str())]);
+    bomb.push(0x40);
+    bomb.extend_from_slice(&literal[1..]);
+    bomb.extend(std::iter::repeat_n(0x80 | 62, 8_000));
+    let (mut stream, _captured, _serving) = connect(&names).await;
+    let whole = frame(HEADERS, END_STREAM | END_HEADERS, 1, &bomb);
+    stream.write_all(&[HELLO, &whole].concat()).await.expect("writes");
+    assert!(outcome(&mut stream).await.is_some(), "refused in HTTP/2's own words");
+    assert_eq!(stub.seen(), Vec::<String>::new());
+    // The control: once or twice is no bomb.
+    let twice = &bomb[..bomb.len() - 7_999];
+    let (mut stream, _captured, _serving) = connect(&names).await;
+    let whole = frame(HEADERS, END_STREAM | END_HEADERS, 1, twice);
+    stream.write_all(&[HELLO, &whole].concat()).await.expect("writes");
+    assert_eq!((outcome(&mut stream).await, stub.seen().len()), (Some(HEADERS), 1));
+}
+
 /// Frames after which a flood has no bound.
 const FLOOD: u32 = 50_000;
 
