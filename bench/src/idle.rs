@@ -19,8 +19,8 @@ const WORKERS: u64 = 8;
 const HELD: u64 = 1000;
 /// Connections before that, closed again.
 const WARM: u64 = 48;
-/// For memory to settle.
-const SETTLE: Duration = Duration::from_millis(500);
+/// For memory to settle: what is idle for a while may give back what it held.
+const SETTLE: Duration = Duration::from_millis(2500);
 
 /// Measures the programs at these places, each as often as there are rounds.
 pub(crate) fn run(
