@@ -99,6 +99,22 @@ findings! {
     HintGiven = 35, "hint_given";
     /// The same, and there was no room to say so: it stays unasked.
     HintLost = 36, "hint_lost";
+    /// Dropped at the interface: neither IP nor ARP, tagged for a VLAN, or longer than it says.
+    InterfaceFrame = 37, "dropped_interface_frame";
+    /// Dropped at the interface: IP options, extension headers, or a fragment that nothing allows.
+    InterfaceHeader = 38, "dropped_interface_header";
+    /// Dropped at the interface: a TCP packet of no approved socket.
+    InterfaceSocket = 39, "dropped_interface_socket";
+    /// Dropped at the interface: an approved socket's packet that goes elsewhere than approved.
+    InterfaceElsewhere = 40, "dropped_interface_elsewhere";
+    /// Dropped at the interface: a datagram that nothing allows.
+    InterfaceDatagram = 41, "dropped_interface_datagram";
+    /// Dropped at the interface: ICMP that nothing allows.
+    InterfaceIcmp = 42, "dropped_interface_icmp";
+    /// Dropped at the interface: another protocol.
+    InterfaceProtocol = 43, "dropped_interface_protocol";
+    /// The table of passages is full: what answers this inbound flow is dropped.
+    PassagesFull = 44, "passage_table_full";
 }
 
 #[cfg(test)]

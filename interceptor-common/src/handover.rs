@@ -18,6 +18,16 @@ pub enum Tier {
     Direct = 4,
     /// Direct, by the name that it shows first: see [`Proof`].
     Named = 5,
+    /// Accepted: the other end connected. Only where the interface layer stands.
+    Accepted = 6,
+}
+
+impl Tier {
+    /// Whether packets of a socket with this [`SocketState::tier`] may leave its namespace.
+    #[inline(always)]
+    pub fn may_leave(tier: u8) -> bool {
+        tier >= Self::Bypassed as u8 && tier <= Self::Accepted as u8
+    }
 }
 
 /// Whether a socket has shown the name that [`Tier::Named`] asks for. In [`SocketState::proof`].

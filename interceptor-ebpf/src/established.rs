@@ -8,10 +8,11 @@ use interceptor_common::{
 
 use crate::count::{count, report, report_named, report_refused_hello};
 use crate::ctx::{self, End};
-use crate::maps;
+use crate::{interface, maps, select};
 
 const TCP_CONNECT_CB: u32 = 3;
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const PARSE_HDR_OPT_CB: u32 = 13;
 
@@ -32,6 +33,9 @@ const TCP_PROTOCOL: u32 = 6;
 #[inline(always)]
 pub fn workload(ctx: &SockOpsContext) {
     let op = ctx.op();
+    if op == PASSIVE_ESTABLISHED_CB {
+        return accepted(ctx);
+    }
     if !matches!(op, TCP_CONNECT_CB | ACTIVE_ESTABLISHED_CB | STATE_CB | PARSE_HDR_OPT_CB) {
         return;
     }
@@ -52,6 +56,22 @@ pub fn workload(ctx: &SockOpsContext) {
         }
         _ => changed(ctx, state),
     }
+}
+
+/// The interface layer lets out what an accepted socket sends.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let remote = ctx::ops_end(ctx, End::Remote);
+    let netns = ctx::netns_cookie(ctx.ops);
+    if remote.is_loopback() || !select::has_interface(netns) {
+        return;
+    }
+    let Some(state) = ctx::state_to_fill_of_ops(ctx) else { return count(Finding::NoStorage) };
+    state.tier = Tier::Accepted as u8;
+    state.netns = netns;
+    state.dst = remote;
+    state.local = ctx::ops_end(ctx, End::Local);
+    let _ = ctx.set_cb_flags(STATE_CB_FLAG);
 }
 
 #[inline(always)]
@@ -109,8 +129,9 @@ fn key(state: &SocketState) -> HandoverKey {
 fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
     let (old, new) = ctx::ops_args(ctx);
     let redirected = state.tier == Tier::Redirected as u8;
+    let accepted = state.tier == Tier::Accepted as u8;
     match new {
-        FIN_WAIT1 if !redirected => {
+        FIN_WAIT1 if !redirected && !accepted => {
             let _ = ctx.set_cb_flags(STATE_CB_FLAG | PARSE_ALL_HDR_OPT_CB_FLAG);
         }
         FIN_WAIT2 => state.fin_acked = 1,
@@ -125,7 +146,12 @@ fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
                 if state.local.port() != 0 {
                     let _ = maps::HANDOVERS.remove(&key(state));
                 }
-            } else {
+                return;
+            }
+            if state.local.port() != 0 && select::has_interface(state.netns) {
+                interface::closed(state.netns, state.local, state.dst);
+            }
+            if !accepted {
                 account(ctx, state);
             }
         }

@@ -70,7 +70,7 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     if is_plain(ctx) {
         let state = socket.state_slot();
         if let Some(state) = state
-            && (socket.state != SYN_SENT || is_direct(state.tier))
+            && (socket.state != SYN_SENT || Tier::may_leave(state.tier))
         {
             if state.proof == Proof::Done as u8 {
                 return Verdict::Allow;
@@ -88,14 +88,6 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     }
     count(Finding::Unapproved);
     Verdict::Refuse
-}
-
-#[inline(always)]
-fn is_direct(tier: u8) -> bool {
-    tier == Tier::Bypassed as u8
-        || tier == Tier::Resolver as u8
-        || tier == Tier::Direct as u8
-        || tier == Tier::Named as u8
 }
 
 /// Whether the IP header has neither options nor extension headers, so that nothing in it sends the

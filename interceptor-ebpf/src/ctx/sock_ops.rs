@@ -31,6 +31,12 @@ pub fn state_of_ops(ctx: &SockOpsContext) -> Option<&'static mut SocketState> {
     storage(&maps::SOCKETS, sock_of_ops(ctx), Slot::Find)
 }
 
+/// The storage of an accepted socket; made on first use, zeroed. `None`: no memory.
+#[inline(always)]
+pub fn state_to_fill_of_ops(ctx: &SockOpsContext) -> Option<&'static mut SocketState> {
+    storage(&maps::SOCKETS, sock_of_ops(ctx), Slot::Make)
+}
+
 /// The name that a direct connection showed, where it was kept.
 #[inline(always)]
 pub fn shown_name(ctx: &SockOpsContext) -> Option<&'static ShownName> {

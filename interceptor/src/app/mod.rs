@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
 use crate::kernel::{KernelError, PinError, Pins};
+use crate::netns::{IsolateError, Isolated};
 use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
@@ -46,6 +47,8 @@ enum AppError {
     Exec(#[from] admin::exec::ExecError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error(transparent)]
+    Isolate(#[from] IsolateError),
     #[error("{what}: {source}")]
     Busy { what: String, source: std::io::Error },
     #[error("{what}: {source}")]
@@ -58,7 +61,7 @@ impl AppError {
             Self::Resources(_) => Exit::Resources,
             Self::Usage(_) => Exit::Usage,
             Self::Root(_) | Self::Kernel(KernelError::Privilege(_)) => Exit::Privilege,
-            Self::Kernel(KernelError::Missing(_)) => Exit::MissingKernelFeature,
+            Self::Kernel(KernelError::Missing(_)) | Self::Isolate(_) => Exit::MissingKernelFeature,
             Self::Kernel(KernelError::Cgroup(error)) | Self::Cgroup(error) => error.exit(),
             Self::Launch(error) => error.exit(),
             Self::Admin(error) => error.exit(),
@@ -150,13 +153,14 @@ async fn detach(name: &str) -> Result<Exit, AppError> {
         return Err(AppError::Root("detaching removes pinned BPF links; use sudo"));
     }
     let cgroups = Session::clean_stale(name, GRACE).await?;
+    let isolated = Isolated::clean_stale(name).await?;
     let pins = Pins::of(name);
     let pinned = pins.exist();
     pins.remove()?;
     admin::Server::clean_stale(Path::new(admin::DIR), name)?;
     println!(
         "interceptor: {}",
-        match (pinned, cgroups) {
+        match (pinned, cgroups || isolated) {
             (false, false) => format!("nothing of {name} was left"),
             (true, false) => format!("detached {name}: links and maps are unpinned"),
             (false, true) => format!("removed the cgroups of {name}"),

@@ -4,14 +4,15 @@ mod direct;
 mod events;
 mod hints;
 mod hooks;
+mod interface;
 mod object;
 mod pins;
 mod probe;
 mod sys;
 mod tables;
+mod target;
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use aya::maps::{MapData, RingBuf, SkStorage};
 use aya::programs::{
-    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps,
+    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SchedClassifier,
+    SockOps,
 };
 use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
@@ -30,16 +32,20 @@ pub use direct::{DirectFlow, DirectTables, EndpointRow, Held, NameRow, PendingFl
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};
+pub use interface::InterfaceTables;
 pub use pins::{PinError, Pins};
-pub use probe::{KernelVersion, MissingFeature};
+pub use probe::{KernelVersion, MissingFeature, require_interface_hooks};
 pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables};
 
+use crate::netns::Gate;
 use crate::workloads::cgroup::{Cgroup, CgroupError};
+use target::Target;
 
 /// Everything that is loaded and attached for one instance.
 pub struct Kernel {
     tables: Mutex<Tables>,
     direct: Mutex<DirectTables>,
+    interface: Mutex<InterfaceTables>,
     accepted: SkStorage<MapData, Handover>,
     storage: [OwnedFd; 2],
     attachments: Vec<Attachment>,
@@ -48,13 +54,13 @@ pub struct Kernel {
     _object: Ebpf,
 }
 
-/// One program at one cgroup.
+/// One program at one cgroup or interface.
 #[derive(Debug)]
 pub struct Attachment {
     /// Which hook.
     pub hook: &'static Hook,
-    /// The cgroup's path.
-    pub cgroup: String,
+    /// The cgroup's path, or the interface.
+    pub target: String,
     /// The kernel's number of the program.
     pub program_id: u32,
     link: OwnedFd,
@@ -69,6 +75,8 @@ pub struct Plan<'a> {
     pub workloads: &'a [Cgroup],
     /// The daemon's own cgroup.
     pub daemon: &'a Cgroup,
+    /// The daemon's ends of covered namespaces' veths.
+    pub gates: &'a [Gate],
     /// Whether the programs log each decision (`--bpf-log`).
     pub log: bool,
 }
@@ -90,12 +98,12 @@ pub enum KernelError {
     #[error("cannot load the BPF programs: {0}")]
     Load(String),
     /// Attaching failed otherwise.
-    #[error("cannot attach {hook} to cgroup {cgroup}: {source}")]
+    #[error("cannot attach {hook} to {target}: {source}")]
     Attach {
         /// The hook's name.
         hook: &'static str,
-        /// The cgroup.
-        cgroup: String,
+        /// The cgroup or interface.
+        target: String,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -146,6 +154,8 @@ impl Kernel {
         let mut direct = DirectTables::take(&mut ebpf)?;
         // What an earlier run let go direct, this one has not judged.
         direct.clear()?;
+        let mut interface = InterfaceTables::take(&mut ebpf)?;
+        interface.set(plan.gates)?;
         prepare(&mut tables)?;
         let attachments = attach_all(&ebpf, pins, plan)?;
         pins.remove_other_maps()?;
@@ -164,10 +174,12 @@ impl Kernel {
             events::forward_bpf_log(&mut ebpf).map_err(KernelError::Load)?;
         }
         let (tables, direct) = (Mutex::new(tables), Mutex::new(direct));
+        let interface = Mutex::new(interface);
         Ok((
             Self {
                 tables,
                 direct,
+                interface,
                 accepted,
                 storage,
                 attachments,
@@ -187,6 +199,11 @@ impl Kernel {
     /// The tables of what goes direct.
     pub fn direct(&self) -> MutexGuard<'_, DirectTables> {
         self.direct.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The tables of the interface layer.
+    pub fn interface(&self) -> MutexGuard<'_, InterfaceTables> {
+        self.interface.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Where the workload behind an accepted connection was going; `None` if the kernel handed
@@ -270,22 +287,19 @@ fn load_program(program: &mut Program, kind: Kind) -> Result<(), ProgramError> {
         Kind::Sock => <&mut CgroupSock>::try_from(program)?.load(),
         Kind::SockOps => <&mut SockOps>::try_from(program)?.load(),
         Kind::Skb => <&mut CgroupSkb>::try_from(program)?.load(),
+        Kind::Classifier => <&mut SchedClassifier>::try_from(program)?.load(),
     }
 }
 
-/// Attaches every hook to its cgroups. A pinned link of an earlier run gets the new program in
-/// place; what is pinned for cgroups that are no longer covered goes afterwards.
+/// Attaches every hook to its targets. A pinned link of an earlier run gets the new program in
+/// place; what is pinned for targets that are no longer covered goes afterwards.
 fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachment>, KernelError> {
     let mut attachments = Vec::new();
     let mut wanted = BTreeSet::new();
     for hook in HOOKS {
-        let targets = match hook.side {
-            Side::Daemon => std::slice::from_ref(plan.daemon),
-            Side::Workload => plan.workloads,
-        };
-        for cgroup in targets {
-            let pin_name = format!("{}-{}", hook.name, cgroup.id()?);
-            attachments.push(attach(ebpf, hook, cgroup, &pins.links().join(&pin_name))?);
+        for target in Target::all(hook, plan) {
+            let pin_name = format!("{}-{}", hook.name, target.id()?);
+            attachments.push(attach(ebpf, hook, target, &pins.links().join(&pin_name))?);
             wanted.insert(pin_name);
         }
     }
@@ -298,39 +312,37 @@ fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachmen
 fn attach(
     ebpf: &Ebpf,
     hook: &'static Hook,
-    cgroup: &Cgroup,
+    target: Target<'_>,
     pin: &Path,
 ) -> Result<Attachment, KernelError> {
-    let path = cgroup.path().display().to_string();
-    let failed = |source| KernelError::Attach { hook: hook.name, cgroup: path.clone(), source };
+    let label = target.label();
+    let failed = |source| KernelError::Attach { hook: hook.name, target: label.clone(), source };
     let program = ebpf
         .program(hook.program)
         .ok_or_else(|| KernelError::Load(format!("the object has no program {}", hook.program)))?
         .fd()
         .map_err(load_failed)?
         .as_fd();
-    let link = match adopt(pin, program, cgroup.id()?) {
+    let link = match adopt(pin, program, target.id()?) {
         Some(link) => link,
         None => {
-            let target = File::open(cgroup.path()).map_err(failed)?;
-            let link =
-                sys::link_create(program, target.as_fd(), hook.attach_type).map_err(|error| {
-                    probe::explain_attach(hook, &error)
-                        .map_or_else(|| failed(error), KernelError::Missing)
-                })?;
+            let link = target.attach(program, hook).map_err(|error| {
+                probe::explain_attach(hook, &error)
+                    .map_or_else(|| failed(error), KernelError::Missing)
+            })?;
             sys::pin(link.as_fd(), pin).map_err(failed)?;
             link
         }
     };
     let program_id = sys::link_info(link.as_fd()).map_err(failed)?.program_id;
-    Ok(Attachment { hook, cgroup: path.clone(), program_id, link })
+    Ok(Attachment { hook, target: label.clone(), program_id, link })
 }
 
 /// The pinned link, with `program` put in place of the old one; `None` (and no pin) if there is
-/// none or it no longer holds that cgroup.
-fn adopt(pin: &Path, program: BorrowedFd<'_>, cgroup_id: u64) -> Option<OwnedFd> {
+/// none or it no longer holds that target.
+fn adopt(pin: &Path, program: BorrowedFd<'_>, target: u64) -> Option<OwnedFd> {
     let link = sys::open_pinned(pin).ok()?;
-    let holds = sys::link_info(link.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup_id);
+    let holds = sys::link_info(link.as_fd()).is_ok_and(|info| info.target() == target);
     if holds && sys::link_update(link.as_fd(), program).is_ok() {
         return Some(link);
     }
