@@ -107,7 +107,11 @@ pub fn main() -> ExitCode {
 fn init_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let bpf_log = matches!(&cli.verb, Verb::Run(run) if run.bpf_log);
-    let default = if bpf_log { "warn,interceptor_ebpf=debug" } else { "warn" };
+    // The reader of netlink warns of every attribute that is younger than itself.
+    let mut default = "warn,netlink_packet_route=error".to_owned();
+    if bpf_log {
+        default.push_str(",interceptor_ebpf=debug");
+    }
     let filter = EnvFilter::try_from_env("INTERCEPTOR_LOG").unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
