@@ -101,6 +101,22 @@ findings! {
     HintLost = 36, "hint_lost";
     /// Refused: `onDaemonLoss: closed`, and no daemon has shown a sign of life for a while.
     DaemonLost = 37, "refused_daemon_lost";
+    /// Dropped at the interface: neither IP nor ARP, tagged for a VLAN, or longer than it says.
+    InterfaceFrame = 38, "dropped_interface_frame";
+    /// Dropped at the interface: IP options, extension headers, or a fragment that nothing allows.
+    InterfaceHeader = 39, "dropped_interface_header";
+    /// Dropped at the interface: a TCP packet of no approved socket.
+    InterfaceSocket = 40, "dropped_interface_socket";
+    /// Dropped at the interface: an approved socket's packet that goes elsewhere than approved.
+    InterfaceElsewhere = 41, "dropped_interface_elsewhere";
+    /// Dropped at the interface: a datagram that nothing allows.
+    InterfaceDatagram = 42, "dropped_interface_datagram";
+    /// Dropped at the interface: ICMP that nothing allows.
+    InterfaceIcmp = 43, "dropped_interface_icmp";
+    /// Dropped at the interface: another protocol.
+    InterfaceProtocol = 44, "dropped_interface_protocol";
+    /// The table of passages is full: what answers this inbound flow is dropped.
+    PassagesFull = 45, "passage_table_full";
 }
 
 #[cfg(test)]

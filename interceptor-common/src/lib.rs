@@ -13,6 +13,7 @@ mod event;
 mod finding;
 mod handover;
 mod hint;
+mod interface;
 mod namespace;
 mod settings;
 #[cfg(feature = "user")]
@@ -29,6 +30,7 @@ pub use event::{Event, FlowKind, NamedEvent};
 pub use finding::Finding;
 pub use handover::{Handover, HandoverKey, Proof, SocketState, Tier};
 pub use hint::{HINT_BYTES, Hint};
+pub use interface::{Interface, Passage, PassageKey};
 pub use namespace::{Namespace, Route, RouteKey};
 pub use settings::Settings;
 
@@ -70,6 +72,10 @@ pub mod maps {
     pub const HANDOVERS: &str = "HANDOVERS";
     /// `SkStorage<Handover>` of the daemon's accepted sockets.
     pub const ACCEPTED: &str = "ACCEPTED";
+    /// `HashMap<u32, Interface>` by interface index.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// `HashMap<PassageKey, Passage>`.
+    pub const PASSAGES: &str = "PASSAGES";
     /// `RingBuf` of [`Event`](super::Event) and [`NamedEvent`](super::NamedEvent): closed direct
     /// flows.
     pub const FLOWS: &str = "FLOWS";
@@ -82,10 +88,10 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every pinned map.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 22] = [
         SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, ENDPOINTS, NAMES, PEERS,
-        SOCKETS, KEPT, HEARTBEAT, PENDING, SHOWN, HANDOVERS, ACCEPTED, FLOWS, REFUSALS, HINTS,
-        COUNTERS,
+        SOCKETS, KEPT, HEARTBEAT, PENDING, SHOWN, HANDOVERS, ACCEPTED, INTERFACES, PASSAGES, FLOWS,
+        REFUSALS, HINTS, COUNTERS,
     ];
 }
 
@@ -111,6 +117,10 @@ pub mod capacity {
     pub const PEERS: u32 = 65_536;
     /// Redirected connections between the workload's and the daemon's side of the handshake.
     pub const HANDOVERS: u32 = 65_536;
+    /// Covered interfaces.
+    pub const INTERFACES: u32 = 4096;
+    /// Flows whose packets pass without a socket that vouches for them.
+    pub const PASSAGES: u32 = 131_072;
     /// Bytes: about 20,000 records of flows that closed while the daemon was not reading.
     pub const FLOWS_BYTES: u32 = 4 << 20;
     /// Bytes.
@@ -121,3 +131,10 @@ pub mod capacity {
 
 /// How long after a datagram from a peer a datagram to it counts as a reply, in nanoseconds.
 pub const REPLY_WINDOW_NS: u64 = 60_000_000_000;
+
+/// How long a passage stands after what last kept it open, in nanoseconds.
+pub const PASSAGE_NS: u64 = 120_000_000_000;
+
+/// The same of an established inbound connection whose listener is not of a covered cgroup, in
+/// nanoseconds.
+pub const PASSAGE_IDLE_NS: u64 = 7_200_000_000_000;

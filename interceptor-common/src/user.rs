@@ -2,7 +2,8 @@
 
 use crate::{
     DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Event, Handover, HandoverKey, Hint,
-    NameKey, NamedEvent, Namespace, Pending, Route, RouteKey, Settings, ShownName, SocketState,
+    Interface, NameKey, NamedEvent, Namespace, Passage, PassageKey, Pending, Route, RouteKey,
+    Settings, ShownName, SocketState,
 };
 
 macro_rules! pod {
@@ -24,9 +25,12 @@ pod!(
     Handover,
     HandoverKey,
     Hint,
+    Interface,
     NameKey,
     NamedEvent,
     Namespace,
+    Passage,
+    PassageKey,
     Pending,
     Route,
     RouteKey,

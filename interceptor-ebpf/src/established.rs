@@ -8,7 +8,7 @@ use interceptor_common::{
 
 use crate::count::{count, report, report_named, report_refused_hello};
 use crate::ctx::{self, End};
-use crate::maps;
+use crate::{interface, maps, select};
 
 const TCP_CONNECT_CB: u32 = 3;
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
@@ -62,12 +62,17 @@ pub fn workload(ctx: &SockOpsContext) {
 /// its peer's SYN on the way, and connect's word stands. Over loopback nothing is asked.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
-    if ctx::ops_end(ctx, End::Remote).is_loopback() || ctx::state_of_ops(ctx).is_some() {
+    let remote = ctx::ops_end(ctx, End::Remote);
+    if remote.is_loopback() || ctx::state_of_ops(ctx).is_some() {
         return;
     }
-    match ctx::make_state_of_ops(ctx) {
-        Some(state) => state.tier = Tier::Accepted as u8,
-        None => count(Finding::NoStorage),
+    let Some(state) = ctx::make_state_of_ops(ctx) else { return count(Finding::NoStorage) };
+    state.tier = Tier::Accepted as u8;
+    state.netns = ctx::netns_cookie(ctx.ops);
+    if select::has_interface(state.netns) {
+        state.dst = remote;
+        state.local = ctx::ops_end(ctx, End::Local);
+        let _ = ctx.set_cb_flags(STATE_CB_FLAG);
     }
 }
 
@@ -144,7 +149,12 @@ fn changed(ctx: &SockOpsContext, state: &mut SocketState) {
                 if state.local.port() != 0 {
                     let _ = maps::HANDOVERS.remove(&key(state));
                 }
-            } else if !accepted {
+                return;
+            }
+            if state.local.port() != 0 && select::has_interface(state.netns) {
+                interface::closed(state.netns, state.local, state.dst);
+            }
+            if !accepted {
                 account(ctx, state);
             }
         }

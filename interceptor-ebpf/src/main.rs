@@ -14,6 +14,7 @@ mod datagram;
 mod established;
 mod handover;
 mod hint;
+mod interface;
 mod maps;
 mod names;
 mod packet;
@@ -21,9 +22,11 @@ mod prove;
 mod scratch;
 mod select;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, sock_ops};
+use aya_ebpf::macros::{
+    cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sock_ops,
+};
 use aya_ebpf::programs::{
-    SkBuffContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext,
+    SkBuffContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext, TcContext,
 };
 
 use crate::ctx::Verdict;
@@ -124,10 +127,30 @@ pub fn ix_ingress(ctx: SkBuffContext) -> i32 {
     ALLOW
 }
 
+/// Every packet that comes out of a covered namespace, at the daemon's end of its veth.
+#[classifier]
+pub fn ix_interface_out(ctx: TcContext) -> i32 {
+    match interface::out(&SkBuffContext::new(ctx.skb.skb)) {
+        Verdict::Allow => TCX_NEXT,
+        Verdict::Refuse => TCX_DROP,
+    }
+}
+
+/// Every packet that goes into one: who began is noted, so that it can be answered.
+#[classifier]
+pub fn ix_interface_in(ctx: TcContext) -> i32 {
+    interface::into(&SkBuffContext::new(ctx.skb.skb));
+    TCX_NEXT
+}
+
+/// Not our last word: programs behind ours are asked too.
+const TCX_NEXT: i32 = -1;
+const TCX_DROP: i32 = 2;
+
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
-/// The one place that knows which return value lets pass.
+/// Which return value lets pass in a cgroup.
 #[inline(always)]
 fn verdict(verdict: Verdict) -> i32 {
     match verdict {

@@ -5,8 +5,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use interceptor_common::{
-    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey, Label,
-    NameKey, Namespace, Pending, Route, RouteKey, Settings, ShownName, SocketState, capacity,
+    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey,
+    Interface, Label, NameKey, Namespace, Passage, PassageKey, Pending, Route, RouteKey, Settings,
+    ShownName, SocketState, capacity,
 };
 
 use crate::scratch::Scratch;
@@ -102,6 +103,18 @@ pub static HANDOVERS: HashMap<HandoverKey, Handover> =
 /// The original destination of an accepted socket. Lives and dies with the socket.
 #[btf_map]
 pub static ACCEPTED: SkStorage<Handover> = SkStorage::new();
+
+/// Covered interfaces by index. Written by the daemon at enrolment. Full: the start fails.
+#[map]
+pub static INTERFACES: HashMap<u32, Interface> =
+    HashMap::with_max_entries(capacity::INTERFACES, BPF_F_NO_PREALLOC);
+
+/// Flows whose packets pass an interface without a socket that vouches for them. Written when the
+/// other end begins, and when a connection closes; an entry counts for a time only, and the daemon
+/// removes old ones. A plain hash, never an LRU. Full: answers to new inbound flows are dropped.
+#[map]
+pub static PASSAGES: HashMap<PassageKey, Passage> =
+    HashMap::with_max_entries(capacity::PASSAGES, BPF_F_NO_PREALLOC);
 
 /// Records of closed direct flows. Full: the record is lost and counted; traffic goes on.
 #[map]

@@ -7,7 +7,7 @@ use interceptor_common::{Endpoint, Finding, Permit, Proof, Tier};
 
 use crate::count::count;
 use crate::ctx::{self, PacketSocket, Verdict};
-use crate::{datagram, hint, maps, prove, select};
+use crate::{datagram, hint, prove, select};
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -87,7 +87,7 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
         if socket.state == LISTEN || socket.state == SYN_RECV {
             return Verdict::Allow;
         }
-        if is_unknown && (is_kept(ctx) || is_of_daemon(ctx)) {
+        if is_unknown && (select::is_kept(ctx) || is_of_daemon(ctx)) {
             return Verdict::Allow;
         }
         // What is cut may tell its peer.
@@ -97,13 +97,6 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     }
     count(Finding::Unapproved);
     Verdict::Refuse
-}
-
-/// Whether the daemon found the connection open when it attached the hooks, and lets it go on.
-#[inline(always)]
-fn is_kept(ctx: &SkBuffContext) -> bool {
-    let cookie = ctx::socket_cookie(ctx.skb.skb);
-    maps::KEPT.get_ptr(&cookie).is_some()
 }
 
 #[inline(always)]

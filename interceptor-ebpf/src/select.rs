@@ -1,6 +1,7 @@
 //! Is this caller ours, and is its destination let go? Asked by every hook that judges.
 
 use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{
     DatagramKey, Endpoint, EndpointKey, EndpointRule, Permit, Route, RouteKey, Settings,
 };
@@ -37,6 +38,13 @@ pub fn is_led(settings: &Settings) -> bool {
     ctx::now_ns().saturating_sub(beat) < settings.loss_limit_ns
 }
 
+/// Whether the daemon found a packet's connection open when it attached the hooks, and lets it go on.
+#[inline(always)]
+pub fn is_kept(ctx: &SkBuffContext) -> bool {
+    let cookie = ctx::socket_cookie(ctx.skb.skb);
+    maps::KEPT.get_ptr(&cookie).is_some()
+}
+
 /// Whether an operator's CIDR covers the destination.
 #[inline(always)]
 pub fn is_bypassed(dst: &Endpoint) -> bool {
@@ -55,6 +63,13 @@ pub fn permit(dst: &Endpoint) -> Option<Permit> {
         Some(&value) if value == Permit::Entry as u32 => Some(Permit::Entry),
         _ => None,
     }
+}
+
+/// Whether the interface layer stands at the namespace's interfaces.
+#[inline(always)]
+pub fn has_interface(netns: u64) -> bool {
+    // SAFETY: a byte; whichever of two values is read was true just now.
+    unsafe { maps::NAMESPACES.get(&netns) }.is_some_and(|namespace| namespace.interface != 0)
 }
 
 /// The namespace's route to the destination, if it has one.

@@ -172,9 +172,15 @@ pub struct Run {
     pub keep_existing: bool,
 
     /// Run COMMAND in this network namespace: a name as `ip netns` knows it, or a path [default:
-    /// the one that interceptor is started in].
+    /// the one that interceptor is started in]. Where a veth joins it to this one, the namespace is
+    /// covered as a whole: nothing else in it opens connections either.
     #[arg(long, value_name = "NAME|PATH")]
     pub netns: Option<String>,
+
+    /// Run COMMAND in a network namespace of its own, joined to this one by a veth pair: no packet
+    /// leaves it that was not approved. Needs nft, and net.ipv4.ip_forward=1.
+    #[arg(long, requires = "command", conflicts_with_all = ["netns", "cgroups"])]
+    pub isolate: bool,
 
     /// Where the access log goes; - is standard output [default: the mesh config's, else standard
     /// error with COMMAND, standard output without].

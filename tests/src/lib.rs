@@ -19,6 +19,7 @@ pub mod log;
 pub mod malformed;
 pub mod netns;
 pub mod pattern;
+pub mod pod;
 pub mod probe;
 pub mod product;
 pub mod servers;

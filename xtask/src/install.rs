@@ -25,8 +25,13 @@ pub(crate) struct Install {
 }
 
 /// Programs that running and testing need, with the package that has them (Debian's name).
-const PROGRAMS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("curl", "curl"), ("bash", "bash"), ("bpftool", "bpftool")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("bash", "bash"),
+    ("bpftool", "bpftool"),
+    ("nft", "nftables"),
+];
 
 /// The distribution's compiler for BPF.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];

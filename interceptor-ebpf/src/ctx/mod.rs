@@ -18,7 +18,7 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SockContext;
-use interceptor_common::ShownName;
+use interceptor_common::{Endpoint, ShownName};
 
 pub use self::packet::*;
 pub use self::sock_addr::*;
@@ -89,6 +89,24 @@ fn addr_of_words(words: [u32; 4]) -> [u8; 16] {
 fn words_of_addr(addr: [u8; 16]) -> [u32; 4] {
     // SAFETY: same size, and every bit pattern is valid in both.
     unsafe { core::mem::transmute(addr) }
+}
+
+/// Whether an address is a v4-mapped one.
+#[inline(always)]
+pub fn is_v4_mapped(words: [u32; 4]) -> bool {
+    words[0] == 0 && words[1] == 0 && words[2] == 0xffff_u32.to_be()
+}
+
+/// An address as words in network order.
+#[inline(always)]
+pub fn words(addr: [u8; 16]) -> [u32; 4] {
+    words_of_addr(addr)
+}
+
+/// An end of a packet's flow.
+#[inline(always)]
+pub fn endpoint(words: [u32; 4], port: u16) -> Endpoint {
+    Endpoint::new(addr_of_words(words), port)
 }
 
 /// Network namespace cookie of the socket behind a context (sock_addr, sock_ops).

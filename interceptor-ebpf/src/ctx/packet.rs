@@ -10,7 +10,7 @@ use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{ShownName, SocketState};
 use interceptor_ebpf::hello::{MAX_MESSAGE, PIECE};
 
-use super::{HAS_SKB_NETNS, Slot, load, netns_cookie, opaque, storage};
+use super::{HAS_SKB_NETNS, Slot, is_v4_mapped, load, netns_cookie, opaque, storage};
 use crate::maps;
 use crate::scratch::Scratch;
 
@@ -31,6 +31,31 @@ impl PacketSocket {
     #[inline(always)]
     pub fn state_slot(&self) -> Option<&'static mut SocketState> {
         storage(&maps::SOCKETS, self.sk, Slot::Find)
+    }
+
+    /// Whether it speaks IPv4 or IPv6, and is no packet socket.
+    #[inline(always)]
+    pub fn is_inet(&self) -> bool {
+        const AF_INET: u32 = 2;
+        const AF_INET6: u32 = 10;
+        matches!(load!(self.sk, bpf_sock, family, 0), AF_INET | AF_INET6)
+    }
+
+    /// Whether its peer is `addr` (v4-mapped for IPv4) and `port`.
+    #[inline(always)]
+    pub fn is_connected_to(&self, addr: [u32; 4], port: u16) -> bool {
+        // SAFETY: a readable field of a full socket.
+        let peer = unsafe { ptr::read_volatile(&raw const (*self.sk).dst_port) };
+        if u16::from_be(peer) != port {
+            return false;
+        }
+        if is_v4_mapped(addr) {
+            return load!(self.sk, bpf_sock, dst_ip4, 0) == addr[3];
+        }
+        load!(self.sk, bpf_sock, dst_ip6, 0) == addr[0]
+            && load!(self.sk, bpf_sock, dst_ip6, 1) == addr[1]
+            && load!(self.sk, bpf_sock, dst_ip6, 2) == addr[2]
+            && load!(self.sk, bpf_sock, dst_ip6, 3) == addr[3]
     }
 
     /// Where its hello is read; made on first use. `None`: no memory.
@@ -84,6 +109,18 @@ pub fn packet_socket(ctx: &SkBuffContext) -> Option<PacketSocket> {
 #[inline(always)]
 pub fn packet_ifindex(ctx: &SkBuffContext) -> u32 {
     load!(ctx.skb.skb, __sk_buff, ifindex, 0)
+}
+
+/// Its link-layer protocol, as in the frame.
+#[inline(always)]
+pub fn packet_ethertype(ctx: &SkBuffContext) -> u16 {
+    u16::from_be(load!(ctx.skb.skb, __sk_buff, protocol, 0) as u16)
+}
+
+/// Whether its frame was tagged for a VLAN.
+#[inline(always)]
+pub fn packet_is_tagged(ctx: &SkBuffContext) -> bool {
+    load!(ctx.skb.skb, __sk_buff, vlan_present, 0) != 0
 }
 
 /// How many segments a packet is sent in, and the payload of a full one; zeros where it is one.

@@ -81,6 +81,9 @@ pub struct ExecInfo {
     pub netns: Option<PathBuf>,
     /// The namespace's name, for /etc/netns/NAME.
     pub etc_netns: Option<String>,
+    /// Files that lie over others.
+    #[serde(default)]
+    pub files: Vec<(PathBuf, PathBuf)>,
     /// Directories that the command must find empty.
     pub hide: Vec<PathBuf>,
 }

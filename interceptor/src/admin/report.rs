@@ -105,8 +105,8 @@ pub struct LastReload {
 pub struct Attachment {
     /// `connect4`, ...
     pub hook: String,
-    /// The cgroup's directory.
-    pub cgroup: String,
+    /// The cgroup's directory, or the interface.
+    pub target: String,
     /// As bpftool shows it.
     pub program_id: u32,
     /// Whether the link outlives the daemon.
@@ -124,6 +124,24 @@ pub struct Namespace {
     pub listener_v4: Option<String>,
     /// Listening address, where IPv6 is covered; without one it is refused.
     pub listener_v6: Option<String>,
+    /// The daemon's ends of its veths, on which the interface layer stands.
+    #[serde(default)]
+    pub interfaces: Vec<String>,
+    /// What leads out of it without the interface layer, and why; none: it has both layers.
+    #[serde(default)]
+    pub gaps: Vec<String>,
+}
+
+impl Namespace {
+    /// Which layers it has, in words.
+    fn layers(&self) -> String {
+        let at = self.interfaces.join(", ");
+        match (self.interfaces.as_slice(), self.gaps.as_slice()) {
+            (_, []) => format!("both, at {at}"),
+            ([], gaps) => format!("sockets only: {}", gaps.join("; ")),
+            (_, gaps) => format!("both at {at}, sockets only elsewhere: {}", gaps.join("; ")),
+        }
+    }
 }
 
 /// One kernel table.
@@ -218,15 +236,16 @@ impl fmt::Display for StatusReport {
         }
         let attachments = self.attachments.iter().map(|at| {
             let pinned = if at.pinned { "yes" } else { "no" };
-            [at.hook.clone(), at.program_id.to_string(), pinned.into(), at.cgroup.clone()]
+            [at.hook.clone(), at.program_id.to_string(), pinned.into(), at.target.clone()]
         });
-        table(f, ["HOOK", "PROGRAM", "PINNED", "CGROUP"], attachments.collect())?;
+        table(f, ["HOOK", "PROGRAM", "PINNED", "CGROUP OR INTERFACE"], attachments.collect())?;
         let namespaces = self.namespaces.iter().map(|ns| {
             let address = |at: &Option<String>| at.clone().unwrap_or_else(|| "refused".into());
             let cookie = ns.cookie.to_string();
-            [ns.label.clone(), cookie, address(&ns.listener_v4), address(&ns.listener_v6)]
+            let (v4, v6) = (address(&ns.listener_v4), address(&ns.listener_v6));
+            [ns.label.clone(), cookie, v4, v6, ns.layers()]
         });
-        table(f, ["NAMESPACE", "COOKIE", "IPV4", "IPV6"], namespaces.collect())?;
+        table(f, ["NAMESPACE", "COOKIE", "IPV4", "IPV6", "LAYERS"], namespaces.collect())?;
         let tables = self.tables.iter().map(|table| {
             let percent = table.entries.saturating_mul(100).checked_div(table.capacity);
             [

@@ -64,16 +64,28 @@ fn sample() -> StatusReport {
         }),
         attachments: vec![Attachment {
             hook: "connect4".into(),
-            cgroup: "/cg/a\x1b[2Jb".into(),
+            target: "/cg/a\x1b[2Jb".into(),
             program_id: 7,
             pinned: true,
         }],
-        namespaces: vec![Namespace {
-            label: "host".into(),
-            cookie: 1,
-            listener_v4: Some("127.0.0.1:15001".into()),
-            listener_v6: None,
-        }],
+        namespaces: vec![
+            Namespace {
+                label: "host".into(),
+                cookie: 1,
+                listener_v4: Some("127.0.0.1:15001".into()),
+                listener_v6: None,
+                interfaces: vec![],
+                gaps: vec!["it is the daemon's".into()],
+            },
+            Namespace {
+                label: "pod".into(),
+                cookie: 2,
+                listener_v4: None,
+                listener_v6: None,
+                interfaces: vec!["ve1".into(), "ve2".into()],
+                gaps: vec![],
+            },
+        ],
         tables: vec![
             Table { name: "BYPASS_V4".into(), entries: 512, capacity: 1024 },
             Table { name: "EMPTY".into(), entries: 0, capacity: 0 },
@@ -106,11 +118,12 @@ interceptor default: pid 42, up 1h 02m 03s
   resolvers          none
   bypass             203.0.113.0/24, 2001:db8::/32
 
-  HOOK      PROGRAM  PINNED  CGROUP
+  HOOK      PROGRAM  PINNED  CGROUP OR INTERFACE
   connect4  7        yes     /cg/a?[2Jb
 
-  NAMESPACE  COOKIE  IPV4             IPV6
-  host       1       127.0.0.1:15001  refused
+  NAMESPACE  COOKIE  IPV4             IPV6     LAYERS
+  host       1       127.0.0.1:15001  refused  sockets only: it is the daemon's
+  pod        2       refused          refused  both, at ve1, ve2
 
   TABLE      ENTRIES  CAPACITY  FULL
   BYPASS_V4  512      1024      50 %

@@ -103,7 +103,7 @@ pub(super) fn direct(running: &Running, now: &Snapshot) -> usize {
 /// Ends the workloads' sockets that `gone` names, and logs each.
 fn end(running: &Running, transport: Transport, gone: impl Fn(&Connected) -> Option<Why>) -> usize {
     let mut count = 0;
-    for (netns, _) in &running.namespaces {
+    for netns in running.namespaces.iter().map(|covered| &covered.netns) {
         let ended = Diag::open(netns).and_then(|diag| {
             let maps = running.kernel.socket_storage();
             let found =

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use interceptor_common::Namespace;
 
 use crate::accept::Listeners;
-use crate::kernel::{Kernel, RouteEntry, TableError, Tables};
-use crate::netns::{NetNs, Routes};
+use crate::kernel::{Kernel, RouteEntry, TableError, Tables, require_interface_hooks};
+use crate::netns::{NetNs, Routes, WaysOut};
 use crate::tiers::POLICY;
 use crate::workloads::cgroup::Cgroup;
 
@@ -16,6 +17,8 @@ use crate::workloads::cgroup::Cgroup;
 pub(super) struct Enrolled {
     pub(super) netns: Arc<NetNs>,
     pub(super) listeners: Listeners,
+    /// Where its interface layer stands, and where it cannot.
+    pub(super) ways: WaysOut,
     routes: Routes,
     entries: Vec<RouteEntry>,
 }
@@ -26,14 +29,31 @@ impl Enrolled {
         let listeners = Listeners::bind(&netns)?;
         let mut routes = Routes::open(&netns)?;
         let entries = routes.read(&netns).await?;
-        Ok(Self { netns, listeners, routes, entries })
+        let mut ways = WaysOut::of(&netns).await?;
+        if !ways.gates.is_empty()
+            && let Err(missing) = require_interface_hooks()
+        {
+            ways.gates.clear();
+            ways.gaps.push(missing.to_string());
+        }
+        // The daemon's own namespace has none at all, and everyone knows.
+        if !netns.is_home() && !ways.gaps.is_empty() {
+            eprintln!(
+                "interceptor: warning: network namespace {} is covered at its sockets, but not at each \
+                 interface: {}; what has CAP_NET_RAW or a socket from elsewhere gets out there",
+                netns.label(),
+                ways.gaps.join("; ")
+            );
+        }
+        Ok(Self { netns, listeners, ways, routes, entries })
     }
 
     /// Enters it into the kernel's tables; routes first, so that no connect finds the namespace
     /// without them.
     pub(super) fn cover(&self, tables: &mut Tables) -> Result<(), TableError> {
         tables.set_routes(self.netns.cookie(), &self.entries)?;
-        let namespace = Namespace { policy: POLICY, ..self.listeners.addresses() };
+        let interface = u8::from(!self.ways.gates.is_empty());
+        let namespace = Namespace { policy: POLICY, interface, ..self.listeners.addresses() };
         tables.cover(self.netns.cookie(), namespace)
     }
 
@@ -53,6 +73,19 @@ impl Enrolled {
             }
         });
         listeners
+    }
+}
+
+/// How often room is made in the kernel's table of passages.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Frees what no longer stands in the interface layer's table, for ever.
+pub(super) async fn sweep(kernel: Arc<Kernel>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        if let Err(error) = kernel.interface().sweep() {
+            tracing::warn!("{error}");
+        }
     }
 }
 

@@ -21,11 +21,18 @@ use crate::admin::{ExecInfo, Handler};
 use crate::admit::{Room, Rooms};
 use crate::descriptors;
 use crate::kernel::Kernel;
-use crate::netns::NetNs;
+use crate::netns::{NetNs, WaysOut};
 use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound, Store};
 use crate::resolve::Resolver;
 use crate::tiers::{Labels, Sync};
 use crate::workloads::cgroup::Cgroup;
+
+/// A covered namespace.
+pub(super) struct Covered {
+    pub(super) netns: Arc<NetNs>,
+    pub(super) listeners: Namespace,
+    pub(super) ways: WaysOut,
+}
 
 /// The parts that status reads and the control socket changes.
 pub(super) struct Running {
@@ -37,7 +44,7 @@ pub(super) struct Running {
     pub(super) rooms: Arc<Rooms>,
     /// Each workload's.
     pub(super) workloads: Vec<Arc<Room>>,
-    pub(super) namespaces: Vec<(Arc<NetNs>, Namespace)>,
+    pub(super) namespaces: Vec<Covered>,
     /// The covered cgroups.
     pub(super) cgroups: Vec<Cgroup>,
     /// Direct connections that were cut.
@@ -110,16 +117,17 @@ impl Handler for Running {
                 .iter()
                 .map(|attachment| Attachment {
                     hook: attachment.hook.name.into(),
-                    cgroup: attachment.cgroup.path().display().to_string(),
+                    target: attachment.target.label(),
                     program_id: attachment.program_id,
                     pinned: true,
                 })
                 .collect(),
-            namespaces: self.namespaces.iter().map(|(netns, at)| namespace(netns, *at)).collect(),
+            namespaces: self.namespaces.iter().map(namespace).collect(),
             tables: tables
                 .fill()
                 .into_iter()
                 .chain(self.kernel.direct().fill())
+                .chain(self.kernel.interface().fill())
                 .map(|fill| Table {
                     name: fill.name.into(),
                     entries: fill.entries as u64,
@@ -188,8 +196,11 @@ impl Handler for Running {
     }
 }
 
-fn namespace(netns: &NetNs, at: Namespace) -> NamespaceReport {
+fn namespace(covered: &Covered) -> NamespaceReport {
+    let Covered { netns, listeners: at, ways } = covered;
     NamespaceReport {
+        interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),
+        gaps: ways.gaps.clone(),
         label: netns.label().into(),
         cookie: netns.cookie(),
         listener_v4: (at.port_v4 != 0)

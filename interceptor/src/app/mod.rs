@@ -21,6 +21,7 @@ use std::time::Duration;
 use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
 use crate::kernel::{KernelError, PinError, Pins};
+use crate::netns::{IsolateError, Isolated};
 use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
@@ -49,6 +50,8 @@ enum AppError {
     Exec(#[from] admin::exec::ExecError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error(transparent)]
+    Isolate(#[from] IsolateError),
     #[error("{what}: {source}")]
     Busy { what: String, source: std::io::Error },
     #[error("{what}: {source}")]
@@ -61,7 +64,7 @@ impl AppError {
             Self::Resources(_) => Exit::Resources,
             Self::Usage(_) => Exit::Usage,
             Self::Root(_) | Self::Kernel(KernelError::Privilege(_)) => Exit::Privilege,
-            Self::Kernel(KernelError::Missing(_)) => Exit::MissingKernelFeature,
+            Self::Kernel(KernelError::Missing(_)) | Self::Isolate(_) => Exit::MissingKernelFeature,
             Self::Kernel(KernelError::Cgroup(error)) | Self::Cgroup(error) => error.exit(),
             Self::Launch(error) => error.exit(),
             Self::Admin(error) => error.exit(),
@@ -107,7 +110,11 @@ pub fn main() -> ExitCode {
 fn init_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let bpf_log = matches!(&cli.verb, Verb::Run(run) if run.bpf_log);
-    let default = if bpf_log { "warn,interceptor_ebpf=debug" } else { "warn" };
+    // The reader of netlink warns of every attribute that is younger than itself.
+    let mut default = "warn,netlink_packet_route=error".to_owned();
+    if bpf_log {
+        default.push_str(",interceptor_ebpf=debug");
+    }
     let filter = EnvFilter::try_from_env("INTERCEPTOR_LOG").unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
@@ -159,13 +166,14 @@ async fn detach(name: &str) -> Result<Exit, AppError> {
         return Err(AppError::Root("detaching removes pinned BPF links; use sudo"));
     }
     let cgroups = Session::clean_stale(name, GRACE).await?;
+    let isolated = Isolated::clean_stale(name).await?;
     let pins = Pins::of(name);
     let pinned = pins.exist();
     pins.remove()?;
     admin::Server::clean_stale(Path::new(admin::DIR), name)?;
     println!(
         "interceptor: {}",
-        match (pinned, cgroups) {
+        match (pinned, cgroups || isolated) {
             (false, false) => format!("nothing of {name} was left"),
             (true, false) => format!("detached {name}: links and maps are unpinned"),
             (false, true) => format!("removed the cgroups of {name}"),

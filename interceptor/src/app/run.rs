@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,9 @@ use tokio::task::JoinHandle;
 
 use super::cut::Ended;
 use super::direct::{Direct, hear};
-use super::enrol::{Enrolled, namespaces_of};
+use super::enrol::{self, Enrolled, namespaces_of};
 use super::existing::Existing;
-use super::handler::{Running, hidden};
+use super::handler::{Covered, Running, hidden};
 use super::reload::{Reloader, said};
 use super::report::Reporter;
 use super::signals::Signals;
@@ -31,10 +31,12 @@ use crate::admit::{Room, Rooms};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Site};
 use crate::descriptors;
-use crate::kernel::{EventReader, HintReader, Kernel, Pins, Plan};
+use crate::kernel::{
+    EventReader, HintReader, Kernel, KernelError, Pins, Plan, require_interface_hooks,
+};
 use crate::memory;
-use crate::netns::NetNs;
 use crate::netns::diag::Diag;
+use crate::netns::{Isolated, NetNs};
 use crate::policy::{self, Caller, Enforcement, Loaded, OnLoss, Snapshot, Sources, Store, Watch};
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::tiers::{Labels, Sync};
@@ -133,13 +135,14 @@ struct Started {
     running: Arc<Running>,
     netns: Arc<NetNs>,
     etc_netns: Option<String>,
+    isolated: Option<Isolated>,
     admin: JoinHandle<()>,
     reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
     /// What looks after the hooks.
     watchdog: JoinHandle<()>,
     /// What keeps direct connections in order.
-    background: [JoinHandle<()>; 4],
+    background: [JoinHandle<()>; 5],
     stop_reporter: oneshot::Sender<()>,
 }
 
@@ -152,17 +155,25 @@ async fn start(
 ) -> Result<Started, AppError> {
     let Loaded { snapshot, inventory, warnings, rejected, .. } = loaded;
     let cgroups = covered_cgroups(args, session)?;
-    let (namespaces, etc_netns) = covered_namespaces(args, &cgroups)?;
+    let resolvers = resolvers(args)?;
+    // What a killed one left of the name: its command, if it still runs, is cut off.
+    Isolated::clean_stale(&args.name).await?;
+    let (isolated, files, namespaces) = if args.isolate {
+        let (netns, isolated, files) = isolate(&args.name, &resolvers).await?;
+        (Some(isolated), files, vec![netns])
+    } else {
+        (None, Vec::new(), covered_namespaces(args, &cgroups)?)
+    };
+    let etc_netns = etc_netns(args).map(str::to_owned);
     let mut enrolled = Vec::new();
     for netns in namespaces {
         let label = netns.label().to_owned();
         let ready = Enrolled::prepare(Arc::new(netns)).await;
         enrolled.push(ready.map_err(|source| AppError::Busy {
-            what: format!("cannot listen in network namespace {label}"),
+            what: format!("cannot cover network namespace {label}"),
             source,
         })?);
     }
-    let resolvers = resolvers(args, etc_netns.as_deref())?;
     let log = AccessLog::open(&log_settings(args, &snapshot))
         .map_err(system("cannot open the access log"))?;
     let daemon_cgroups = [session.daemon().id()?, 0];
@@ -170,7 +181,9 @@ async fn start(
     let fresh = Pins::of(&args.name).link_names().is_empty();
     let daemon = session.daemon();
     let mut existing = Existing::new(args.keep_existing, &args.bypass, &cgroups, daemon, fresh);
-    let plan = Plan { name: &args.name, workloads: &cgroups, daemon, log: args.bpf_log };
+    let gates: Vec<_> = enrolled.iter().flat_map(|one| one.ways.gates.clone()).collect();
+    let plan =
+        Plan { name: &args.name, workloads: &cgroups, daemon, gates: &gates, log: args.bpf_log };
     let (kernel, events, hints) =
         load_kernel(args, &plan, &snapshot, settings, &enrolled, &resolvers, &mut existing)?;
 
@@ -221,6 +234,7 @@ async fn start(
         tokio::spawn(Arc::clone(&direct).watch()),
         tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
         tokio::spawn(hear(hints, Arc::clone(&sync))),
+        tokio::spawn(enrol::sweep(Arc::clone(&kernel))),
     ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();
@@ -238,8 +252,12 @@ async fn start(
     }));
 
     let netns = Arc::clone(&enrolled[0].netns);
-    let namespaces =
-        enrolled.iter().map(|one| (Arc::clone(&one.netns), one.listeners.addresses())).collect();
+    let covered = |one: &Enrolled| Covered {
+        netns: Arc::clone(&one.netns),
+        listeners: one.listeners.addresses(),
+        ways: one.ways.clone(),
+    };
+    let namespaces = enrolled.iter().map(covered).collect();
     for one in enrolled {
         let room = Room::new(Arc::clone(&rooms), Arc::clone(&policy));
         workloads.push(Arc::clone(&room));
@@ -283,6 +301,7 @@ async fn start(
             cgroup: exec_cgroup(args, session, &cgroups),
             netns: Some(netns.path()),
             etc_netns: etc_netns.clone(),
+            files,
             hide: hidden(),
         },
         last_reload: ArcSwapOption::empty(),
@@ -309,6 +328,7 @@ async fn start(
         running,
         netns,
         etc_netns,
+        isolated,
         admin,
         reloader,
         reporter,
@@ -316,6 +336,27 @@ async fn start(
         background,
         stop_reporter,
     })
+}
+
+/// A namespace of COMMAND's own, and the resolv.conf that it finds there over the machine's.
+async fn isolate(
+    name: &str,
+    resolvers: &[SocketAddr],
+) -> Result<(NetNs, Isolated, Vec<(PathBuf, PathBuf)>), AppError> {
+    // Without the interface layer it would hold nothing more than without a namespace.
+    require_interface_hooks().map_err(KernelError::Missing)?;
+    if let Some(local) = resolvers.iter().find(|resolver| resolver.ip().is_loopback()) {
+        return Err(AppError::Usage(format!(
+            "--isolate: the DNS server {local} is on this machine's loopback, which the command's network \
+             does not have; name one that is not with --resolver (`resolvectl dns` shows what is behind \
+             127.0.0.53)"
+        )));
+    }
+    let (netns, isolated) = Isolated::create(name).await?;
+    let own = isolated.resolv_conf(resolvers).map_err(system("cannot write a resolv.conf"))?;
+    let machines = Path::new("/etc/resolv.conf");
+    let files = machines.exists().then(|| (own, machines.to_owned())).into_iter().collect();
+    Ok((netns, isolated, files))
 }
 
 /// What ends refused connections in each namespace.
@@ -384,20 +425,15 @@ fn covered_cgroups(args: &cli::Run, session: &Session) -> Result<Vec<Cgroup>, Ap
 }
 
 /// With COMMAND the namespace that it runs in; else those that the cgroups' processes are in now,
-/// or, where there are none yet, ours. Gives the name for /etc/netns too.
-fn covered_namespaces(
-    args: &cli::Run,
-    cgroups: &[Cgroup],
-) -> Result<(Vec<NetNs>, Option<String>), AppError> {
+/// or, where there are none yet, ours.
+fn covered_namespaces(args: &cli::Run, cgroups: &[Cgroup]) -> Result<Vec<NetNs>, AppError> {
     let mut namespaces = Vec::new();
-    let mut etc_netns = None;
     if let Some(given) = &args.netns {
         let netns = NetNs::named(given).map_err(|source| AppError::Busy {
             what: format!("network namespace {given} (a name as `ip netns` knows it, or a path)"),
             source,
         })?;
         namespaces.push(netns);
-        etc_netns = (!given.contains('/')).then(|| given.clone());
     }
     if args.command.is_empty() {
         namespaces.extend(namespaces_of(cgroups));
@@ -407,12 +443,17 @@ fn covered_namespaces(
     }
     let mut seen = BTreeSet::new();
     namespaces.retain(|netns| seen.insert(netns.cookie()));
-    Ok((namespaces, etc_netns))
+    Ok(namespaces)
+}
+
+/// The namespace's name in /etc/netns, where it was given by one.
+fn etc_netns(args: &cli::Run) -> Option<&str> {
+    args.netns.as_deref().filter(|given| !given.contains('/'))
 }
 
 /// The name servers that the workload may ask, and that we ask: `--resolver`, else /etc/resolv.conf
 /// as it is now, and the namespace's own file where a command finds that instead.
-fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>, AppError> {
+fn resolvers(args: &cli::Run) -> Result<Vec<SocketAddr>, AppError> {
     if !args.resolvers.is_empty() {
         return Ok(args.resolvers.clone());
     }
@@ -422,7 +463,7 @@ fn resolvers(args: &cli::Run, etc_netns: Option<&str>) -> Result<Vec<SocketAddr>
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(system("cannot read /etc/resolv.conf")(error)),
     };
-    if let Some(name) = etc_netns {
+    if let Some(name) = etc_netns(args) {
         let theirs = Path::new("/etc/netns").join(name).join("resolv.conf");
         for server in resolv_conf::read(&theirs).unwrap_or_default() {
             if !servers.contains(&server) {
@@ -507,6 +548,7 @@ async fn supervise(
         etc_netns: started.etc_netns.clone(),
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
+        files: started.running.exec.files.clone(),
         hide: hidden(),
         descriptors,
     };
@@ -577,6 +619,9 @@ impl Started {
         let _ = self.reporter.await;
         self.background.iter().for_each(JoinHandle::abort);
         self.running.log.flush().await;
+        if let Some(isolated) = self.isolated {
+            isolated.remove().await?;
+        }
         Ok(detached?)
     }
 

@@ -118,6 +118,11 @@ pub fn socket_state(storage: &[Vec<u8>]) -> Option<SocketState> {
     read(storage.iter().find(|value| value.len() == size_of::<SocketState>())?)
 }
 
+/// What the kernel programs take for the time.
+pub(super) fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
 impl DirectTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
@@ -184,7 +189,7 @@ impl DirectTables {
 
     /// The connections that have not shown their name yet, or showed one that was refused.
     pub fn pending(&self) -> Vec<PendingFlow> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let now = monotonic();
         let flow = |(cookie, pending): (u64, Pending)| PendingFlow {
             socket: SocketId {
                 netns: pending.netns,

@@ -1,12 +1,14 @@
 //! The hooks: which program attaches where, and since when kernels have it.
 
-/// Whose cgroup a program is attached to.
+/// What a program is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The covered cgroups.
     Workload,
     /// The daemon's own cgroup.
     Daemon,
+    /// The daemon's ends of covered namespaces' veths.
+    Interface,
 }
 
 /// Program type, as far as loading differs.
@@ -22,6 +24,8 @@ pub enum Kind {
     SockOps,
     /// `BPF_PROG_TYPE_CGROUP_SKB`.
     Skb,
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    Classifier,
 }
 
 /// One program at one attach point.
@@ -53,10 +57,13 @@ const fn hook(
 }
 
 /// Every hook. The order is the order of attaching: what only observes or answers comes before
-/// what redirects, and the daemon's side of the hand-over before the workload's.
+/// what redirects, and the daemon's side of the hand-over before the workload's. The interface layer
+/// comes before what lets packets out to it.
 pub const HOOKS: &[Hook] = &[
     hook("ix_daemon_ops", "daemon_sock_ops", 3, Kind::SockOps, Side::Daemon, (5, 15)),
     hook("ix_getsockopt", "daemon_getsockopt", 21, Kind::Sockopt, Side::Daemon, (5, 3)),
+    hook("ix_interface_in", "interface_in", 47, Kind::Classifier, Side::Interface, (6, 6)),
+    hook("ix_interface_out", "interface_out", 46, Kind::Classifier, Side::Interface, (6, 6)),
     hook("ix_workload_ops", "sock_ops", 3, Kind::SockOps, Side::Workload, (5, 15)),
     hook("ix_getsockopt", "getsockopt", 21, Kind::Sockopt, Side::Workload, (5, 3)),
     hook("ix_getpeername4", "getpeername4", 29, Kind::SockAddr, Side::Workload, (5, 8)),

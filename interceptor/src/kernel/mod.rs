@@ -4,15 +4,16 @@ mod direct;
 mod events;
 mod hints;
 mod hooks;
+mod interface;
 mod object;
 mod pins;
 mod probe;
 mod sys;
 mod tables;
+mod target;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use aya::maps::{MapData, RingBuf, SkStorage};
 use aya::programs::{
-    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps,
+    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, Program, ProgramError, SchedClassifier,
+    SockOps,
 };
 use aya::{Ebpf, EbpfLoader};
 use interceptor_common::{Handover, maps};
@@ -32,17 +34,22 @@ pub use direct::{
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};
+pub use interface::InterfaceTables;
 pub use pins::{PinError, Pins};
-pub use probe::{KernelVersion, MissingFeature};
+pub use probe::{KernelVersion, MissingFeature, require_interface_hooks};
 pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables};
 pub use watch::{Amiss, Repair};
 
+use crate::netns::Gate;
 use crate::workloads::cgroup::{Cgroup, CgroupError};
+
+pub use target::Target;
 
 /// Everything that is loaded and attached for one instance.
 pub struct Kernel {
     tables: Mutex<Tables>,
     direct: Mutex<DirectTables>,
+    interface: Mutex<InterfaceTables>,
     accepted: SkStorage<MapData, Handover>,
     /// Every pinned map, by name.
     maps: BTreeMap<&'static str, OwnedFd>,
@@ -53,14 +60,14 @@ pub struct Kernel {
     object: Ebpf,
 }
 
-/// One program at one cgroup.
+/// One program at one cgroup or interface.
 #[derive(Debug)]
 pub struct Attachment {
     /// Which hook.
     pub hook: &'static Hook,
-    /// The cgroup.
-    pub cgroup: Cgroup,
-    cgroup_id: u64,
+    /// The cgroup or interface.
+    pub target: Target,
+    target_id: u64,
     /// The kernel's number of the program.
     pub program_id: u32,
     link: OwnedFd,
@@ -75,6 +82,8 @@ pub struct Plan<'a> {
     pub workloads: &'a [Cgroup],
     /// The daemon's own cgroup.
     pub daemon: &'a Cgroup,
+    /// The daemon's ends of covered namespaces' veths.
+    pub gates: &'a [Gate],
     /// Whether the programs log each decision (`--bpf-log`).
     pub log: bool,
 }
@@ -96,12 +105,12 @@ pub enum KernelError {
     #[error("cannot load the BPF programs: {0}")]
     Load(String),
     /// Attaching failed otherwise.
-    #[error("cannot attach {hook} to cgroup {cgroup}: {source}")]
+    #[error("cannot attach {hook} to {target}: {source}")]
     Attach {
         /// The hook's name.
         hook: &'static str,
-        /// The cgroup.
-        cgroup: String,
+        /// The cgroup or interface.
+        target: String,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -152,6 +161,8 @@ impl Kernel {
         let mut direct = DirectTables::take(&mut ebpf)?;
         // What an earlier run let go direct, this one has not judged.
         direct.clear()?;
+        let mut interface = InterfaceTables::take(&mut ebpf)?;
+        interface.set(plan.gates)?;
         prepare(&mut tables)?;
         let attachments = attach_all(&ebpf, pins, plan)?;
         pins.remove_other_maps()?;
@@ -171,10 +182,12 @@ impl Kernel {
             events::forward_bpf_log(&mut ebpf).map_err(KernelError::Load)?;
         }
         let (tables, direct) = (Mutex::new(tables), Mutex::new(direct));
+        let interface = Mutex::new(interface);
         Ok((
             Self {
                 tables,
                 direct,
+                interface,
                 accepted,
                 maps,
                 attachments: Mutex::new(attachments),
@@ -194,6 +207,11 @@ impl Kernel {
     /// The tables of what goes direct.
     pub fn direct(&self) -> MutexGuard<'_, DirectTables> {
         self.direct.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The tables of the interface layer.
+    pub fn interface(&self) -> MutexGuard<'_, InterfaceTables> {
+        self.interface.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Where the workload behind an accepted connection was going; `None` if the kernel handed
@@ -279,22 +297,19 @@ fn load_program(program: &mut Program, kind: Kind) -> Result<(), ProgramError> {
         Kind::Sock => <&mut CgroupSock>::try_from(program)?.load(),
         Kind::SockOps => <&mut SockOps>::try_from(program)?.load(),
         Kind::Skb => <&mut CgroupSkb>::try_from(program)?.load(),
+        Kind::Classifier => <&mut SchedClassifier>::try_from(program)?.load(),
     }
 }
 
-/// Attaches every hook to its cgroups. A pinned link of an earlier run gets the new program in
-/// place; what is pinned for cgroups that are no longer covered goes afterwards.
+/// Attaches every hook to its targets. A pinned link of an earlier run gets the new program in
+/// place; what is pinned for targets that are no longer covered goes afterwards.
 fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachment>, KernelError> {
     let mut attachments = Vec::new();
     let mut wanted = BTreeSet::new();
     for hook in HOOKS {
-        let targets = match hook.side {
-            Side::Daemon => std::slice::from_ref(plan.daemon),
-            Side::Workload => plan.workloads,
-        };
-        for cgroup in targets {
-            let attachment = attach(ebpf, pins, hook, cgroup)?;
-            wanted.insert(pin_name(hook, attachment.cgroup_id));
+        for target in Target::all(hook, plan) {
+            let attachment = attach(ebpf, pins, hook, &target)?;
+            wanted.insert(pin_name(hook, attachment.target_id));
             attachments.push(attachment);
         }
     }
@@ -304,49 +319,47 @@ fn attach_all(ebpf: &Ebpf, pins: &Pins, plan: &Plan<'_>) -> Result<Vec<Attachmen
     Ok(attachments)
 }
 
-/// What the link of a hook at a cgroup is pinned as.
-fn pin_name(hook: &Hook, cgroup_id: u64) -> String {
-    format!("{}-{cgroup_id}", hook.name)
+/// What the link of a hook at a cgroup or interface is pinned as.
+fn pin_name(hook: &Hook, target_id: u64) -> String {
+    format!("{}-{target_id}", hook.name)
 }
 
 fn attach(
     ebpf: &Ebpf,
     pins: &Pins,
     hook: &'static Hook,
-    cgroup: &Cgroup,
+    target: &Target,
 ) -> Result<Attachment, KernelError> {
-    let path = cgroup.path().display().to_string();
-    let failed = |source| KernelError::Attach { hook: hook.name, cgroup: path.clone(), source };
+    let label = target.label();
+    let failed = |source| KernelError::Attach { hook: hook.name, target: label.clone(), source };
     let program = ebpf
         .program(hook.program)
         .ok_or_else(|| KernelError::Load(format!("the object has no program {}", hook.program)))?
         .fd()
         .map_err(load_failed)?
         .as_fd();
-    let cgroup_id = cgroup.id()?;
-    let pin = pins.links().join(pin_name(hook, cgroup_id));
-    let link = match adopt(&pin, program, cgroup_id) {
+    let target_id = target.id()?;
+    let pin = pins.links().join(pin_name(hook, target_id));
+    let link = match adopt(&pin, program, target_id) {
         Some(link) => link,
         None => {
-            let target = File::open(cgroup.path()).map_err(failed)?;
-            let link =
-                sys::link_create(program, target.as_fd(), hook.attach_type).map_err(|error| {
-                    probe::explain_attach(hook, &error)
-                        .map_or_else(|| failed(error), KernelError::Missing)
-                })?;
+            let link = target.attach(program, hook).map_err(|error| {
+                probe::explain_attach(hook, &error)
+                    .map_or_else(|| failed(error), KernelError::Missing)
+            })?;
             sys::pin(link.as_fd(), &pin).map_err(failed)?;
             link
         }
     };
     let program_id = sys::link_info(link.as_fd()).map_err(failed)?.program_id;
-    Ok(Attachment { hook, cgroup: cgroup.clone(), cgroup_id, program_id, link })
+    Ok(Attachment { hook, target: target.clone(), target_id, program_id, link })
 }
 
 /// The pinned link, with `program` put in place of the old one; `None` (and no pin) if there is
-/// none or it no longer holds that cgroup.
-fn adopt(pin: &std::path::Path, program: BorrowedFd<'_>, cgroup_id: u64) -> Option<OwnedFd> {
+/// none or it no longer holds that target.
+fn adopt(pin: &Path, program: BorrowedFd<'_>, target: u64) -> Option<OwnedFd> {
     let link = sys::open_pinned(pin).ok()?;
-    let holds = sys::link_info(link.as_fd()).is_ok_and(|info| info.cgroup_id == cgroup_id);
+    let holds = sys::link_info(link.as_fd()).is_ok_and(|info| info.target() == target);
     if holds && sys::link_update(link.as_fd(), program).is_ok() {
         return Some(link);
     }

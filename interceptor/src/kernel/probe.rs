@@ -4,7 +4,7 @@ use std::fmt;
 
 use aya::programs::ProgramError;
 
-use super::hooks::Hook;
+use super::hooks::{HOOKS, Hook, Side};
 use super::{KernelError, chain};
 
 /// Major and minor number.
@@ -46,6 +46,18 @@ pub(super) fn require_floor() -> Result<KernelVersion, MissingFeature> {
     Ok(version)
 }
 
+/// Whether this kernel has what the interface layer hangs on.
+///
+/// # Errors
+/// It is older.
+pub fn require_interface_hooks() -> Result<(), MissingFeature> {
+    let oldest = |hook: &&Hook| hook.side == Side::Interface;
+    let hook = HOOKS.iter().find(oldest).expect("the list has interface hooks");
+    let needed = KernelVersion(hook.since.0, hook.since.1);
+    let enough = parse(&running()).is_some_and(|version| version >= needed);
+    if enough { Ok(()) } else { Err(missing(hook)) }
+}
+
 fn running() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
@@ -59,7 +71,10 @@ fn parse(release: &str) -> Option<KernelVersion> {
 
 fn missing(hook: &Hook) -> MissingFeature {
     MissingFeature {
-        feature: format!("the cgroup hook {}", hook.name),
+        feature: match hook.side {
+            Side::Interface => format!("tcx, on which the interface layer hangs ({})", hook.name),
+            Side::Workload | Side::Daemon => format!("the cgroup hook {}", hook.name),
+        },
         running: running(),
         needed: KernelVersion(hook.since.0, hook.since.1),
     }
@@ -100,7 +115,6 @@ pub(super) fn explain_attach(hook: &Hook, error: &std::io::Error) -> Option<Miss
 
 #[cfg(test)]
 mod tests {
-    use super::super::hooks::HOOKS;
     use super::*;
 
     #[test]

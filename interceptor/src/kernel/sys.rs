@@ -59,6 +59,38 @@ pub(super) fn link_create(
 
 #[repr(C)]
 #[derive(Default)]
+struct LinkCreateTcx {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+/// Attaches a program to an interface (tcx), before every other that is there.
+///
+/// # Errors
+/// The kernel's: EINVAL before Linux 6.6, ENODEV where the interface is gone.
+pub(super) fn link_create_first(
+    prog: BorrowedFd<'_>,
+    interface: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    let mut attr = LinkCreateTcx {
+        prog_fd: prog.as_raw_fd() as u32,
+        target_ifindex: interface,
+        attach_type,
+        flags: BPF_F_BEFORE,
+        ..LinkCreateTcx::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attr).map(own)
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct LinkUpdate {
     link_fd: u32,
     new_prog_fd: u32,
@@ -135,20 +167,32 @@ struct InfoByFd {
     info: u64,
 }
 
-/// The head of `struct bpf_link_info`, with the cgroup variant of its union.
+/// The head of `struct bpf_link_info`, with room for the cgroup and tcx variants of its union.
 #[repr(C)]
 #[derive(Default, Debug, Clone, Copy)]
-pub(super) struct CgroupLinkInfo {
+pub(super) struct LinkInfo {
     kind: u32,
     /// The link's number.
     pub id: u32,
     /// The program's number.
     pub program_id: u32,
     pad: u32,
-    /// The cgroup it is attached to; 0 once that cgroup is gone.
-    pub cgroup_id: u64,
-    attach_type: u32,
-    pad2: u32,
+    target: [u32; 2],
+    rest: [u32; 2],
+}
+
+impl LinkInfo {
+    /// The number of the cgroup or interface that it is attached to; 0 once that is gone.
+    pub(super) fn target(&self) -> u64 {
+        const BPF_LINK_TYPE_TCX: u32 = 11;
+        let [first, second] = self.target;
+        if self.kind == BPF_LINK_TYPE_TCX {
+            return first.into();
+        }
+        let [a, b, c, d] = first.to_ne_bytes();
+        let [e, f, g, h] = second.to_ne_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 /// The head of every `struct bpf_*_info` used here: type and number of the object.
@@ -167,11 +211,11 @@ pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<ObjectId> {
     info(object)
 }
 
-/// What a cgroup link is attached to.
+/// What a link is attached to.
 ///
 /// # Errors
 /// The descriptor is not a link.
-pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
 }
 

@@ -10,7 +10,7 @@ use super::{Attachment, Kernel, attach, pin_name, sys};
 /// Something that was not as the daemon had left it.
 #[derive(Debug)]
 pub struct Repair {
-    /// `hook connect4 of cgroup PATH`, `map SOCKETS`.
+    /// `hook connect4 of PATH`, `map SOCKETS`.
     pub what: String,
     /// What was wrong with it.
     pub amiss: Amiss,
@@ -21,7 +21,7 @@ pub struct Repair {
 /// What can be wrong with an attachment or a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amiss {
-    /// The link holds no cgroup any more.
+    /// The link holds nothing any more.
     Detached,
     /// The link runs another program.
     OtherProgram,
@@ -64,11 +64,7 @@ impl Kernel {
         }
         for attachment in attachments.iter_mut() {
             let Some(amiss) = self.amiss(attachment) else { continue };
-            let what = format!(
-                "hook {} of cgroup {}",
-                attachment.hook.name,
-                attachment.cgroup.path().display()
-            );
+            let what = format!("hook {} of {}", attachment.hook.name, attachment.target.label());
             let result = self.put_back(attachment, amiss);
             repairs.push(Repair { what, amiss, result });
         }
@@ -87,15 +83,15 @@ impl Kernel {
     }
 
     fn amiss(&self, attachment: &Attachment) -> Option<Amiss> {
-        let Ok(cgroup) = attachment.cgroup.id() else { return Some(Amiss::CgroupGone) };
-        if cgroup != attachment.cgroup_id {
+        let Ok(target) = attachment.target.id() else { return Some(Amiss::CgroupGone) };
+        if target != attachment.target_id {
             return Some(Amiss::CgroupRemade);
         }
         match sys::link_info(attachment.link.as_fd()) {
-            Ok(info) if info.cgroup_id != cgroup => Some(Amiss::Detached),
+            Ok(info) if info.target() != target => Some(Amiss::Detached),
             Ok(info) if info.program_id != attachment.program_id => Some(Amiss::OtherProgram),
             Ok(_) => {
-                let pin = self.pins.links().join(pin_name(attachment.hook, cgroup));
+                let pin = self.pins.links().join(pin_name(attachment.hook, target));
                 (!is_pinned(attachment.link.as_fd(), &pin)).then_some(Amiss::Unpinned)
             }
             Err(_) => Some(Amiss::Detached),
@@ -106,15 +102,15 @@ impl Kernel {
         match amiss {
             Amiss::CgroupGone => Err("one that is made at its path will be covered".into()),
             Amiss::Unpinned => {
-                let pin = self.pins.links().join(pin_name(attachment.hook, attachment.cgroup_id));
+                let pin = self.pins.links().join(pin_name(attachment.hook, attachment.target_id));
                 self.pin(attachment.link.as_fd(), &pin)
             }
             Amiss::Detached | Amiss::OtherProgram | Amiss::CgroupRemade => {
-                let before = pin_name(attachment.hook, attachment.cgroup_id);
+                let before = pin_name(attachment.hook, attachment.target_id);
                 self.pins.prepare().map_err(|error| error.to_string())?;
-                *attachment = attach(&self.object, &self.pins, attachment.hook, &attachment.cgroup)
+                *attachment = attach(&self.object, &self.pins, attachment.hook, &attachment.target)
                     .map_err(|error| error.to_string())?;
-                if pin_name(attachment.hook, attachment.cgroup_id) != before {
+                if pin_name(attachment.hook, attachment.target_id) != before {
                     let _ = std::fs::remove_file(self.pins.links().join(before));
                 }
                 Ok(())

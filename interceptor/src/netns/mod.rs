@@ -1,6 +1,9 @@
 //! Network namespaces: opening one, making a socket in it, following its routes, ending its sockets.
 
 pub mod diag;
+mod isolated;
+mod links;
+mod nat;
 mod routes;
 
 use std::fs::File;
@@ -9,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use isolated::{IsolateError, Isolated};
+pub use links::{Gate, WaysOut};
 pub use routes::Routes;
 
 use nix::sched::{CloneFlags, setns};
@@ -56,7 +61,11 @@ impl NetNs {
     }
 
     fn open(path: &Path, label: String) -> io::Result<Self> {
-        let file = File::open(path)?;
+        Self::of_file(File::open(path)?, path, label)
+    }
+
+    /// The namespace behind an open file. `path`: how others may open it, below /proc for "not at all".
+    fn of_file(file: File, path: &Path, label: String) -> io::Result<Self> {
         let home = file.metadata()?.ino() == std::fs::metadata("/proc/self/ns/net")?.ino();
         let mut ns = Self { file, path: path.to_owned(), cookie: 0, home, label };
         ns.cookie = ns.run(|| {

@@ -98,6 +98,8 @@ pub struct Launch<'a> {
     pub run_as: RunAs,
     /// Leave it its capabilities: a root command can then undo what covers it.
     pub keep_caps: bool,
+    /// Files that lie over others: the file, and the one that it covers.
+    pub files: Vec<(PathBuf, PathBuf)>,
     /// Directories that it finds empty (T-12: the one of the control sockets). They must exist: one
     /// made later would show.
     pub hide: Vec<PathBuf>,
@@ -220,6 +222,10 @@ impl Launch<'_> {
             steps.push(Step::EnterNetNs(netns));
         }
         steps.extend([Step::NewMountNs, Step::PrivateMounts]);
+        // Before directories are hidden: the files may lie in one.
+        for (file, over) in &self.files {
+            steps.push(Step::Bind { from: c_path(file)?, over: c_path(over)? });
+        }
         mount_steps(&mut steps, &self.hide)?;
         if !self.keep_caps {
             kernel_settings_steps(&mut steps)?;

@@ -29,6 +29,7 @@ impl Room {
             etc_netns: None,
             run_as: RunAs::Root,
             keep_caps: false,
+            files: Vec::new(),
             hide: Vec::new(),
             descriptors: None,
         }

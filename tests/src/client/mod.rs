@@ -4,13 +4,14 @@ mod bulk;
 mod crowd;
 mod detour;
 mod dwell;
+mod escape;
 mod plain;
 mod probe;
 mod protocols;
 mod tls;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ use clap::Subcommand;
 
 pub use crowd::Manner;
 pub use dwell::Dwell;
+pub use escape::{Frame, Way};
 
 /// How long a peer may keep a job waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -200,6 +202,31 @@ pub enum Job {
         /// The Host header
         host: String,
     },
+    /// Sends a packet past the socket hooks; prints `sent` or the error's name
+    Escape {
+        /// How
+        way: Way,
+        /// Where to
+        to: SocketAddrV4,
+        /// What frames made by hand say
+        #[command(flatten)]
+        frame: Frame,
+    },
+    /// Uses a socket of somebody else's; prints `sent` or the error's name
+    Borrow {
+        /// The unix socket by which it is lent
+        from: String,
+        /// Where to
+        to: SocketAddr,
+        /// It is a datagram socket, else a TCP socket that isn't connected
+        #[arg(long)]
+        udp: bool,
+    },
+    /// Says `serving`, accepts one connection and sends back what comes; prints `BYTES served`
+    Serve {
+        /// At this address
+        at: SocketAddr,
+    },
     /// Only connects; prints `connected` or the error's name
     Connect {
         /// Where to
@@ -284,6 +311,9 @@ pub fn run(job: Job) -> Result<String> {
         Job::Dwell(what) => dwell::dwell(&what),
         Job::Crowd { to, count, manner } => crowd::crowd(to, count, manner),
         Job::Steady { to, host } => crowd::steady(to, &host),
+        Job::Escape { way, to, frame } => escape::escape(way, to, &frame),
+        Job::Borrow { from, to, udp } => escape::borrow(&from, to, udp),
+        Job::Serve { at } => escape::serve(at),
         Job::Connect { to } => plain::connect(to),
     }
 }
