@@ -15,7 +15,7 @@ use interceptor_common::{SocketState, Tier};
 use ipnet::IpNet;
 
 use super::cut::{Covered, allows};
-use super::handler::Running;
+use super::handler::{CoveredNamespace, Running};
 use crate::account::{Flag, Record};
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{TableError, Tables, socket_state};
@@ -106,7 +106,7 @@ impl Existing {
     /// At the start, once the hooks are attached: cuts or keeps, says so, and looks again.
     pub(super) fn settle(&self, running: &Running) {
         let mut said = Said::default();
-        for (netns, _) in &running.namespaces {
+        for CoveredNamespace { netns, .. } in &running.namespaces {
             for socket in self.kept(running, netns) {
                 said.add(running, &socket, Fate::Kept);
             }
@@ -132,7 +132,7 @@ impl Existing {
         let mut muted = HashSet::new();
         for _ in 0..ROUNDS {
             let mut found = false;
-            for (netns, _) in &running.namespaces {
+            for CoveredNamespace { netns, .. } in &running.namespaces {
                 let result = Diag::open(netns).and_then(|diag| {
                     for socket in self.unjudged(running, netns, &diag)? {
                         if muted.contains(&socket.cookie()) {
@@ -213,7 +213,7 @@ impl Existing {
     fn cut_datagrams(&self, running: &Running, said: &mut Said) {
         let snapshot = running.policy.current();
         let ours = self.ours();
-        for (netns, _) in &running.namespaces {
+        for CoveredNamespace { netns, .. } in &running.namespaces {
             let Ok(diag) = Diag::open(netns) else { continue };
             for socket in diag.connected(Transport::Udp, &[]).unwrap_or_default() {
                 let inside = stays_inside(netns, &socket, &running.kernel.tables());

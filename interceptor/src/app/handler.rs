@@ -28,7 +28,7 @@ use crate::tiers::{Labels, Sync};
 use crate::workloads::cgroup::Cgroup;
 
 /// A covered namespace.
-pub(super) struct Covered {
+pub(super) struct CoveredNamespace {
     pub(super) netns: Arc<NetNs>,
     pub(super) listeners: Namespace,
     pub(super) ways: WaysOut,
@@ -44,7 +44,7 @@ pub(super) struct Running {
     pub(super) rooms: Arc<Rooms>,
     /// Each workload's.
     pub(super) workloads: Vec<Arc<Room>>,
-    pub(super) namespaces: Vec<Covered>,
+    pub(super) namespaces: Vec<CoveredNamespace>,
     /// The covered cgroups.
     pub(super) cgroups: Vec<Cgroup>,
     /// Direct connections that were cut.
@@ -196,8 +196,8 @@ impl Handler for Running {
     }
 }
 
-fn namespace(covered: &Covered) -> NamespaceReport {
-    let Covered { netns, listeners: at, ways } = covered;
+fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
+    let CoveredNamespace { netns, listeners: at, ways } = covered;
     NamespaceReport {
         interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),
         gaps: ways.gaps.clone(),

@@ -17,7 +17,7 @@ use super::cut::Ended;
 use super::direct::{Direct, hear};
 use super::enrol::{self, Enrolled, namespaces_of};
 use super::existing::Existing;
-use super::handler::{Covered, Running, hidden};
+use super::handler::{CoveredNamespace, Running, hidden};
 use super::reload::{Reloader, said};
 use super::report::Reporter;
 use super::signals::Signals;
@@ -252,7 +252,7 @@ async fn start(
     }));
 
     let netns = Arc::clone(&enrolled[0].netns);
-    let covered = |one: &Enrolled| Covered {
+    let covered = |one: &Enrolled| CoveredNamespace {
         netns: Arc::clone(&one.netns),
         listeners: one.listeners.addresses(),
         ways: one.ways.clone(),
