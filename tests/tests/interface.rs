@@ -209,8 +209,8 @@ fn t07_a_connection_from_before_the_attach_carries_nothing_more() -> Result<()> 
 /// The pod's own translation turns what is allowed to where nothing is.
 fn translate(pod: &Pod, world: &World) -> Result<()> {
     let rules = format!(
-        "table ip detour {{ chain out {{ type nat hook output priority -100; \
-         ip daddr {} dnat to {FORBIDDEN}; ip daddr {} dnat to {FORBIDDEN}; }} }}",
+        "table ip detour {{\n  chain out {{\n    type nat hook output priority -100;\n    \
+         ip daddr {} dnat to {FORBIDDEN}\n    ip daddr {} dnat to {FORBIDDEN}\n  }}\n}}",
         ALLOWED[0],
         world::HTTPBIN
     );

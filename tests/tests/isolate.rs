@@ -21,7 +21,7 @@ const FLAGS: [&str; 5] = ["--isolate", "--outbound", "registry-only", "--resolve
 fn traces(world: &World) -> Result<Vec<String>> {
     let name = world.workload.name();
     let mut found = Vec::new();
-    for (program, mark) in [("ip -o link show", "ix-"), ("nft list tables", "interceptor-")] {
+    for (program, mark) in [("ip -o link show", ": ix-"), ("nft list tables", "interceptor-")] {
         let mut command = Command::new("ip");
         let output = command.args(["netns", "exec", name]).args(program.split(' ')).output()?;
         ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
@@ -77,7 +77,8 @@ fn a_command_reaches_what_it_may_from_a_network_of_its_own() -> Result<()> {
         assert_eq!(echo.finished.stdout, "1000000 intact\n", "{}", echo.finished.stderr);
     }
     assert_eq!(running.counter("direct")?, 2);
-    let refused = running.exec(&[CLIENT, "connect", "203.0.113.61:7"], 1)?;
+    let refused = running.exec(&[CLIENT, "echo", "203.0.113.61:7", "--bytes", "10"], 1)?;
+    assert_ne!(refused.finished.code, 0);
     assert!(refused.log[0].contains("BlackHoleCluster"), "{:?}", refused.log);
     let status = running.status()?;
     let namespace = &status["namespaces"][0];

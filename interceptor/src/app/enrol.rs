@@ -1,15 +1,18 @@
-//! Covering network namespaces: listeners in them, their routes in the kernel's table.
+//! Covering network namespaces: listeners in them, their routes in the kernel's table; a command's own.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use interceptor_common::Namespace;
 
+use super::{AppError, system};
 use crate::accept::Listeners;
-use crate::kernel::{Kernel, RouteEntry, TableError, Tables, require_interface_hooks};
-use crate::netns::{NetNs, Routes, WaysOut};
+use crate::kernel::{Kernel, KernelError, RouteEntry, TableError, Tables, require_interface_hooks};
+use crate::netns::{Isolated, NetNs, Routes, WaysOut};
 use crate::tiers::POLICY;
 use crate::workloads::cgroup::Cgroup;
 
@@ -87,6 +90,27 @@ pub(super) async fn sweep(kernel: Arc<Kernel>) {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// A namespace of COMMAND's own, and the resolv.conf that it finds there over the machine's.
+pub(super) async fn isolate(
+    name: &str,
+    resolvers: &[SocketAddr],
+) -> Result<(NetNs, Isolated, Vec<(PathBuf, PathBuf)>), AppError> {
+    // Without the interface layer it would hold nothing more than without a namespace.
+    require_interface_hooks().map_err(KernelError::Missing)?;
+    if let Some(local) = resolvers.iter().find(|resolver| resolver.ip().is_loopback()) {
+        return Err(AppError::Usage(format!(
+            "--isolate: the DNS server {local} is on this machine's loopback, which the command's network \
+             does not have; name one that is not with --resolver (`resolvectl dns` shows what is behind \
+             127.0.0.53)"
+        )));
+    }
+    let (netns, isolated) = Isolated::create(name).await?;
+    let own = isolated.resolv_conf(resolvers).map_err(system("cannot write a resolv.conf"))?;
+    let machines = Path::new("/etc/resolv.conf");
+    let files = machines.exists().then(|| (own, machines.to_owned())).into_iter().collect();
+    Ok((netns, isolated, files))
 }
 
 /// The namespaces that the processes of `cgroups` are in now, each once.

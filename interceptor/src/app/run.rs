@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,7 @@ use crate::admit::{Room, Rooms};
 use crate::cli::{self, Exit};
 use crate::conn::{self, Site};
 use crate::descriptors;
-use crate::kernel::{
-    EventReader, HintReader, Kernel, KernelError, Pins, Plan, require_interface_hooks,
-};
+use crate::kernel::{EventReader, HintReader, Kernel, Pins, Plan};
 use crate::memory;
 use crate::netns::diag::Diag;
 use crate::netns::{Isolated, NetNs};
@@ -159,7 +157,7 @@ async fn start(
     // What a killed one left of the name: its command, if it still runs, is cut off.
     Isolated::clean_stale(&args.name).await?;
     let (isolated, files, namespaces) = if args.isolate {
-        let (netns, isolated, files) = isolate(&args.name, &resolvers).await?;
+        let (netns, isolated, files) = enrol::isolate(&args.name, &resolvers).await?;
         (Some(isolated), files, vec![netns])
     } else {
         (None, Vec::new(), covered_namespaces(args, &cgroups)?)
@@ -336,27 +334,6 @@ async fn start(
         background,
         stop_reporter,
     })
-}
-
-/// A namespace of COMMAND's own, and the resolv.conf that it finds there over the machine's.
-async fn isolate(
-    name: &str,
-    resolvers: &[SocketAddr],
-) -> Result<(NetNs, Isolated, Vec<(PathBuf, PathBuf)>), AppError> {
-    // Without the interface layer it would hold nothing more than without a namespace.
-    require_interface_hooks().map_err(KernelError::Missing)?;
-    if let Some(local) = resolvers.iter().find(|resolver| resolver.ip().is_loopback()) {
-        return Err(AppError::Usage(format!(
-            "--isolate: the DNS server {local} is on this machine's loopback, which the command's network \
-             does not have; name one that is not with --resolver (`resolvectl dns` shows what is behind \
-             127.0.0.53)"
-        )));
-    }
-    let (netns, isolated) = Isolated::create(name).await?;
-    let own = isolated.resolv_conf(resolvers).map_err(system("cannot write a resolv.conf"))?;
-    let machines = Path::new("/etc/resolv.conf");
-    let files = machines.exists().then(|| (own, machines.to_owned())).into_iter().collect();
-    Ok((netns, isolated, files))
 }
 
 /// What ends refused connections in each namespace.
