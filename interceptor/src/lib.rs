@@ -21,6 +21,7 @@ pub mod workloads;
 pub mod netns;
 
 pub mod scenario;
+pub mod selftest;
 
 pub mod admin;
 pub mod explain;

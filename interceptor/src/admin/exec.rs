@@ -48,6 +48,7 @@ pub async fn run(exec: &Exec) -> Result<Exit, ExecError> {
         etc_netns: info.etc_netns,
         run_as: RunAs::from_env(|name| std::env::var_os(name))?,
         keep_caps: exec.keep_caps,
+        also_keep: &[],
         hide: info.hide,
         descriptors: None,
     };

@@ -9,6 +9,7 @@ mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod selftest;
 mod test;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
 use crate::kernel::{KernelError, PinError, Pins};
+use crate::selftest::SelftestError;
 use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
@@ -46,6 +48,8 @@ enum AppError {
     Exec(#[from] admin::exec::ExecError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error(transparent)]
+    Selftest(#[from] SelftestError),
     #[error("{what}: {source}")]
     Busy { what: String, source: std::io::Error },
     #[error("{what}: {source}")]
@@ -63,6 +67,7 @@ impl AppError {
             Self::Launch(error) => error.exit(),
             Self::Admin(error) => error.exit(),
             Self::Exec(error) => error.exit(),
+            Self::Selftest(error) => error.exit(),
             Self::Busy { .. } => Exit::Busy,
             Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
         }
@@ -81,6 +86,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(early) => return early.print().into(),
     };
+    if let Verb::SelftestInside(args) = &cli.verb {
+        // Before there is a second thread: it makes namespaces that a process of many cannot.
+        return match crate::selftest::inside(args.socket.as_deref()) {
+            Ok(()) => Exit::Success.into(),
+            Err(error) => {
+                eprintln!("interceptor: {error}");
+                Exit::Internal.into()
+            }
+        };
+    }
     init_log(&cli);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -141,6 +156,9 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
         Verb::Test(test) => self::test::run(&test),
+        Verb::Selftest(args) => selftest::run(&args).await,
+        // Done before the runtime was made.
+        Verb::SelftestInside(_) => Ok(Exit::Internal),
     }
 }
 

@@ -459,6 +459,7 @@ async fn supervise(
         etc_netns: started.etc_netns.clone(),
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
+        also_keep: &[],
         hide: hidden(),
         descriptors,
     };

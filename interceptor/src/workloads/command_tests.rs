@@ -29,6 +29,7 @@ impl Room {
             etc_netns: None,
             run_as: RunAs::Root,
             keep_caps: false,
+            also_keep: &[],
             hide: Vec::new(),
             descriptors: None,
         }
