@@ -37,10 +37,9 @@ pub(super) async fn run(args: &Selftest) -> Result<Exit, AppError> {
 }
 
 fn list(only: Option<&str>) {
-    for (kind, ways) in [
-        ("control", selftest::controls().collect::<Vec<_>>()),
-        ("way", selftest::ways().collect()),
-    ] {
+    for (kind, ways) in
+        [("control", selftest::controls().collect::<Vec<_>>()), ("way", selftest::ways().collect())]
+    {
         for way in ways.into_iter().filter(|way| selftest::is_meant(way, only)) {
             println!("{kind:<8} {:<24} T-{:<3} {}", way.id, way.threat, way.what);
         }

@@ -68,9 +68,7 @@ pub(super) const CONTROLS: &[Way] = &[
         talk::tell((NAMED6, TLS).into(), &named(NAMED, t))
     }),
     control("allowed-http4", 30, "an HTTP request", |t| request(t.allowed(HTTP), ALLOWED, t)),
-    control("allowed-http6", 30, "the same over IPv6", |t| {
-        request(t.allowed_v6(HTTP), ALLOWED, t)
-    }),
+    control("allowed-http6", 30, "the same over IPv6", |t| request(t.allowed_v6(HTTP), ALLOWED, t)),
     control("allowed-http-resolved", 24, "an HTTP request where DNS says the host is", |t| {
         request((NAMED4, HTTP).into(), NAMED, t)
     }),

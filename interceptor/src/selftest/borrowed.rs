@@ -148,7 +148,8 @@ pub(super) fn early(id: &str) -> Option<(Lender, Loan, u16)> {
 /// Asks a lender.
 pub(super) fn borrow(lender: Lender, loan: Loan, early: bool, t: &Target) -> io::Result<OwnedFd> {
     let mut stream = UnixStream::connect(&t.lenders[lender as usize])?;
-    let port = if matches!(loan, Loan::Tcp | Loan::TcpBound | Loan::TcpConnected) { TCP } else { UDP };
+    let port =
+        if matches!(loan, Loan::Tcp | Loan::TcpBound | Loan::TcpConnected) { TCP } else { UDP };
     let ask = Ask { loan, to: t.canary(port), early };
     writeln!(stream, "{}", serde_json::to_string(&ask)?)?;
     sys::receive(&stream)

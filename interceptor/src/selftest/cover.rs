@@ -12,9 +12,7 @@ use nix::unistd::Pid;
 
 use super::SelftestError;
 use super::room::Room;
-use super::way::{
-    ALLOWED, ALLOWED_NET4, ALLOWED_NET6, HTTP, NAMED, RESOLVER, TCP, TLS, UDP, WILD,
-};
+use super::way::{ALLOWED, ALLOWED_NET4, ALLOWED_NET6, HTTP, NAMED, RESOLVER, TCP, TLS, UDP, WILD};
 use crate::admin::client;
 
 /// How long it may take to start.
@@ -85,9 +83,9 @@ impl Cover {
     /// It cannot be asked, or has none.
     pub(super) fn doors(&self) -> Result<(u16, u16), SelftestError> {
         let status = client::status(&self.name).map_err(|error| self.said(&error.to_string()))?;
-        let port = |listener: &Option<String>| {
-            let address: std::net::SocketAddr = listener.as_ref()?.parse().ok()?;
-            Some(address.port())
+        // As in `127.0.0.1-4:41234`.
+        let port = |listener: &Option<String>| -> Option<u16> {
+            listener.as_ref()?.rsplit_once(':')?.1.parse().ok()
         };
         status
             .namespaces
@@ -112,7 +110,9 @@ impl Cover {
             Ok(Some(status)) if status.code() == Some(128 + Signal::SIGTERM as i32) => Ok(()),
             Ok(Some(status)) => Err(self.said(&format!("it ended with {status}"))),
             Ok(None) => Err(self.said(&format!("it did not end in {END:?}"))),
-            Err(source) => Err(SelftestError::Cover { message: String::new(), source: Some(source) }),
+            Err(source) => {
+                Err(SelftestError::Cover { message: String::new(), source: Some(source) })
+            }
         }
     }
 

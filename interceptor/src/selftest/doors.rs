@@ -107,15 +107,11 @@ pub(super) const WAYS: &[Way] = &[
         send(t.link_local(if_nametoindex(LINK)?), t.token())
     }),
     way("node4", 13, "the node's address", |t| talk::tell((NODE4, t.port).into(), t.token())),
-    way("node6", 13, "the node's IPv6 address", |t| {
-        talk::tell((NODE6, t.port).into(), t.token())
-    }),
+    way("node6", 13, "the node's IPv6 address", |t| talk::tell((NODE6, t.port).into(), t.token())),
     datagram("node-udp", 13, "the node's address over UDP", |t| {
         send((NODE4, t.port).into(), t.token())
     }),
-    way("gateway4", 13, "the gateway's address", |t| {
-        talk::tell((FAR4, t.port).into(), t.token())
-    }),
+    way("gateway4", 13, "the gateway's address", |t| talk::tell((FAR4, t.port).into(), t.token())),
     way("reserved4", 13, "an address of class E", |t| {
         talk::tell(([240, 0, 0, 7], t.port).into(), t.token())
     }),

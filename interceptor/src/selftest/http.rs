@@ -92,7 +92,9 @@ pub(super) const WAYS: &[Way] = &[
     way("http-host-ip", 30, "the canary's address as Host", |t| {
         ask(t, &get(&t.canary4.to_string(), ""))
     }),
-    way("http-host-brackets", 30, "a name in brackets", |t| ask(t, &get(&format!("[{ALLOWED}]"), ""))),
+    way("http-host-brackets", 30, "a name in brackets", |t| {
+        ask(t, &get(&format!("[{ALLOWED}]"), ""))
+    }),
     way("http-loopback-host", 12, "the daemon's loopback as Host", |t| {
         ask(t, &get("127.0.0.1:15000", ""))
     }),

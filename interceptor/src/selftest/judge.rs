@@ -56,7 +56,7 @@ pub(super) struct Record {
 const TOKEN_TAIL: usize = 4;
 
 /// The token of a way: part of host names, so lower-case letters and digits.
-pub(super) fn token(prefix: &str, mode: u8, number: u8) -> String {
+pub(super) fn token(prefix: &str, mode: u8, number: u16) -> String {
     format!("{prefix}{mode}{number:03}")
 }
 

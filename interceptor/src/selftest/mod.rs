@@ -184,7 +184,7 @@ pub fn is_meant(way: &Way, only: Option<&str>) -> bool {
 /// There is no result: a part of the test itself failed.
 pub async fn run(options: &Options) -> Result<Report, SelftestError> {
     let started = Instant::now();
-    let chosen: Vec<(u8, &Way)> =
+    let chosen: Vec<(u16, &Way)> =
         way::numbered().filter(|(_, way)| is_meant(way, options.only.as_deref())).collect();
     if chosen.is_empty() {
         return Err(SelftestError::NoMatch(options.only.clone().unwrap_or_default()));
@@ -286,7 +286,7 @@ impl Place {
         name: &'static str,
         home: &Home,
         prefix: &str,
-        chosen: &[(u8, &Way)],
+        chosen: &[(u16, &Way)],
         options: &Options,
     ) -> Result<Self, SelftestError> {
         let room = Room::new(name, &home.cgroup, prefix).await?;
@@ -298,7 +298,9 @@ impl Place {
         let order =
             Order::Lend { socket: lenders[1].clone(), early: early(chosen, Lender::Inside) };
         // Ours, so it may see what a workload may not.
-        let mut lender = Inside::start(name, &room, &files, Mode::Container, options.uid, vec![], &order).await?;
+        let mut lender =
+            Inside::start(name, &room, &files, Mode::Container, options.uid, vec![], &order)
+                .await?;
         if lender.line().await?.is_none() {
             let source = io::Error::other("who lends sockets could not make them");
             return Err(SelftestError::Inside { room: name.to_owned(), source });
@@ -311,7 +313,7 @@ impl Place {
     /// by themselves, since the machine may have been busy.
     async fn try_in_all_modes(
         &self,
-        chosen: &[(u8, &'static Way)],
+        chosen: &[(u16, &'static Way)],
         interceptor: &str,
         options: &Options,
         wanted: impl Fn(Mode, &Way) -> bool,
@@ -333,7 +335,9 @@ impl Place {
         let mut tried: HashMap<(Mode, String), Tried> = Mode::ALL
             .into_iter()
             .zip(tried)
-            .flat_map(|(mode, tried)| tried.into_iter().map(move |one| ((mode, one.id.clone()), one)))
+            .flat_map(|(mode, tried)| {
+                tried.into_iter().map(move |one| ((mode, one.id.clone()), one))
+            })
             .collect();
         for mode in Mode::ALL {
             let hung = |way: &Way| {
@@ -376,11 +380,13 @@ impl Place {
         let order = Order::Try { jobs, at_once };
         let hide = options.hide.clone();
         let mut inside =
-            Inside::start(self.name, &self.room, &self.files, mode, options.uid, hide, &order).await?;
+            Inside::start(self.name, &self.room, &self.files, mode, options.uid, hide, &order)
+                .await?;
         let read = async {
             let mut found = Vec::new();
             while let Some(line) = inside.line().await? {
-                let tried: Tried = serde_json::from_str(&line).map_err(|error| inside.failed(error.into()))?;
+                let tried: Tried =
+                    serde_json::from_str(&line).map_err(|error| inside.failed(error.into()))?;
                 found.push(tried);
             }
             Ok::<_, SelftestError>(found)
@@ -393,10 +399,10 @@ impl Place {
         if found.len() == count { Ok(found) } else { Err(failed("it ended early")) }
     }
 
-    fn target(&self, mode: Mode, number: u8, interceptor: &str) -> way::Target {
+    fn target(&self, mode: Mode, number: u16, interceptor: &str) -> way::Target {
         way::Target::new(mode as u8, number, |target| {
             target.token = judge::token(&self.prefix, mode as u8, number);
-            target.port = FIRST_PORT + 256 * mode as u16 + u16::from(number);
+            target.port = FIRST_PORT + 1024 * mode as u16 + number;
             target.doors = self.doors;
             target.interceptor = interceptor.to_owned();
             target.lenders = self.lenders.clone();
@@ -406,7 +412,7 @@ impl Place {
 }
 
 /// What must be made before the cover is there.
-fn early(chosen: &[(u8, &Way)], lender: Lender) -> Vec<Ask> {
+fn early(chosen: &[(u16, &Way)], lender: Lender) -> Vec<Ask> {
     let mut asks = Vec::new();
     for (number, way) in chosen {
         if let Some((who, loan, port)) = borrowed::early(way.id)

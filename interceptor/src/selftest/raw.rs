@@ -77,9 +77,7 @@ pub(super) const WAYS: &[Way] = &[
     way("hdrincl6", 5, "IPv6 header of its own", |t| {
         raw(libc::IPPROTO_RAW, t.canary6.into(), &packet6(t))
     }),
-    way("sctp", 5, "SCTP", |t| {
-        stream(sys::socket(libc::AF_INET, libc::SOCK_STREAM, SCTP)?, t)
-    }),
+    way("sctp", 5, "SCTP", |t| stream(sys::socket(libc::AF_INET, libc::SOCK_STREAM, SCTP)?, t)),
     way("dccp", 5, "DCCP", |t| stream(sys::socket(libc::AF_INET, SOCK_DCCP, DCCP)?, t)),
     way("smc", 5, "SMC, which falls back to TCP", |t| {
         stream(sys::socket(AF_SMC, libc::SOCK_STREAM, 0)?, t)
@@ -194,7 +192,8 @@ fn datagram(t: &Target) -> Vec<u8> {
 fn syn(t: &Target) -> Vec<u8> {
     let [high, low] = TCP.to_be_bytes();
     let [from_high, from_low] = t.port.to_be_bytes();
-    let mut bytes = vec![from_high, from_low, high, low, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff];
+    let mut bytes =
+        vec![from_high, from_low, high, low, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff];
     bytes.resize(20, 0);
     bytes
 }

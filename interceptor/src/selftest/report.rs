@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Mode;
+use super::allowed::is_answer;
 use super::inside::{Met, Tried};
 use super::way::{Shows, Way};
-use super::allowed::is_answer;
 
 /// What is to be said of one way in one mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -133,11 +133,7 @@ pub(super) fn judge(
 }
 
 /// Judges a control in one room: it must arrive where it goes, and be answered.
-pub(super) fn judge_control(
-    way: &Way,
-    mode: Mode,
-    (tried, arrived): &(Tried, bool),
-) -> Finding {
+pub(super) fn judge_control(way: &Way, mode: Mode, (tried, arrived): &(Tried, bool)) -> Finding {
     let answered = matches!(&tried.met, Met::Done(text) if is_answer(text));
     let came = *arrived || way.shows == Shows::Nothing;
     let mark = match &tried.met {
@@ -180,13 +176,16 @@ impl Report {
 
     /// A table, a line for what the table is too narrow for, and a summary.
     pub fn text(&self) -> String {
-        let modes: Vec<Mode> =
-            self.rows.first().map_or_else(Vec::new, |row| row.modes.iter().map(|f| f.mode).collect());
+        let modes: Vec<Mode> = self
+            .rows
+            .first()
+            .map_or_else(Vec::new, |row| row.modes.iter().map(|f| f.mode).collect());
         let mut text = String::new();
         let width = self.rows.iter().map(|row| row.id.len()).max().unwrap_or(0);
         let says = self.rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(0);
         let heads: String = modes.iter().map(|mode| format!("  {:<9}", mode.label())).collect();
-        let _ = writeln!(text, "{:<width$}  T   {heads}  {:<says$}  how it was refused", "way", "what");
+        let _ =
+            writeln!(text, "{:<width$}  T   {heads}  {:<says$}  how it was refused", "way", "what");
         for control in [true, false] {
             for row in self.rows.iter().filter(|row| row.control == control) {
                 let marks: String =

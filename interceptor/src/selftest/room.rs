@@ -22,13 +22,11 @@ use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 
+use super::SelftestError;
 use super::allowed::ECHO4;
 use super::judge::{Capture, Record};
 use super::servers::Servers;
-use super::way::{
-    FAR_LINK6, FAR4, FAR6, LINK, NODE4, NODE6, RESOLVER, ROOM4, ROOM6,
-};
-use super::SelftestError;
+use super::way::{FAR_LINK6, FAR4, FAR6, LINK, NODE4, NODE6, RESOLVER, ROOM4, ROOM6};
 use crate::netns::NetNs;
 use crate::workloads::cgroup::Cgroup;
 
@@ -192,9 +190,9 @@ async fn connect(near: &NetNs, node: &NetNs, far: &NetNs) -> io::Result<()> {
 
 fn set(netns: &NetNs, setting: &str, value: &str) -> io::Result<()> {
     let path = Path::new("/proc/sys/net").join(setting);
-    netns.run(|| fs::write(&path, value))?.map_err(|error| {
-        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    })
+    netns
+        .run(|| fs::write(&path, value))?
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// Netlink in one namespace.

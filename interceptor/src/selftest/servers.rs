@@ -106,7 +106,9 @@ async fn serve(mut stream: TcpStream, record: Record) {
 fn answer(heard: &[u8]) -> Option<Vec<u8>> {
     match heard {
         [22, 3, _, ..] => Some(ALERT.to_vec()),
-        [high, low, message @ ..] if usize::from(u16::from_be_bytes([*high, *low])) == message.len() => {
+        [high, low, message @ ..]
+            if usize::from(u16::from_be_bytes([*high, *low])) == message.len() =>
+        {
             let answer = dns_answer(message)?;
             Some([&(answer.len() as u16).to_be_bytes()[..], &answer].concat())
         }
@@ -120,9 +122,9 @@ fn http_answer(heard: &[u8]) -> Option<Vec<u8>> {
     let head = String::from_utf8_lossy(&heard[..head]);
     let path = head.split(' ').nth(1).unwrap_or_default();
     Some(match path.strip_prefix("/redirect/") {
-        Some(to) => format!(
-            "HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n"
-        ),
+        Some(to) => {
+            format!("HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n")
+        }
         None => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
     })
     .map(String::into_bytes)

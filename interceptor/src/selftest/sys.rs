@@ -32,12 +32,16 @@ pub(super) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedF
 ///
 /// # Errors
 /// The call's.
-pub(super) fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+pub(super) fn set_option(
+    socket: &impl AsRawFd,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> io::Result<()> {
     let length = value.len() as libc::socklen_t;
     // SAFETY: pointer and length are those of `value`, which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length)
-    };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     done(result).map(drop)
 }
 
@@ -45,7 +49,12 @@ pub(super) fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: &[
 ///
 /// # Errors
 /// The call's.
-pub(super) fn set_number(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_number(
+    socket: &impl AsRawFd,
+    level: i32,
+    name: i32,
+    value: i32,
+) -> io::Result<()> {
     set_option(socket, level, name, &value.to_ne_bytes())
 }
 
@@ -88,7 +97,12 @@ pub(super) fn bind(socket: &impl AsRawFd, address: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// The call's.
-pub(super) fn send_to(socket: &impl AsRawFd, data: &[u8], flags: i32, address: &[u8]) -> io::Result<()> {
+pub(super) fn send_to(
+    socket: &impl AsRawFd,
+    data: &[u8],
+    flags: i32,
+    address: &[u8],
+) -> io::Result<()> {
     let length = address.len() as libc::socklen_t;
     // SAFETY: both pointers and lengths are those of slices that outlive the call.
     let sent = unsafe {
@@ -108,7 +122,11 @@ pub(super) fn send_to(socket: &impl AsRawFd, data: &[u8], flags: i32, address: &
 ///
 /// # Errors
 /// The call's: none was sent.
-pub(super) fn send_many(socket: &impl AsRawFd, data: &[u8], to: &[SocketAddr]) -> io::Result<usize> {
+pub(super) fn send_many(
+    socket: &impl AsRawFd,
+    data: &[u8],
+    to: &[SocketAddr],
+) -> io::Result<usize> {
     let mut names: Vec<Vec<u8>> = to.iter().map(|address| address_bytes(*address)).collect();
     let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     let mut messages: Vec<libc::mmsghdr> = names
@@ -134,7 +152,11 @@ pub(super) fn send_many(socket: &impl AsRawFd, data: &[u8], to: &[SocketAddr]) -
 ///
 /// # Errors
 /// None: what the connects met is not what is judged.
-pub(super) fn connect_flipping(a: SocketAddrV4, b: SocketAddrV4, span: Duration) -> io::Result<String> {
+pub(super) fn connect_flipping(
+    a: SocketAddrV4,
+    b: SocketAddrV4,
+    span: Duration,
+) -> io::Result<String> {
     let words = |address| -> Vec<u32> {
         let bytes = address_bytes(SocketAddr::V4(address));
         bytes.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]])).collect()
@@ -205,7 +227,11 @@ pub(super) fn ring_connect(ring: Ring, to: SocketAddr) -> io::Result<OwnedFd> {
     let address = address_bytes(to);
     let length = address.len() as libc::socklen_t;
     let target = types::Fd(socket.as_raw_fd());
-    submit(&mut queue, ring, opcode::Connect::new(target, address.as_ptr().cast(), length).build())?;
+    submit(
+        &mut queue,
+        ring,
+        opcode::Connect::new(target, address.as_ptr().cast(), length).build(),
+    )?;
     Ok(socket)
 }
 

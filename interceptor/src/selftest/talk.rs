@@ -96,8 +96,7 @@ pub(super) fn answered(bytes: &[u8]) -> String {
     match text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)) {
         Some(status) => format!("HTTP {status}"),
         None => {
-            let line: String =
-                text.chars().take_while(|c| !c.is_control()).take(20).collect();
+            let line: String = text.chars().take_while(|c| !c.is_control()).take(20).collect();
             format!("answer {line:?}")
         }
     }

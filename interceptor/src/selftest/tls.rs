@@ -174,7 +174,9 @@ pub(super) const WAYS: &[Way] = &[
     way("tls-suffix", 22, "an allowed name as the beginning of another", |t| {
         show(&Hello::named(&format!("{ALLOWED}.{}", t.forbidden())), t)
     }),
-    way("tls-wildcard-parent", 22, "the bare parent of a wildcard", |t| show(&Hello::named(WILD), t)),
+    way("tls-wildcard-parent", 22, "the bare parent of a wildcard", |t| {
+        show(&Hello::named(WILD), t)
+    }),
     way("tls-wildcard-letters", 22, "letters before the parent of a wildcard", |t| {
         show(&Hello::named(&format!("evil{WILD}")), t)
     }),
@@ -255,7 +257,9 @@ pub(super) const WAYS: &[Way] = &[
         sys::send_to(&socket, &Hello::named(&t.forbidden()).record(), libc::MSG_FASTOPEN, &to)?;
         Ok(talk::say(socket, b""))
     }),
-    way("tls-many-writers", 17, "two threads write a hello each", |t| two_writers(t.allowed(TLS), t)),
+    way("tls-many-writers", 17, "two threads write a hello each", |t| {
+        two_writers(t.allowed(TLS), t)
+    }),
 ];
 
 /// To the way's own allowed address.

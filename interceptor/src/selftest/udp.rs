@@ -156,11 +156,8 @@ pub(super) fn sent((): ()) -> String {
 
 /// One datagram from a fresh socket.
 pub(super) fn send(to: SocketAddr, bytes: &[u8]) -> io::Result<String> {
-    let any: IpAddr = if to.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     send_from((any, 0).into(), to, bytes)
 }
 

@@ -145,14 +145,15 @@ pub(super) const ALLOWED_NET6: &str = "2001:db8:19::/48";
 impl Target {
     /// The target of way `number` in mode `mode`: both are part of its addresses. The rest is for
     /// `fill` to say.
-    pub fn new(mode: u8, number: u8, fill: impl FnOnce(&mut Self)) -> Self {
-        let (group, host) = (u16::from(mode), u16::from(number));
-        let v6 = |net| Ipv6Addr::new(0x2001, 0xdb8, net, group, 0, 0, 0, host);
+    pub fn new(mode: u8, number: u16, fill: impl FnOnce(&mut Self)) -> Self {
+        let group = u16::from(mode);
+        let v6 = |net| Ipv6Addr::new(0x2001, 0xdb8, net, group, 0, 0, 0, number);
+        let [high, low] = (group << 10 | number).to_be_bytes();
         let mut target = Self {
             token: String::new(),
-            canary4: Ipv4Addr::new(198, 18, mode, number),
+            canary4: Ipv4Addr::new(198, 18, high, low),
             canary6: v6(0x18),
-            allowed4: Ipv4Addr::new(198, 19, mode, number),
+            allowed4: Ipv4Addr::new(198, 19, high, low),
             allowed6: v6(0x19),
             port: 0,
             doors: (0, 0),
@@ -235,8 +236,8 @@ pub fn controls() -> impl Iterator<Item = &'static Way> {
 }
 
 /// Controls and ways, each with its number, which is part of its addresses.
-pub(super) fn numbered() -> impl Iterator<Item = (u8, &'static Way)> {
-    (1_u8..).zip(controls().chain(ways()))
+pub(super) fn numbered() -> impl Iterator<Item = (u16, &'static Way)> {
+    (1_u16..).zip(controls().chain(ways()))
 }
 
 #[cfg(test)]
@@ -250,12 +251,21 @@ mod tests {
         let all: Vec<_> = controls().chain(ways()).collect();
         let ids: HashSet<_> = all.iter().map(|way| way.id).collect();
         assert_eq!(ids.len(), all.len());
-        assert_eq!(numbered().count(), all.len(), "a number for each");
+        assert!(all.len() < 1000, "numbers have three digits, and ten bits in addresses");
         assert!(ways().count() >= 60, "{}", ways().count());
         for way in all {
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             assert!(way.id.chars().all(plain), "{}", way.id);
             assert!((1..=66).contains(&way.threat), "{}", way.id);
+        }
+    }
+
+    #[test]
+    fn the_document_lists_them() {
+        let document = include_str!("../../../docs/selftest.md");
+        for way in controls().chain(ways()) {
+            let row = format!("| `{}` | {} | {} |", way.id, way.threat, way.what);
+            assert!(document.contains(&row), "docs/selftest.md lacks: {row}");
         }
     }
 }
