@@ -18,9 +18,50 @@ use serde_json::Value;
 /// How long a whole run may take before the test gives up; it is about 60 seconds on two cores.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// What gets out today, since there is only the socket layer, by mode and way. Whoever closes one takes
-/// it off: one that is listed and held fails the test.
-const AWAITING: &[(&str, &str)] = &[];
+/// What gets out today, since there is only the socket layer. Whoever closes one takes it off: one that
+/// is listed and held fails the test.
+const AWAITING: [(&[&str], &[&str]); 2] = [
+    // The interface layer: frames that never enter the IP layer, where CAP_NET_RAW is kept.
+    (
+        &["container"],
+        &[
+            "packet4",
+            "packet6",
+            "packet-frame",
+            "packet-bypass",
+            "packet-bypass-frame",
+            "packet-syn",
+            "packet-fragment",
+            "packet-echo",
+            "packet-ethertype",
+            "packet-arp",
+            "packet-vlan",
+        ],
+    ),
+    // The same, or the refusal of sockets that were made elsewhere or before.
+    (
+        &["container", "command", "user"],
+        &[
+            "lent-tcp",
+            "lent-tcp-bound",
+            "lent-tcp-open",
+            "lent-tcp-early",
+            "lent-udp",
+            "lent-udp-connected",
+            "lent-raw",
+            "lent-packet",
+            "own-tcp-open",
+            "own-packet",
+        ],
+    ),
+];
+
+fn awaiting() -> BTreeSet<(&'static str, &'static str)> {
+    let each = |(modes, ids): (&'static [&'static str], &'static [&'static str])| {
+        modes.iter().flat_map(move |mode| ids.iter().map(move |id| (*mode, *id)))
+    };
+    AWAITING.into_iter().flat_map(each).collect()
+}
 
 fn selftest(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
@@ -89,12 +130,12 @@ fn what_is_claimed_to_hold_holds() -> Result<()> {
     assert!(of("broken").is_empty(), "{:#?}", of("broken"));
     let leaked: BTreeSet<_> =
         of("leaked").iter().map(|(mode, id, ..)| (mode.as_str(), id.as_str())).collect();
-    let awaiting: BTreeSet<_> = AWAITING.iter().copied().collect();
+    let awaiting = awaiting();
     let new: Vec<_> = leaked.difference(&awaiting).collect();
     assert!(new.is_empty(), "these got out: {new:#?}");
     let closed: Vec<_> = awaiting.difference(&leaked).collect();
     assert!(closed.is_empty(), "these are held by now; take them off the list: {closed:#?}");
-    assert_eq!(status, i32::from(!AWAITING.is_empty()), "the exit status says it");
+    assert_eq!(status, i32::from(!awaiting.is_empty()), "the exit status says it");
 
     // A way that gets out of no room shows nothing; enough of them must show something.
     let shown = |mode: &str| {
@@ -103,7 +144,7 @@ fn what_is_claimed_to_hold_holds() -> Result<()> {
         };
         findings.iter().filter(applies).count()
     };
-    for (mode, at_least) in [("container", 180), ("command", 160), ("user", 150)] {
+    for (mode, at_least) in [("container", 240), ("command", 210), ("user", 200)] {
         assert!(shown(mode) >= at_least, "{mode}: {}", shown(mode));
     }
     Ok(())
@@ -115,9 +156,9 @@ fn a_missing_hook_shows_as_a_leak() -> Result<()> {
     if !kernel_tests() {
         return Ok(());
     }
-    // A way that waits for the sniff time-out, in the room without interceptor first: time enough.
+    // The room without interceptor comes first, for a second or so: time enough.
     let stdout = tempfile::NamedTempFile::new()?;
-    let mut command = selftest(&["--only", "tcp-low-port", "--json"]);
+    let mut command = selftest(&["--only", "late", "--json"]);
     let mut child = command.stdout(stdout.reopen()?).stderr(Stdio::null()).spawn()?;
     let links = format!("{BPFFS}/interceptor/selftest-{}/links", child.id());
     let until = Instant::now() + Duration::from_secs(30);

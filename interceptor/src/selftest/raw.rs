@@ -1,7 +1,7 @@
 //! What is neither TCP nor UDP, and what does not pass the IP layer at all (T-5, T-6).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use nix::net::if_::if_nametoindex;
@@ -241,8 +241,3 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 /// IPv4's ethertype, for those who have a packet socket already.
 pub(super) const ETHERTYPE_IPV4: u16 = IPV4;
-
-/// The canary on the port of raw datagrams.
-pub(super) fn canary(t: &Target) -> SocketAddr {
-    t.canary(UDP)
-}

@@ -17,8 +17,9 @@ use super::judge::Record;
 use super::way::{DNS, HTTP, NAMED, NAMED4, NAMED6, RESOLVER, TCP, TLS, UDP};
 use crate::netns::NetNs;
 
-/// How long a connection may be silent before its server leaves it.
-const IDLE: Duration = Duration::from_secs(10);
+/// How long a connection may be silent before its server leaves it: longer than a test takes, since
+/// some are made before it begins.
+const IDLE: Duration = Duration::from_secs(300);
 /// Most that one connection is read of.
 const MOST: usize = 1 << 20;
 /// A record of TLS that says "handshake failure": all that a client needs here to know that somebody

@@ -83,16 +83,6 @@ pub(super) fn connect(socket: &impl AsRawFd, address: &[u8]) -> io::Result<()> {
     done(unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), length) }).map(drop)
 }
 
-/// bind(2) to an address in bytes.
-///
-/// # Errors
-/// The call's.
-pub(super) fn bind(socket: &impl AsRawFd, address: &[u8]) -> io::Result<()> {
-    let length = address.len() as libc::socklen_t;
-    // SAFETY: as with `connect`.
-    done(unsafe { libc::bind(socket.as_raw_fd(), address.as_ptr().cast(), length) }).map(drop)
-}
-
 /// sendto(2) to an address in bytes.
 ///
 /// # Errors
@@ -257,7 +247,12 @@ fn submit(queue: &mut IoUring, ring: Ring, entry: io_uring::squeue::Entry) -> io
     let entry = if ring == Ring::Worker { entry.flags(Flags::ASYNC) } else { entry };
     // SAFETY: what the entry points at outlives it: its end is waited for here.
     unsafe { queue.submission().push(&entry) }.map_err(io::Error::other)?;
-    queue.submit_and_wait(1)?;
+    // A signal ends the wait, not what is waited for.
+    while let Err(error) = queue.submit_and_wait(1) {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
     let done = queue.completion().next().ok_or(io::ErrorKind::UnexpectedEof)?.result();
     if done < 0 { Err(io::Error::from_raw_os_error(-done)) } else { Ok(done) }
 }

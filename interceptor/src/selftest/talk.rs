@@ -97,7 +97,11 @@ pub(super) fn answered(bytes: &[u8]) -> String {
         Some(status) => format!("HTTP {status}"),
         None => {
             let line: String = text.chars().take_while(|c| !c.is_control()).take(20).collect();
-            format!("answer {line:?}")
+            match (bytes, line.is_ascii() && !line.is_empty()) {
+                ([21, 3, ..], _) => "answer: a TLS alert".to_owned(),
+                (_, true) => format!("answer {line:?}"),
+                (_, false) => format!("answer of {} bytes", bytes.len()),
+            }
         }
     }
 }

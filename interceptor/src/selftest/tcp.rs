@@ -1,7 +1,7 @@
 //! TCP to an address that no entry names, in every form (T-1 to T-3, T-8).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::way::{DNS, LINK, ROOM4, Shows, TCP, Target, Way, Within};
 /// Linux's, from its headers; libc has them for some targets only.
 const TCP_FASTOPEN_CONNECT: i32 = 30;
 const IP_FREEBIND: i32 = 15;
+const IPV6_FREEBIND: i32 = 78;
 const IPPROTO_MPTCP: i32 = 262;
 /// Option 131 of RFC 791.
 const LOOSE_SOURCE_ROUTE: u8 = 131;
@@ -42,18 +43,27 @@ pub(super) const WAYS: &[Way] = &[
     }),
     way("tcp-burst", 1, "a hundred connects at once", burst),
     way("tcp-address-flip", 2, "a thread flips the address during the call", flip),
-    way("tcp-second-connect", 2, "connect again while the first is under way", second),
+    way("tcp-second-connect", 2, "connect again after the first was refused", second),
     way("tcp-unspec", 2, "AF_UNSPEC, then connect again", |t| unspec(t, t.allowed(TCP))),
     way("tcp-unspec-loopback", 2, "connected on loopback, AF_UNSPEC, connect again", from_loopback),
     way("tcp-fastopen", 2, "MSG_FASTOPEN", fast_open),
     way("tcp-fastopen-connect", 2, "TCP_FASTOPEN_CONNECT", fast_open_connect),
     way("mptcp4", 2, "multipath TCP over IPv4", |t| multipath(t.canary(TCP), t)),
     way("mptcp6", 2, "multipath TCP over IPv6", |t| multipath(t.canary_v6(TCP), t)),
-    way("tcp-freebind", 2, "IP_FREEBIND to a foreign source address", |t| {
-        foreign_source(t, libc::IPPROTO_IP, IP_FREEBIND)
+    way("tcp-freebind4", 2, "IP_FREEBIND to a foreign source address", |t| {
+        foreign_source(libc::IPPROTO_IP, IP_FREEBIND, [192, 0, 2, 77].into(), t.canary(TCP))
+    }),
+    way("tcp-freebind6", 2, "IPV6_FREEBIND to a foreign source address", |t| {
+        let source = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x77).into();
+        foreign_source(libc::IPPROTO_IPV6, IPV6_FREEBIND, source, t.canary_v6(TCP))
     }),
     way("tcp-transparent", 2, "IP_TRANSPARENT with a foreign source address", |t| {
-        foreign_source(t, libc::IPPROTO_IP, libc::IP_TRANSPARENT)
+        foreign_source(
+            libc::IPPROTO_IP,
+            libc::IP_TRANSPARENT,
+            [192, 0, 2, 77].into(),
+            t.canary(TCP),
+        )
     }),
     way("tcp-device", 2, "SO_BINDTODEVICE", bound_to_device),
     way("tcp-device-unicast-if", 2, "IP_UNICAST_IF", unicast_if),
@@ -128,12 +138,11 @@ fn flip(t: &Target) -> io::Result<String> {
 
 fn second(t: &Target) -> io::Result<String> {
     let socket = talk::tcp(t.canary(TCP))?;
-    socket.set_nonblocking(true)?;
-    let _ = socket.connect(&t.allowed(TCP).into());
-    let again = socket.connect(&t.canary(TCP).into());
-    socket.set_nonblocking(false)?;
-    again?;
-    Ok(talk::ended_soon(socket))
+    // Nobody listens there; Linux lets a socket try again.
+    if socket.connect(&SocketAddr::from(([127, 0, 0, 1], 1)).into()).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    finish(socket, t.canary(TCP), t)
 }
 
 /// Connects to `first`, undoes it, and connects to the canary.
@@ -167,13 +176,17 @@ fn multipath(to: SocketAddr, t: &Target) -> io::Result<String> {
     finish(Socket::new(Domain::for_address(to), Type::STREAM, protocol)?, to, t)
 }
 
-fn foreign_source(t: &Target, level: i32, option: i32) -> io::Result<String> {
-    let socket = talk::tcp(t.canary(TCP))?;
+fn foreign_source(level: i32, option: i32, source: IpAddr, to: SocketAddr) -> io::Result<String> {
+    let socket = talk::tcp(to)?;
     sys::set_number(&socket, level, option, 1)?;
-    socket.bind(&SocketAddr::from(([192, 0, 2, 77], 0)).into())?;
-    // No answer finds its way back: a SYN is all that can leave.
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    begin(socket, to)
+}
+
+/// Connects where no answer finds its way back: a SYN is all that can leave.
+fn begin(socket: Socket, to: SocketAddr) -> io::Result<String> {
     socket.set_nonblocking(true)?;
-    match socket.connect(&t.canary(TCP).into()) {
+    match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(talk::ended_soon(socket)),
     }
@@ -202,11 +215,7 @@ pub(super) fn source_route_option(t: &Target) -> [u8; 12] {
 fn source_route(t: &Target) -> io::Result<String> {
     let socket = talk::tcp(t.allowed(TCP))?;
     sys::set_option(&socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &source_route_option(t))?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&t.allowed(TCP).into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-        _ => Ok(talk::ended_soon(socket)),
-    }
+    begin(socket, t.allowed(TCP))
 }
 
 /// A type 4 routing header (RFC 8754) with the canary as next hop and one segment left. The kernel
@@ -225,11 +234,7 @@ fn set_routing_header(socket: &impl AsRawFd, t: &Target) -> io::Result<()> {
 fn routing_header(t: &Target) -> io::Result<String> {
     let socket = talk::tcp(t.allowed_v6(TCP))?;
     set_routing_header(&socket, t)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&t.allowed_v6(TCP).into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-        _ => Ok(talk::ended_soon(socket)),
-    }
+    begin(socket, t.allowed_v6(TCP))
 }
 
 fn detour(t: &Target) -> io::Result<String> {
