@@ -69,13 +69,25 @@ fn selftest(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end: exit status, and the report.
+/// What a run left behind.
+fn remains(pid: u32) -> Vec<String> {
+    let (everything, own) = (Snapshot::take(), pid.to_string());
+    everything
+        .with("selftest")
+        .into_iter()
+        .filter(|t| t.contains(&own))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Runs it to its end: exit status, and the report. It must leave nothing behind.
 fn report(arguments: &[&str]) -> Result<(i32, Value)> {
     let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
     let mut command = selftest(arguments);
     command.arg("--json").stdout(stdout.reopen()?).stderr(stderr.reopen()?);
     let mut child = command.spawn()?;
     let status = ended(&mut child)?;
+    assert_eq!(remains(child.id()), Vec::<String>::new(), "left behind");
     let said = fs::read_to_string(stderr.path())?;
     let text = fs::read_to_string(stdout.path())?;
     let report = serde_json::from_str(&text).with_context(|| format!("{text}\n{said}"))?;
@@ -202,7 +214,6 @@ fn stopped_early_it_leaves_nothing() -> Result<()> {
         return Ok(());
     }
     for (signal, expected) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let before = Snapshot::take();
         let mut command = selftest(&["--only", "late"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let pins = format!("{BPFFS}/interceptor/selftest-{}/links", child.id());
@@ -213,7 +224,7 @@ fn stopped_early_it_leaves_nothing() -> Result<()> {
         ensure!(fs::read_dir(&pins).is_ok(), "it did not start");
         kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
         assert_eq!(ended(&mut child)?, expected);
-        assert_eq!(before.difference(&Snapshot::take()), Vec::<String>::new(), "{signal}");
+        assert_eq!(remains(child.id()), Vec::<String>::new(), "{signal}");
     }
     Ok(())
 }
