@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -173,6 +174,10 @@ fn in_a_process(job: &Job) -> io::Result<Tried> {
         stdin.write_all(serde_json::to_string(job)?.as_bytes())?;
     }
     let output = child.wait_with_output()?;
+    if output.status.signal() == Some(libc::SIGALRM) {
+        let met = Met::Done(format!("still waiting after {LIFE} s"));
+        return Ok(Tried { id: job.id.clone(), met, micros: u64::from(LIFE) * 1_000_000 });
+    }
     serde_json::from_slice(&output.stdout).map_err(|_| {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         io::Error::other(format!("its process ended ({}) {said}", output.status))

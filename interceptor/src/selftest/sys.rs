@@ -217,12 +217,18 @@ pub(super) fn ring_connect(ring: Ring, to: SocketAddr) -> io::Result<OwnedFd> {
     let address = address_bytes(to);
     let length = address.len() as libc::socklen_t;
     let target = types::Fd(socket.as_raw_fd());
-    submit(
-        &mut queue,
-        ring,
-        opcode::Connect::new(target, address.as_ptr().cast(), length).build(),
-    )?;
-    Ok(socket)
+    loop {
+        let connect = opcode::Connect::new(target, address.as_ptr().cast(), length).build();
+        let Err(error) = submit(&mut queue, ring, connect) else { return Ok(socket) };
+        match error.raw_os_error() {
+            // Its wait was interrupted; the connect goes on, and is asked for again.
+            Some(libc::EINTR | libc::EALREADY | libc::EINPROGRESS) => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Some(libc::EISCONN) => return Ok(socket),
+            _ => return Err(error),
+        }
+    }
 }
 
 /// A datagram by io_uring's sendmsg.
