@@ -92,11 +92,9 @@ mod tests {
 
     #[test]
     fn honest_hellos_are_read_by_the_sniffer() {
-        for bytes in [
-            Hello::named("allowed.test").record(),
-            Hello::named("allowed.test").records(1),
-            Hello::named("allowed.test").records_between(40, &[22, 3, 1, 0, 0]),
-        ] {
+        for bytes in
+            [Hello::named("allowed.test").record(), Hello::named("allowed.test").records(1)]
+        {
             let Scan::Found(hello) = Reader::default().push(&bytes) else { panic!("{bytes:?}") };
             assert_eq!(hello.sni.unwrap().to_string(), "allowed.test");
         }
