@@ -241,7 +241,7 @@ impl Inside {
         // A name that nobody had before: a conversation is had once.
         let socket = tempfile::Builder::new()
             .prefix("talk-")
-            .make_in(files, |path| inside::listen(path))
+            .make_in(files, inside::listen)
             .map_err(failed)?;
         let listener = socket.as_file().try_clone().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;

@@ -46,7 +46,7 @@ impl Servers {
             tasks.spawn(accept(listener, record.clone()));
         }
         let dns = datagrams(far, (RESOLVER, DNS).into())?;
-        tasks.spawn(answer_datagrams(dns, |question| dns_answer(question)));
+        tasks.spawn(answer_datagrams(dns, dns_answer));
         let echo = datagrams(far, (ECHO4, UDP).into())?;
         tasks.spawn(answer_datagrams(echo, |_| Some(GREETING.to_vec())));
         Ok(Self { _tasks: tasks })
@@ -122,13 +122,13 @@ fn http_answer(heard: &[u8]) -> Option<Vec<u8>> {
     let head = heard.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&heard[..head]);
     let path = head.split(' ').nth(1).unwrap_or_default();
-    Some(match path.strip_prefix("/redirect/") {
+    let answer = match path.strip_prefix("/redirect/") {
         Some(to) => {
             format!("HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n")
         }
         None => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
-    })
-    .map(String::into_bytes)
+    };
+    Some(answer.into_bytes())
 }
 
 async fn answer_datagrams(socket: UdpSocket, answer: impl Fn(&[u8]) -> Option<Vec<u8>>) {
