@@ -99,6 +99,11 @@ pub enum Verb {
     Detach(Detach),
     /// Run policy tests: scenario files through the rules, without any network.
     Test(Test),
+    /// Try every known way out from inside a covered room against canaries of its own. Needs root.
+    Selftest(Selftest),
+    /// The part of `selftest` that runs inside a room.
+    #[command(hide = true)]
+    SelftestInside(SelftestInside),
 }
 
 /// `interceptor run`.
@@ -324,6 +329,42 @@ pub struct Test {
     /// Also write the results as JUnit XML to this file.
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
+}
+
+/// `interceptor selftest`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:
+  interceptor selftest
+  interceptor selftest --only tls
+  interceptor selftest --only T-7 --json
+Makes two rooms (network namespaces and cgroups of its own), covers one with an interceptor of its own,
+and sends nothing beyond them. Modes: container (root with a container's default capabilities), command
+(root with what `run -- COMMAND` leaves), user (--uid, without capabilities).
+Exit status: 0 nothing leaked, hung or failed; 1 something did; 64 usage; 70 the test itself failed.")]
+pub struct Selftest {
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Only those whose id contains this, or that belong to this threat (T-17).
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Option<String>,
+
+    /// The ordinary user.
+    #[arg(long, value_name = "UID", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub uid: u32,
+
+    /// Print ways and controls and try none. Needs no privilege.
+    #[arg(long)]
+    pub list: bool,
+}
+
+/// The part of `interceptor selftest` that runs inside a room.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SelftestInside {
+    /// Where it is told what to do; without, it tries one way, given on standard input.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `interceptor explain`.

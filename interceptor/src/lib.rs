@@ -23,6 +23,7 @@ pub mod netns;
 pub mod descriptors;
 
 pub mod scenario;
+pub mod selftest;
 
 pub mod admin;
 pub mod explain;

@@ -49,6 +49,7 @@ pub async fn run(exec: &Exec) -> Result<Exit, ExecError> {
         run_as: RunAs::from_env(|name| std::env::var_os(name))?,
         keep_caps: exec.keep_caps,
         files: info.files,
+        also_keep: &[],
         hide: info.hide,
         descriptors: None,
     };

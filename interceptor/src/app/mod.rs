@@ -10,6 +10,7 @@ mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod selftest;
 mod signals;
 mod test;
 mod watchdog;
@@ -22,6 +23,7 @@ use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
 use crate::kernel::{KernelError, PinError, Pins};
 use crate::netns::{IsolateError, Isolated};
+use crate::selftest::SelftestError;
 use crate::workloads::cgroup::CgroupError;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
@@ -52,6 +54,8 @@ enum AppError {
     Pin(#[from] PinError),
     #[error(transparent)]
     Isolate(#[from] IsolateError),
+    #[error(transparent)]
+    Selftest(#[from] SelftestError),
     #[error("{what}: {source}")]
     Busy { what: String, source: std::io::Error },
     #[error("{what}: {source}")]
@@ -69,6 +73,7 @@ impl AppError {
             Self::Launch(error) => error.exit(),
             Self::Admin(error) => error.exit(),
             Self::Exec(error) => error.exit(),
+            Self::Selftest(error) => error.exit(),
             Self::Busy { .. } => Exit::Busy,
             Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
         }
@@ -87,6 +92,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(early) => return early.print().into(),
     };
+    if let Verb::SelftestInside(args) = &cli.verb {
+        // Before there is a second thread: it makes namespaces that a process of many cannot.
+        return match crate::selftest::inside(args.socket.as_deref()) {
+            Ok(()) => Exit::Success.into(),
+            Err(error) => {
+                eprintln!("interceptor: {error}");
+                Exit::Internal.into()
+            }
+        };
+    }
     init_log(&cli);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -157,6 +172,9 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
         Verb::Test(test) => self::test::run(&test),
+        Verb::Selftest(args) => selftest::run(&args).await,
+        // Done before the runtime was made.
+        Verb::SelftestInside(_) => Ok(Exit::Internal),
     }
 }
 

@@ -526,6 +526,7 @@ async fn supervise(
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
         files: started.running.exec.files.clone(),
+        also_keep: &[],
         hide: hidden(),
         descriptors,
     };

@@ -16,7 +16,7 @@ pub use isolated::{IsolateError, Isolated};
 pub use links::{Gate, WaysOut};
 pub use routes::Routes;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// A network namespace that we hold open.
@@ -58,6 +58,21 @@ impl NetNs {
             Path::new("/run/netns").join(name_or_path)
         };
         Self::open(&path, name_or_path.to_owned())
+    }
+
+    /// A new namespace without a name: it goes with the last descriptor, socket and process that hold
+    /// it.
+    ///
+    /// # Errors
+    /// No CAP_SYS_ADMIN, or out of namespaces.
+    pub fn anonymous(label: &str) -> io::Result<Self> {
+        let label = label.to_owned();
+        // A thread of its own: this one stays where it is.
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Self::open(Path::new("/proc/thread-self/ns/net"), label)
+        });
+        made.join().unwrap_or_else(|_| Err(io::Error::other("the thread that made it panicked")))
     }
 
     fn open(path: &Path, label: String) -> io::Result<Self> {

@@ -100,6 +100,8 @@ pub struct Launch<'a> {
     pub keep_caps: bool,
     /// Files that lie over others: the file, and the one that it covers.
     pub files: Vec<(PathBuf, PathBuf)>,
+    /// Capabilities that root keeps beside those that a command has by default.
+    pub also_keep: &'a [Capability],
     /// Directories that it finds empty (T-12: the one of the control sockets). They must exist: one
     /// made later would show.
     pub hide: Vec<PathBuf>,
@@ -234,7 +236,10 @@ impl Launch<'_> {
             etc_steps(&mut steps, Path::new("/etc/netns"), name)?;
         }
         let kept = match self.run_as {
-            RunAs::Root => KEPT_BY_ROOT.iter().map(|capability| capability.bitmask()).sum(),
+            RunAs::Root => {
+                let all = KEPT_BY_ROOT.iter().chain(self.also_keep);
+                all.fold(0, |kept, capability| kept | capability.bitmask())
+            }
             RunAs::Invoker { .. } => 0,
         };
         if !self.keep_caps {

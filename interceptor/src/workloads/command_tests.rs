@@ -30,6 +30,7 @@ impl Room {
             run_as: RunAs::Root,
             keep_caps: false,
             files: Vec::new(),
+            also_keep: &[],
             hide: Vec::new(),
             descriptors: None,
         }
