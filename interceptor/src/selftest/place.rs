@@ -254,6 +254,7 @@ impl Inside {
             etc_netns: None,
             run_as: mode.run_as(uid),
             keep_caps: false,
+            files: Vec::new(),
             also_keep: mode.also_keep(),
             hide,
             descriptors: None,
