@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -415,5 +416,56 @@ fn the_layer_outlives_the_daemon() -> Result<()> {
     assert_eq!(capture.packets_to(FORBIDDEN), 0, "the daemon is dead, the layer is not");
     let detached = running.detach()?;
     assert_eq!(detached.code, 0, "{}", detached.stderr);
+    Ok(())
+}
+
+/// The links on the pod's interface, and the program on each, by the kernel's numbers.
+fn links_of(programs: &[u64]) -> Result<Vec<(u64, u64)>> {
+    let listed = Command::new("bpftool").args(["-j", "link", "show"]).output()?;
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout)?;
+    let number = |link: &serde_json::Value, key: &str| link[key].as_u64().unwrap_or(0);
+    let all = listed.as_array().context("links")?.iter();
+    let all = all.map(|link| (number(link, "id"), number(link, "prog_id")));
+    Ok(all.filter(|(_, program)| programs.contains(program)).collect())
+}
+
+/// T-60: the next start puts its programs into the links that are there; there is no moment without.
+#[test]
+fn t60_the_next_start_adopts_the_links() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let pod = Pod::new(&world, Behind::Node)?;
+    let programs = |status: &serde_json::Value| -> Vec<u64> {
+        let all = status["attachments"].as_array().cloned().unwrap_or_default();
+        let mine = all.iter().filter(|one| one["target"] == "interface pod0");
+        mine.filter_map(|one| one["program_id"].as_u64()).collect()
+    };
+    let mut first = product(&world, &pod, &[])?.start()?;
+    let before = programs(&first.status()?);
+    let old = links_of(&before)?;
+    assert_eq!(old.len(), 2, "{before:?}");
+    first.kill()?;
+    assert_eq!(links_of(&before)?, old, "they outlive the daemon");
+
+    let mut again = world.command(binary());
+    again.args(["run", "--name", first.name(), "--netns", pod.namespace.name()]);
+    again.args(["--resolver", RESOLVER, "--", "sleep", "86400"]);
+    let mut second = world.spawn(&mut again)?;
+    let deadline = std::time::Instant::now() + Duration::from_secs(15);
+    let after = loop {
+        if let Ok(status) = first.status() {
+            break programs(&status);
+        }
+        assert!(std::time::Instant::now() < deadline, "the second one does not answer");
+        thread::sleep(Duration::from_millis(50));
+    };
+    let new = links_of(&after)?;
+    let ids = |links: &[(u64, u64)]| links.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+    assert_eq!(ids(&new), ids(&old), "the same links");
+    assert!(before.iter().all(|program| !after.contains(program)), "{before:?} {after:?}");
+    world::stop(&mut second)?;
+    assert_eq!(links_of(&after)?, []);
     Ok(())
 }
