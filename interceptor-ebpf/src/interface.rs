@@ -57,12 +57,13 @@ fn judge(ctx: &SkBuffContext) -> Result<(), Finding> {
         return if short { Ok(()) } else { Err(Finding::InterfaceFrame) };
     }
     let packet = Packet::read(ctx)?;
-    let socket = ctx::packet_socket(ctx);
+    // The socket is asked for where it is used: carried through the match, LLVM copies the fields of
+    // one that is not there, and the verifier refuses to read them.
     match packet.protocol {
-        TCP => tcp(ctx, &packet, socket),
-        UDP => datagram(ctx, &packet, socket),
-        ICMP | ICMPV6 => icmp(ctx, &packet, socket),
-        _ if is_unrestricted(socket) => Ok(()),
+        TCP => tcp(ctx, &packet, ctx::packet_socket(ctx)),
+        UDP => datagram(ctx, &packet, ctx::packet_socket(ctx)),
+        ICMP | ICMPV6 => icmp(ctx, &packet, ctx::packet_socket(ctx)),
+        _ if is_unrestricted(ctx::packet_socket(ctx)) => Ok(()),
         _ => Err(Finding::InterfaceProtocol),
     }
 }

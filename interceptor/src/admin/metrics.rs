@@ -182,7 +182,7 @@ mod tests {
         };
         let text = render(&report).expect("written");
         for line in [
-            "# HELP interceptor_uptime_seconds Seconds since the daemon started.",
+            "# HELP interceptor_uptime_seconds Seconds since the daemon started",
             "# TYPE interceptor_uptime_seconds gauge",
             "interceptor_uptime_seconds 3",
             "# TYPE interceptor_flows_total counter",

@@ -7,16 +7,14 @@
 //!
 //! Forwarding is the machine's own setting and is not touched: it would make a router of it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::thread;
+use std::path::PathBuf;
 
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
@@ -91,7 +89,7 @@ impl Isolated {
         if !is_on("/proc/sys/net/ipv4/ip_forward") {
             return Err(IsolateError::Forwarding);
         }
-        let netns = own_namespace().map_err(step("make a network namespace"))?;
+        let netns = NetNs::anonymous("isolated").map_err(step("make a network namespace"))?;
         let home = NetNs::current().map_err(step("open the daemon's network namespace"))?;
         let outside = links::open(&home).map_err(step("speak to netlink"))?;
         let inside = links::open(&netns).map_err(step("speak to netlink"))?;
@@ -176,16 +174,6 @@ fn resolv_conf(own: &str, servers: &[SocketAddr]) -> String {
         matches!(line.split_whitespace().next(), Some("search" | "domain" | "options"))
     });
     servers.chain(rest.map(|line| format!("{line}\n"))).collect()
-}
-
-/// A namespace that nobody is in.
-fn own_namespace() -> io::Result<NetNs> {
-    let made = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        File::open("/proc/thread-self/ns/net")
-    });
-    let file = made.join().map_err(|_| io::Error::other("its thread ended early"))??;
-    NetNs::of_file(file, Path::new("/proc"), "isolated".into())
 }
 
 fn is_on(setting: &str) -> bool {
