@@ -5,12 +5,12 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use super::{Attachment, Kernel, attach, pin_name, sys};
+use super::{Attachment, Kernel, Target, attach, pin_name, sys};
 
 /// Something that was not as the daemon had left it.
 #[derive(Debug)]
 pub struct Repair {
-    /// `hook connect4 of PATH`, `map SOCKETS`.
+    /// `hook connect4 of cgroup PATH`, `map SOCKETS`.
     pub what: String,
     /// What was wrong with it.
     pub amiss: Amiss,
@@ -64,7 +64,11 @@ impl Kernel {
         }
         for attachment in attachments.iter_mut() {
             let Some(amiss) = self.amiss(attachment) else { continue };
-            let what = format!("hook {} of {}", attachment.hook.name, attachment.target.label());
+            let of = match &attachment.target {
+                Target::Cgroup(cgroup) => format!("cgroup {}", cgroup.path().display()),
+                interface => interface.label(),
+            };
+            let what = format!("hook {} of {of}", attachment.hook.name);
             let result = self.put_back(attachment, amiss);
             repairs.push(Repair { what, amiss, result });
         }

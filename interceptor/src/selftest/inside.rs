@@ -235,7 +235,8 @@ fn make(ask: &Ask, cgroup: Option<&Path>) -> io::Result<OwnedFd> {
     let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let connected = |kind| {
         let socket = Socket::new(Domain::for_address(ask.to), kind, None)?;
-        socket.connect(&ask.to.into())?;
+        // Where the interface drops it there is no answer at all.
+        socket.connect_timeout(&ask.to.into(), talk::PATIENCE)?;
         Ok::<_, io::Error>(socket.into())
     };
     match ask.loan {
