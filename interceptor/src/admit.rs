@@ -92,8 +92,6 @@ pub struct Room {
 pub struct Admitted {
     /// Its number.
     pub number: u64,
-    /// Until it is judged.
-    pub undecided: Option<Undecided>,
     _open: Open,
 }
 
@@ -186,22 +184,18 @@ impl Room {
         // The narrower first: what one workload has too many is its own fault.
         let [own, all] = [Full::WorkloadConnections, Full::Connections];
         take([&self.own.open, &self.rooms.all.open], [own, all], &limits).map_err(refuse)?;
-        let open = Open(Arc::clone(self));
-        let undecided = self.read(&limits).map_err(|full| (number, full))?;
-        Ok(Admitted { number, undecided: Some(undecided), _open: open })
+        Ok(Admitted { number, _open: Open(Arc::clone(self)) })
     }
 
-    /// A place for a connection of which more is read before it is judged again.
+    /// A place for a connection of which something is read before it is judged, to be given back
+    /// then.
     ///
     /// # Errors
     /// The limit that is reached. It is counted.
     pub fn undecided(self: &Arc<Self>) -> Result<Undecided, Full> {
-        self.read(&self.policy.current().limits)
-    }
-
-    fn read(self: &Arc<Self>, limits: &Limits) -> Result<Undecided, Full> {
         let [own, all] = [Full::WorkloadUndecided, Full::Undecided];
-        take([&self.own.undecided, &self.rooms.all.undecided], [own, all], limits)
+        let limits = self.policy.current().limits;
+        take([&self.own.undecided, &self.rooms.all.undecided], [own, all], &limits)
             .map_err(|full| self.rooms.refuse(full))?;
         Ok(Undecided(Arc::clone(self)))
     }
@@ -296,17 +290,18 @@ mod tests {
     fn t49_undecided_connections_have_places_of_their_own() {
         let limits = Limits { undecided: 3, undecided_per_workload: 2, ..Limits::default() };
         let (rooms, [one, other]) = rooms(limits);
-        let any = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let mut held: Vec<_> = (0..2).map(|_| one.admit(&any).expect("room")).collect();
-        assert_eq!(full(one.admit(&any)), Full::WorkloadUndecided);
-        assert_eq!(rooms.active(), 2, "what is refused holds nothing");
-        held.push(other.admit(&any).expect("room"));
-        assert_eq!(full(other.admit(&any)), Full::Undecided);
-        held[0].undecided = None;
-        let again = one.undecided().expect("the place that came back");
+        let mut held: Vec<_> = (0..2).map(|_| one.undecided().expect("a place")).collect();
+        assert_eq!(one.undecided().err(), Some(Full::WorkloadUndecided));
+        held.push(other.undecided().expect("a place"));
+        assert_eq!(other.undecided().err(), Some(Full::Undecided));
+        let used = |limit: Full| rooms.used(&limits, [&one].into_iter(), 0)[limit as usize];
+        assert_eq!((used(Full::Undecided).now, used(Full::Undecided).refused), (3, 1));
+        held.remove(0);
+        held.push(one.undecided().expect("the place that came back"));
         assert!(one.undecided().is_err());
-        drop((again, held));
-        assert_eq!(rooms.used(&limits, [&one].into_iter(), 0)[Full::Undecided as usize].now, 0);
+        drop(held);
+        assert_eq!(used(Full::Undecided).now, 0);
+        assert_eq!(used(Full::WorkloadUndecided).refused, 2);
     }
 
     /// However many ask at once, there are never more than the limit.

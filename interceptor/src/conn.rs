@@ -23,7 +23,7 @@ use crate::act::dial::{DialError, Dialer};
 use crate::act::http::HttpContext;
 use crate::act::tls::TlsSession;
 use crate::act::{block, pick};
-use crate::admit::{Admitted, Full, Room, Undecided};
+use crate::admit::{Admitted, Full, Room};
 use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason};
@@ -69,15 +69,21 @@ pub struct Site {
 pub fn take_in(accepted: Accepted, site: &Site) {
     match site.room.admit(&accepted.client) {
         Ok(admitted) => drop(tokio::spawn(serve(accepted, admitted, site.clone()))),
-        Err((id, full)) => refuse_full(accepted, site, id, full),
+        Err((id, full)) => {
+            let ends = match site.kernel.handover(&accepted.client) {
+                Some(handover) => crate::kernel::ends(&handover),
+                None => (accepted.local, accepted.peer),
+            };
+            refuse_full(accepted.client, ends, site, id, full);
+        }
     }
 }
 
 /// Serves one connection to its end.
-async fn serve(accepted: Accepted, mut admitted: Admitted, site: Site) {
+async fn serve(accepted: Accepted, admitted: Admitted, site: Site) {
     let lasting = match intercept(accepted, &site, admitted.number) {
         // Boxed, so that a connection that lasts does not keep the room that opening it took.
-        Ok(intercepted) => Box::pin(proxy(intercepted, &mut admitted.undecided, site)).await,
+        Ok(intercepted) => Box::pin(proxy(intercepted, site)).await,
         Err(accepted) => return refuse_unknown(accepted, &site, admitted.number),
     };
     if let Some(lasting) = lasting {
@@ -86,11 +92,13 @@ async fn serve(accepted: Accepted, mut admitted: Admitted, site: Site) {
 }
 
 /// A limit is reached (T-49, T-50): a reset, and one line for many of a destination.
-fn refuse_full(accepted: Accepted, site: &Site, id: u64, full: Full) {
-    let (dst, src) = match site.kernel.handover(&accepted.client) {
-        Some(handover) => crate::kernel::ends(&handover),
-        None => (accepted.local, accepted.peer),
-    };
+fn refuse_full(
+    client: TcpStream,
+    (dst, src): (SocketAddr, SocketAddr),
+    site: &Site,
+    id: u64,
+    full: Full,
+) {
     let mut record = refused(OriginalDst::new(dst).addr(), src, Reason::LimitReached, id);
     record.flags = vec![Flag::OM];
     let why = format!("{}{{{}}}", Reason::LimitReached.label(), full.label());
@@ -99,7 +107,7 @@ fn refuse_full(accepted: Accepted, site: &Site, id: u64, full: Full) {
     }
     let same = Same { dst: record.downstream_local_address, why: why.into(), name: None };
     site.folds.fold(same, record, 1);
-    block::reset(accepted.client);
+    block::reset(client);
 }
 
 /// Accepted to intercepted: what the kernel handed over. Nothing is ever taken from the client's
@@ -140,24 +148,32 @@ fn refused(dst: SocketAddr, src: SocketAddr, reason: Reason, id: u64) -> Record 
 }
 
 /// Intercepted to decided, and done; what lasts is handed back.
-async fn proxy(
-    intercepted: Intercepted,
-    undecided: &mut Option<Undecided>,
-    mut site: Site,
-) -> Option<Lasting> {
+async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
     let Intercepted { client, origin } = intercepted;
     let changes = site.policy.subscribe();
     let snapshot = site.policy.current();
     site.dialer.connect_timeout = snapshot.connect_timeout;
     site.dialer.enforcement = snapshot.enforcement;
+    let by_address = decide::by_address(&snapshot.policy, &origin.flow());
+    let mut place = None;
+    if let ByAddress::Inspect { .. } = by_address {
+        place = match site.room.undecided() {
+            Ok(place) => Some(place),
+            Err(full) => {
+                let ends = (origin.dst.addr(), origin.src);
+                refuse_full(client, ends, &site, origin.id, full);
+                return None;
+            }
+        };
+    }
     let mut account = ConnectionAccount::open(site.log.clone(), &origin);
-    let sniffed = match decide::by_address(&snapshot.policy, &origin.flow()) {
+    let sniffed = match by_address {
         ByAddress::Decided(decision) => {
             Sniffed::without_bytes(settle(decision, &origin, &site).await)
         }
         ByAddress::Inspect { unless_client_speaks } => {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
-            match sniff(&client, &origin, &site, &snapshot, otherwise, undecided).await {
+            match sniff(&client, &origin, &site, &snapshot, otherwise, &mut place).await {
                 Ok(sniffed) => sniffed,
                 // The client is gone, by a reset.
                 Err(_) => {
@@ -169,7 +185,7 @@ async fn proxy(
             }
         }
     };
-    *undecided = None;
+    drop(place);
     act(client, origin, site, &snapshot, sniffed, changes, account).await
 }
 

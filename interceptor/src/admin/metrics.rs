@@ -91,7 +91,7 @@ impl Metric {
     }
 }
 
-/// Every metric; the help texts are complete but for the full stop that the encoder adds.
+/// Every metric.
 fn metrics(report: &StatusReport) -> Vec<Metric> {
     let StatusReport { tiers, connections, reloads, .. } = report;
     let found = |finding: Finding| report.counters.get(finding.label()).copied().unwrap_or(0);

@@ -205,7 +205,9 @@ impl DirectTables {
                 _ => Held::Part,
             },
         };
-        self.pending.iter().filter_map(Result::ok).map(flow).collect()
+        // A walk over what changes meanwhile may begin anew again and again.
+        let most = capacity::PENDING as usize;
+        self.pending.iter().take(most).filter_map(Result::ok).map(flow).collect()
     }
 
     /// Forgets a connection whose socket is gone.
@@ -219,9 +221,21 @@ impl DirectTables {
         let fill =
             |name, entries, capacity: u32| TableFill { name, entries, capacity: capacity as usize };
         vec![
-            fill(maps::ENDPOINTS, self.endpoints.keys().count(), capacity::ENDPOINTS),
-            fill(maps::NAMES, self.names.keys().count(), capacity::NAMES),
-            fill(maps::PENDING, self.pending.keys().count(), capacity::PENDING),
+            fill(
+                maps::ENDPOINTS,
+                self.endpoints.keys().take(capacity::ENDPOINTS as usize).count(),
+                capacity::ENDPOINTS,
+            ),
+            fill(
+                maps::NAMES,
+                self.names.keys().take(capacity::NAMES as usize).count(),
+                capacity::NAMES,
+            ),
+            fill(
+                maps::PENDING,
+                self.pending.keys().take(capacity::PENDING as usize).count(),
+                capacity::PENDING,
+            ),
         ]
     }
 }

@@ -64,8 +64,16 @@ impl InterfaceTables {
         let fill =
             |name, entries, capacity: u32| TableFill { name, entries, capacity: capacity as usize };
         [
-            fill(maps::INTERFACES, self.interfaces.keys().count(), capacity::INTERFACES),
-            fill(maps::PASSAGES, self.passages.keys().count(), capacity::PASSAGES),
+            fill(
+                maps::INTERFACES,
+                self.interfaces.keys().take(capacity::INTERFACES as usize).count(),
+                capacity::INTERFACES,
+            ),
+            fill(
+                maps::PASSAGES,
+                self.passages.keys().take(capacity::PASSAGES as usize).count(),
+                capacity::PASSAGES,
+            ),
         ]
     }
 }

@@ -309,13 +309,41 @@ impl Tables {
             TableFill { name, entries, capacity: capacity as usize }
         }
         vec![
-            fill(maps::NAMESPACES, self.namespaces.keys().count(), capacity::NAMESPACES),
-            fill(maps::ROUTES, self.routes.keys().count(), capacity::ROUTES),
-            fill(maps::BYPASS4, self.bypass4.keys().count(), capacity::BYPASS),
-            fill(maps::BYPASS6, self.bypass6.keys().count(), capacity::BYPASS),
-            fill(maps::DATAGRAMS, self.datagrams.keys().count(), capacity::DATAGRAMS),
-            fill(maps::KEPT, self.kept.keys().count(), capacity::KEPT),
-            fill(maps::HANDOVERS, self.handovers.keys().count(), capacity::HANDOVERS),
+            fill(
+                maps::NAMESPACES,
+                self.namespaces.keys().take(capacity::NAMESPACES as usize).count(),
+                capacity::NAMESPACES,
+            ),
+            fill(
+                maps::ROUTES,
+                self.routes.keys().take(capacity::ROUTES as usize).count(),
+                capacity::ROUTES,
+            ),
+            fill(
+                maps::BYPASS4,
+                self.bypass4.keys().take(capacity::BYPASS as usize).count(),
+                capacity::BYPASS,
+            ),
+            fill(
+                maps::BYPASS6,
+                self.bypass6.keys().take(capacity::BYPASS as usize).count(),
+                capacity::BYPASS,
+            ),
+            fill(
+                maps::DATAGRAMS,
+                self.datagrams.keys().take(capacity::DATAGRAMS as usize).count(),
+                capacity::DATAGRAMS,
+            ),
+            fill(
+                maps::KEPT,
+                self.kept.keys().take(capacity::KEPT as usize).count(),
+                capacity::KEPT,
+            ),
+            fill(
+                maps::HANDOVERS,
+                self.handovers.keys().take(capacity::HANDOVERS as usize).count(),
+                capacity::HANDOVERS,
+            ),
         ]
     }
 }

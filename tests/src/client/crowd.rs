@@ -24,7 +24,9 @@ const CONNECTING: usize = 256;
 const DRIP: Duration = Duration::from_millis(200);
 /// How long a slow one goes on if nobody ends it.
 const AT_LONGEST: Duration = Duration::from_secs(30);
-/// The pause between two requests of one who is steady.
+/// Requests of one who is steady that are under way at the same time.
+const STEADY: usize = 4;
+/// The pause between two of these.
 const PACE: Duration = Duration::from_millis(10);
 
 /// What a connection of the crowd does.
@@ -54,9 +56,9 @@ pub(super) fn crowd(to: SocketAddr, count: usize, manner: Manner) -> Result<Stri
             let (connecting, connected) = (Arc::clone(&connecting), connected.clone());
             let mut done = done.subscribe();
             tasks.spawn(async move {
-                let stream = {
+                let (start, stream) = {
                     let _turn = connecting.acquire_owned().await;
-                    timeout(PATIENCE, TcpStream::connect(to)).await
+                    (Instant::now(), timeout(PATIENCE, TcpStream::connect(to)).await)
                 };
                 let stream = match stream {
                     Ok(Ok(stream)) => stream,
@@ -64,7 +66,7 @@ pub(super) fn crowd(to: SocketAddr, count: usize, manner: Manner) -> Result<Stri
                     Err(_) => return "connect-timeout".to_owned(),
                 };
                 drop(connected);
-                one(stream, manner, &mut done).await
+                one(stream, start, manner, &mut done).await
             });
         }
         drop(connected);
@@ -84,9 +86,13 @@ pub(super) fn crowd(to: SocketAddr, count: usize, manner: Manner) -> Result<Stri
     })
 }
 
-/// One connection; its end in a word.
-async fn one(mut stream: TcpStream, manner: Manner, done: &mut watch::Receiver<bool>) -> String {
-    let start = Instant::now();
+/// One connection, begun at `start`; its end in a word.
+async fn one(
+    mut stream: TcpStream,
+    start: Instant,
+    manner: Manner,
+    done: &mut watch::Receiver<bool>,
+) -> String {
     let bytes = match manner {
         Manner::Reset => {
             return stream.set_zero_linger().map_or_else(|e| error_name(&e), |()| "reset".into());
@@ -129,26 +135,47 @@ fn ended(end: &io::Result<usize>) -> String {
     }
 }
 
-/// Requests, each on a connection of its own, until standard input ends: how many were answered
-/// with 200, what became of the others, and how long the slowest of a hundred took.
+/// Requests, each on a connection of its own and a few at a time, until standard input ends: how many
+/// were answered with 200, what became of the others, and how long the slowest took.
 pub(super) fn steady(to: SocketAddr, host: &str) -> Result<String> {
     runtime()?.block_on(async {
-        let end = tokio::task::spawn_blocking(wait_for_the_end);
+        let (done, _) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for _ in 0..STEADY {
+            let (done, host) = (done.subscribe(), host.to_owned());
+            tasks.spawn(async move {
+                let mut seen = Vec::new();
+                while !*done.borrow() {
+                    let start = Instant::now();
+                    let result = match timeout(PATIENCE, request(to, &host)).await {
+                        Ok(Ok(status)) => status,
+                        Ok(Err(error)) => error_name(&error),
+                        Err(_) => "timeout".to_owned(),
+                    };
+                    seen.push((result, start.elapsed()));
+                    sleep(PACE).await;
+                }
+                seen
+            });
+        }
+        tokio::task::spawn_blocking(wait_for_the_end).await?;
+        done.send_replace(true);
         let (mut ends, mut times) = (BTreeMap::<String, usize>::new(), Vec::new());
-        while !end.is_finished() {
-            let start = Instant::now();
-            let result = match timeout(PATIENCE, request(to, host)).await {
-                Ok(Ok(status)) => status,
-                Ok(Err(error)) => error_name(&error),
-                Err(_) => "timeout".to_owned(),
-            };
-            times.push(start.elapsed());
-            *ends.entry(result).or_default() += 1;
-            sleep(PACE).await;
+        while let Some(seen) = tasks.join_next().await {
+            for (result, took) in seen? {
+                *ends.entry(result).or_default() += 1;
+                times.push(took.as_millis());
+            }
         }
         times.sort_unstable();
-        let late = times.get(times.len() * 99 / 100).map_or(0, Duration::as_millis);
-        Ok(format!("{} p99-ms={late}", words(&ends)))
+        let late = |part: usize| times.get(times.len() * part / 1000).copied().unwrap_or(0);
+        Ok(format!(
+            "{} p50-ms={} p99-ms={} p999-ms={}",
+            words(&ends),
+            late(500),
+            late(990),
+            late(999)
+        ))
     })
 }
 
