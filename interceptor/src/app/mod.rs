@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
 use crate::kernel::{KernelError, PinError, Pins};
+use crate::memory;
 use crate::netns::{IsolateError, Isolated};
 use crate::selftest::SelftestError;
 use crate::workloads::cgroup::CgroupError;
@@ -105,6 +106,7 @@ pub fn main() -> ExitCode {
     init_log(&cli);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_park(memory::before_rest)
         .build()
         .map_err(system("cannot start the runtime"))
         .and_then(|runtime| {

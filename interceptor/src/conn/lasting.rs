@@ -28,7 +28,7 @@ impl Lasting {
     /// Until its end. Accounts for it.
     pub(super) async fn last(self) {
         match self {
-            Self::Relay(relaying) => relaying.run().await,
+            Self::Relay(relaying) => Box::pin(relaying.run()).await,
             Self::Http(requests) => {
                 let Requests { client, origin, context } = *requests;
                 Box::pin(http::serve(client, origin, context)).await;

@@ -41,6 +41,7 @@ use crate::account::{AccessLog, Flag, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::admit::Room;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
+use crate::memory;
 use crate::origin::Origin;
 use crate::policy::{Enforcement, OnRemoval, Store};
 use crate::sniff::prefixed::Prefixed;
@@ -117,7 +118,7 @@ async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: Ac
     let is_http2 = sniffed.starts_with(http2::PREFACE);
     let client = Prefixed::new(sniffed, stream);
     if is_http2 {
-        return http2::serve(client, origin, log, world).await;
+        return Box::pin(http2::serve(client, origin, log, world)).await;
     }
     let (wire, shared) = Wire::new(client, world.reading());
     let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
@@ -154,10 +155,16 @@ async fn requests<W: World>(
             () = session.shared.idled() => {}
         }
         // None is an upgraded one. Bytes that the library read and nobody judged are not read again.
-        let Some(parts) = connection.into_parts().filter(|parts| parts.read_buf.is_empty()) else {
+        let Some(http1::Parts { io, read_buf, .. }) = connection.into_parts() else {
             return Ok(());
         };
-        wire = parts.io.into_inner();
+        if !read_buf.is_empty() {
+            return Ok(());
+        }
+        // Not kept for the time of the rest: its place alone is 8 KiB.
+        drop(read_buf);
+        memory::spent();
+        wire = io.into_inner();
         tokio::select! {
             () = wire.rest() => {}
             () = session.pool.rest() => {}
