@@ -117,19 +117,24 @@ pub(super) async fn follow_interfaces(running: Arc<Running>) {
 }
 
 async fn cover_interfaces(running: &Running) -> io::Result<()> {
-    let mut gates = Vec::new();
+    let mut found = Vec::new();
     for covered in &running.namespaces {
         let before = covered.ways.load_full();
         let ways = ways_out(&covered.netns, &before).await?;
+        found.push((covered, before, ways));
+    }
+    let gates: Vec<Gate> =
+        found.iter().flat_map(|(_, _, ways)| ways.gates.iter().cloned()).collect();
+    running.kernel.set_gates(&gates).map_err(io::Error::other)?;
+    for (covered, before, ways) in found {
         let was_one = |gate: &&Gate| before.gates.iter().any(|old| old.index == gate.index);
         for gate in ways.gates.iter().filter(|gate| !was_one(gate)) {
             let label = covered.netns.label();
             eprintln!("interceptor: interface {} leads out of {label} now: covered", gate.name);
         }
-        gates.extend(ways.gates.iter().cloned());
         covered.ways.store(Arc::new(ways));
     }
-    running.kernel.set_gates(&gates).map_err(io::Error::other)
+    Ok(())
 }
 
 /// How often room is made in the kernel's table of passages.

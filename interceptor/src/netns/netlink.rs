@@ -6,11 +6,15 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
+use tokio::time::{Instant, timeout};
 
 use super::NetNs;
 
 /// Changes come in bursts (an interface up, its address, its routes): one of them is told once it pauses.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// A burst is no longer.
+const BURST: Duration = Duration::from_millis(500);
 
 /// Speaks netlink in a namespace. Must be called within a tokio runtime.
 ///
@@ -49,12 +53,16 @@ impl Changes {
         Self(futures_util::stream::select_all(all.into_iter().map(|one| one.0)).boxed())
     }
 
-    /// Waits for the next change, and for the burst that it belongs to. False: netlink ended.
+    /// Waits for the next change, and for the burst that it belongs to, but not for ever: who changes
+    /// something all the time is not unseen by that. False: netlink ended.
     pub async fn next(&mut self) -> bool {
         if self.0.next().await.is_none() {
             return false;
         }
-        while let Ok(Some(())) = tokio::time::timeout(SETTLE, self.0.next()).await {}
+        let until = Instant::now() + BURST;
+        while Instant::now() < until
+            && let Ok(Some(())) = timeout(SETTLE, self.0.next()).await
+        {}
         true
     }
 }
