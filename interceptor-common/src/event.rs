@@ -20,6 +20,8 @@ pub enum FlowKind {
     Named = 6,
     /// The first bytes of a direct connection were refused: it is to be destroyed.
     RefusedHello = 7,
+    /// A packet was dropped at an interface.
+    RefusedPacket = 8,
 }
 
 /// One record of `FLOWS` or `REFUSALS`.
@@ -50,9 +52,9 @@ pub struct Event {
     pub finding: u32,
     /// 1 if the connection was established before it closed.
     pub established: u32,
-    /// IP protocol number.
+    /// IP protocol number; [`Event::FRAME`] and the ethertype, of what is not IP.
     pub protocol: u32,
-    /// What user space calls the flow; 0: nothing.
+    /// What user space calls the flow; 0: nothing. Of a dropped packet: the index of its interface.
     pub label: u32,
     /// [`Event::UNPROVEN`] and [`Event::ECH`].
     pub marks: u32,
@@ -65,6 +67,8 @@ impl Event {
     pub const UNPROVEN: u32 = 1;
     /// The hello offered encrypted_client_hello. In [`Event::marks`].
     pub const ECH: u32 = 2;
+    /// More than any protocol number. In [`Event::protocol`].
+    pub const FRAME: u32 = 1 << 16;
 }
 
 /// An event with the name that the client showed.

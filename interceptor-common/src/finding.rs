@@ -115,8 +115,13 @@ findings! {
     InterfaceIcmp = 43, "dropped_interface_icmp";
     /// Dropped at the interface: another protocol.
     InterfaceProtocol = 44, "dropped_interface_protocol";
-    /// The table of passages is full: what answers this inbound flow is dropped.
+    /// The table of passages is full, or the workload's part of it: what answers this inbound flow is
+    /// dropped.
     PassagesFull = 45, "passage_table_full";
+    /// A TCP packet that was dropped at the interface was answered with a reset.
+    InterfaceReset = 46, "interface_reset";
+    /// A packet that was dropped at the interface was counted and not reported: too many were, of late.
+    InterfaceUntold = 47, "interface_drop_unreported";
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The interface layer: covered interfaces, and packets for which no socket vouches.
 
-use crate::{Endpoint, PASSAGE_IDLE_NS, PASSAGE_NS};
+use crate::{Endpoint, PASSAGE_CLOSING_NS, PASSAGE_IDLE_NS, PASSAGE_NS};
 
 /// A covered interface: the daemon's end of a veth whose other end is in a covered namespace. Value
 /// of the `INTERFACES` table, by interface index.
@@ -11,9 +11,13 @@ pub struct Interface {
     pub netns: u64,
     /// An address of this end besides link-local ones: neighbours are told apart by it. Zero: none.
     pub gateway_v6: [u8; 16],
+    /// Since when `told` counts, `bpf_ktime_get_ns`. The kernel programs'.
+    pub told_since_ns: u64,
+    /// How many dropped packets were reported since then. The kernel programs'.
+    pub told: u64,
 }
 
-const _: () = assert!(size_of::<Interface>() == 24);
+const _: () = assert!(size_of::<Interface>() == 40);
 
 /// Key of the `PASSAGES` table: both ends of a flow, as the packets have them.
 #[repr(C)]
@@ -56,7 +60,13 @@ impl Passage {
     /// Whether it still stands at this time, monotonic nanoseconds.
     #[inline(always)]
     pub fn stands(&self, now_ns: u64) -> bool {
-        let window = if self.established != 0 { PASSAGE_IDLE_NS } else { PASSAGE_NS };
+        let window = if self.kind == Self::CLOSING {
+            PASSAGE_CLOSING_NS
+        } else if self.established != 0 {
+            PASSAGE_IDLE_NS
+        } else {
+            PASSAGE_NS
+        };
         now_ns.saturating_sub(self.seen_ns) < window
     }
 }
@@ -66,12 +76,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_established_passage_stands_longer() {
+    fn an_established_passage_stands_longer_and_a_closing_one_shorter() {
         let passage = |established| Passage { seen_ns: 5, kind: Passage::INBOUND, established };
         assert!(passage(0).stands(4), "another processor's clock may lag");
         assert!(passage(0).stands(PASSAGE_NS));
         assert!(!passage(0).stands(PASSAGE_NS + 5));
         assert!(passage(1).stands(PASSAGE_NS + 5));
         assert!(!passage(1).stands(PASSAGE_IDLE_NS + 5));
+        let closing = Passage { kind: Passage::CLOSING, ..passage(1) };
+        assert!(closing.stands(PASSAGE_CLOSING_NS) && !closing.stands(PASSAGE_CLOSING_NS + 5));
     }
 }

@@ -36,7 +36,7 @@ pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {
@@ -76,6 +76,10 @@ pub mod maps {
     pub const INTERFACES: &str = "INTERFACES";
     /// `HashMap<PassageKey, Passage>`.
     pub const PASSAGES: &str = "PASSAGES";
+    /// `HashMap<u64, u64>` by network namespace cookie: how many passages were ever made.
+    pub const PASSAGE_COUNTS: &str = "PASSAGE_COUNTS";
+    /// `HashMap<u64, u64>` by network namespace cookie: how many may ever be made, as of now.
+    pub const PASSAGE_QUOTAS: &str = "PASSAGE_QUOTAS";
     /// `RingBuf` of [`Event`](super::Event) and [`NamedEvent`](super::NamedEvent): closed direct
     /// flows.
     pub const FLOWS: &str = "FLOWS";
@@ -88,10 +92,31 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every pinned map.
-    pub const ALL: [&str; 22] = [
-        SETTINGS, NAMESPACES, ROUTES, BYPASS4, BYPASS6, DATAGRAMS, ENDPOINTS, NAMES, PEERS,
-        SOCKETS, KEPT, HEARTBEAT, PENDING, SHOWN, HANDOVERS, ACCEPTED, INTERFACES, PASSAGES, FLOWS,
-        REFUSALS, HINTS, COUNTERS,
+    pub const ALL: [&str; 24] = [
+        SETTINGS,
+        NAMESPACES,
+        ROUTES,
+        BYPASS4,
+        BYPASS6,
+        DATAGRAMS,
+        ENDPOINTS,
+        NAMES,
+        PEERS,
+        SOCKETS,
+        KEPT,
+        HEARTBEAT,
+        PENDING,
+        SHOWN,
+        HANDOVERS,
+        ACCEPTED,
+        INTERFACES,
+        PASSAGES,
+        PASSAGE_COUNTS,
+        PASSAGE_QUOTAS,
+        FLOWS,
+        REFUSALS,
+        HINTS,
+        COUNTERS,
     ];
 }
 
@@ -120,7 +145,9 @@ pub mod capacity {
     /// Covered interfaces.
     pub const INTERFACES: u32 = 4096;
     /// Flows whose packets pass without a socket that vouches for them.
-    pub const PASSAGES: u32 = 131_072;
+    pub const PASSAGES: u32 = 262_144;
+    /// Those of one workload.
+    pub const PASSAGES_EACH: u32 = PASSAGES / 4;
     /// Bytes: about 20,000 records of flows that closed while the daemon was not reading.
     pub const FLOWS_BYTES: u32 = 4 << 20;
     /// Bytes.
@@ -129,11 +156,20 @@ pub mod capacity {
     pub const HINTS_BYTES: u32 = 128 << 10;
 }
 
+/// Dropped packets of one interface that are reported in [`TOLD_NS`]; further ones are counted.
+pub const TOLD: u64 = 100;
+
+/// For how long [`TOLD`] holds, in nanoseconds.
+pub const TOLD_NS: u64 = 1_000_000_000;
+
 /// How long after a datagram from a peer a datagram to it counts as a reply, in nanoseconds.
 pub const REPLY_WINDOW_NS: u64 = 60_000_000_000;
 
 /// How long a passage stands after what last kept it open, in nanoseconds.
 pub const PASSAGE_NS: u64 = 120_000_000_000;
+
+/// The same of a connection that closed, in nanoseconds: a FIN is sent again seven times by then.
+pub const PASSAGE_CLOSING_NS: u64 = 30_000_000_000;
 
 /// The same of an established inbound connection whose listener is not of a covered cgroup, in
 /// nanoseconds.

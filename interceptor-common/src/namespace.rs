@@ -11,8 +11,8 @@ pub struct Namespace {
     /// How many loopback addresses listen, from 127.0.0.1 on. More than one, so that a single
     /// destination does not exhaust the source ports of one address pair.
     pub v4_listeners: u8,
-    /// 1 where the interface layer stands at its interfaces.
-    pub interface: u8,
+    /// Always zero.
+    pub pad: u8,
     /// Whose rows in `ENDPOINTS` are asked; 0: nobody's, everything goes to the proxy.
     pub policy: u16,
 }

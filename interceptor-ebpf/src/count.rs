@@ -38,9 +38,34 @@ pub fn report_refusal(
     dst: Endpoint,
     protocol: u32,
 ) {
-    report(&maps::REFUSALS, Finding::RefusalLost, || Event {
+    let event = || Event { cgroup, ..refused(kind, finding, netns, dst, protocol) };
+    report(&maps::REFUSALS, Finding::RefusalLost, event);
+}
+
+/// Reports a packet that was dropped at an interface.
+#[inline(always)]
+pub fn report_dropped(
+    finding: Finding,
+    netns: u64,
+    interface: u32,
+    src: Endpoint,
+    dst: Endpoint,
+    protocol: u32,
+) {
+    let event = || Event {
+        src,
+        label: interface,
+        ..refused(FlowKind::RefusedPacket, finding, netns, dst, protocol)
+    };
+    report(&maps::REFUSALS, Finding::RefusalLost, event);
+}
+
+/// What every refusal's event has.
+#[inline(always)]
+fn refused(kind: FlowKind, finding: Finding, netns: u64, dst: Endpoint, protocol: u32) -> Event {
+    Event {
         netns,
-        cgroup,
+        cgroup: 0,
         socket: 0,
         started_ns: ctx::now_ns(),
         duration_ns: 0,
@@ -54,7 +79,7 @@ pub fn report_refusal(
         protocol,
         label: 0,
         marks: 0,
-    });
+    }
 }
 
 /// Reports the refusal of a direct connection's first bytes, with the name in them.

@@ -6,28 +6,20 @@
 //!
 //! A packet keeps its socket across the veth, and no program can forge that.
 
-use aya_ebpf::programs::SkBuffContext;
-use interceptor_common::{Finding, Passage, PassageKey, Tier};
+use core::ptr;
 
-use crate::count::count;
+use aya_ebpf::programs::SkBuffContext;
+use interceptor_common::{Endpoint, Event, Finding, Passage, PassageKey, TOLD, TOLD_NS, Tier};
+
+use crate::count::{count, report_dropped};
 use crate::ctx::{self, PacketSocket, Verdict};
+use crate::frame::{
+    ACK, ARP, ETHERNET, ICMP, ICMPV6, Packet, RST, SYN, TCP, TcpHead, UDP, load, ports,
+};
 use crate::{maps, select};
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 const STREAM: u32 = 1;
 const DGRAM: u32 = 2;
-
-const ETHERNET: usize = 14;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
-const ARP: u16 = 0x0806;
-
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 0x10;
 
 /// Longest ARP frame, and longest neighbour discovery message.
 const NEIGHBOUR_MAX: usize = 64;
@@ -42,9 +34,44 @@ pub fn out(ctx: &SkBuffContext) -> Verdict {
         Ok(()) => Verdict::Allow,
         Err(finding) => {
             count(finding);
+            tell(ctx, finding);
             Verdict::Refuse
         }
     }
+}
+
+/// Reports a dropped packet, unless its interface had its share: a flood is counted, and neither fills
+/// the buffer that others' refusals go by nor keeps the daemon busy (T-55). What is for the link's own
+/// groups is counted only: a kernel says which it is in by itself.
+#[inline(always)]
+fn tell(ctx: &SkBuffContext, finding: Finding) {
+    let packet = Packet::read(ctx);
+    if packet.as_ref().is_ok_and(|packet| is_link_group(packet.dst)) {
+        return;
+    }
+    let index = ctx::packet_ifindex(ctx);
+    let Some(interface) = maps::INTERFACES.get_ptr_mut(&index) else { return };
+    // SAFETY: a live entry. Processors that count at once count a few too little, and none waits.
+    let interface = unsafe { &mut *interface };
+    let now = ctx::now_ns();
+    if now.wrapping_sub(interface.told_since_ns) > TOLD_NS {
+        interface.told_since_ns = now;
+        interface.told = 0;
+    }
+    if interface.told >= TOLD {
+        return count(Finding::InterfaceUntold);
+    }
+    interface.told += 1;
+    let netns = interface.netns;
+    let Ok(packet) = packet else {
+        let kind = Event::FRAME | u32::from(ctx::packet_ethertype(ctx));
+        let nowhere = Endpoint::default();
+        return report_dropped(finding, netns, index, nowhere, nowhere, kind);
+    };
+    let has_ports = matches!(packet.protocol, TCP | UDP) && !packet.fragment;
+    let [from, to] = if has_ports { ports(ctx, &packet).unwrap_or_default() } else { [0, 0] };
+    let (src, dst) = (ctx::endpoint(packet.src, from), ctx::endpoint(packet.dst, to));
+    report_dropped(finding, netns, index, src, dst, packet.protocol.into());
 }
 
 #[inline(always)]
@@ -63,8 +90,25 @@ fn judge(ctx: &SkBuffContext) -> Result<(), Finding> {
         TCP => tcp(ctx, &packet, ctx::packet_socket(ctx)),
         UDP => datagram(ctx, &packet, ctx::packet_socket(ctx)),
         ICMP | ICMPV6 => icmp(ctx, &packet, ctx::packet_socket(ctx)),
+        _ if leads_on(ctx, &packet) => Err(Finding::InterfaceHeader),
         _ if is_unrestricted(ctx::packet_socket(ctx)) => Ok(()),
         _ => Err(Finding::InterfaceProtocol),
+    }
+}
+
+/// Whether an extension header comes first, behind which the receiver would find anything, TCP too. Before
+/// group membership there is always one.
+#[inline(always)]
+fn leads_on(ctx: &SkBuffContext, packet: &Packet) -> bool {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const DESTINATION: u8 = 60;
+    match packet.protocol {
+        ROUTING | DESTINATION => true,
+        HOP_BY_HOP => {
+            packet.fragment || !load::<[u8; 1]>(ctx, packet.at).is_ok_and(|next| next == [ICMPV6])
+        }
+        _ => false,
     }
 }
 
@@ -163,6 +207,15 @@ fn icmp(ctx: &SkBuffContext, packet: &Packet, socket: Option<PacketSocket>) -> R
     if passes || is_unrestricted(socket) { Ok(()) } else { Err(Finding::InterfaceIcmp) }
 }
 
+/// Whether an address is of a group of the link's, ff02::/16 or 224.0.0.0/24.
+#[inline(always)]
+fn is_link_group(addr: [u32; 4]) -> bool {
+    if ctx::is_v4_mapped(addr) {
+        return u32::from_be(addr[3]) >> 8 == 0xe0_0000;
+    }
+    u32::from_be(addr[0]) >> 16 == 0xff02
+}
+
 /// Neighbour discovery that stays on the link: it could be routed on, so what may be in it, and where
 /// it may go, is bounded.
 #[inline(always)]
@@ -170,10 +223,8 @@ fn is_neighbourly(ctx: &SkBuffContext, packet: &Packet) -> bool {
     if packet.fragment || packet.length > NEIGHBOUR_MAX {
         return false;
     }
-    let first = u32::from_be(packet.dst[0]);
-    let link_multicast = first >> 16 == 0xff02;
-    let link_local = first >> 22 == 0xfe80 >> 6;
-    if link_multicast || link_local {
+    let link_local = u32::from_be(packet.dst[0]) >> 22 == 0xfe80 >> 6;
+    if is_link_group(packet.dst) || link_local {
         return true;
     }
     // SAFETY: written once, before the first packet.
@@ -241,23 +292,40 @@ pub fn into(ctx: &SkBuffContext) {
 fn open(ctx: &SkBuffContext, packet: &Packet, from: u16, to: u16) {
     let Some(key) = key(ctx, packet.protocol, (packet.dst, to), (packet.src, from)) else { return };
     let passage = Passage { seen_ns: ctx::now_ns(), kind: Passage::INBOUND, established: 0 };
-    if maps::PASSAGES.insert(&key, &passage, 0).is_err() {
+    if !enter(&key, &passage) {
         count(Finding::PassagesFull);
     }
+}
+
+/// Enters a passage. False: there is no room, in the table or in the namespace's part of it.
+#[inline(always)]
+fn enter(key: &PassageKey, passage: &Passage) -> bool {
+    if let Some(known) = maps::PASSAGES.get_ptr_mut(key) {
+        // SAFETY: a live entry of the map, as in `passage` below.
+        unsafe { *known = *passage };
+        return true;
+    }
+    let quota = maps::PASSAGE_QUOTAS.get_ptr(&key.netns);
+    let (Some(quota), Some(made)) = (quota, maps::PASSAGE_COUNTS.get_ptr_mut(&key.netns)) else {
+        return false;
+    };
+    // SAFETY: live entries of both maps; what another processor adds meanwhile is seen or not.
+    let full = unsafe { ptr::read_volatile(made) >= *quota };
+    if full || maps::PASSAGES.insert(key, passage, 0).is_err() {
+        return false;
+    }
+    ctx::add_one(made);
+    true
 }
 
 /// Lets pass what the kernel still says of a connection that closed: its last acknowledgement, or a
 /// reset, comes from no socket of its own.
 #[inline(always)]
-pub fn closed(
-    netns: u64,
-    inside: interceptor_common::Endpoint,
-    outside: interceptor_common::Endpoint,
-) {
+pub fn closed(netns: u64, inside: Endpoint, outside: Endpoint) {
     let key = PassageKey { netns, inside, outside, protocol: TCP.into(), pad: 0 };
     let passage = Passage { seen_ns: ctx::now_ns(), kind: Passage::CLOSING, established: 0 };
-    // Full: the other end hears nothing more, and gives up by itself.
-    let _ = maps::PASSAGES.insert(&key, &passage, 0);
+    // No room: the other end hears nothing more, and gives up by itself.
+    let _ = enter(&key, &passage);
 }
 
 /// The passage that a packet on its way out belongs to.
@@ -291,111 +359,4 @@ fn key(
         protocol: protocol.into(),
         pad: 0,
     })
-}
-
-/// What of a packet's IP header is asked for.
-#[derive(Clone, Copy)]
-struct Packet {
-    /// Of a fragment: what it is one of.
-    protocol: u8,
-    fragment: bool,
-    /// v4-mapped for IPv4.
-    src: [u32; 4],
-    dst: [u32; 4],
-    /// Where the header of the protocol begins.
-    at: usize,
-    /// Bytes from there on, as the IP header says.
-    length: usize,
-}
-
-impl Packet {
-    /// A frame's IP header.
-    #[inline(always)]
-    fn read(ctx: &SkBuffContext) -> Result<Self, Finding> {
-        match ctx::packet_ethertype(ctx) {
-            IPV4 => Self::v4(ctx, ETHERNET),
-            IPV6 => Self::v6(ctx, ETHERNET),
-            _ => Err(Finding::InterfaceFrame),
-        }
-    }
-
-    /// Without options: they could lead the packet elsewhere than it says (T-2).
-    #[inline(always)]
-    fn v4(ctx: &SkBuffContext, at: usize) -> Result<Self, Finding> {
-        const HEADER: usize = 20;
-        const VERSION_AND_WORDS: u32 = 0x45;
-        const MORE_OR_OFFSET: u32 = 0x3fff;
-        let words: [u32; 5] = load(ctx, at)?;
-        let [first, second] = [u32::from_be(words[0]), u32::from_be(words[1])];
-        if first >> 24 != VERSION_AND_WORDS {
-            return Err(Finding::InterfaceHeader);
-        }
-        let mapped = |word| [0, 0, 0xffff_u32.to_be(), word];
-        Ok(Self {
-            protocol: (u32::from_be(words[2]) >> 16) as u8,
-            fragment: second & MORE_OR_OFFSET != 0,
-            src: mapped(words[3]),
-            dst: mapped(words[4]),
-            at: at + HEADER,
-            length: (first as u16 as usize).saturating_sub(HEADER),
-        })
-    }
-
-    /// Without extension headers but a fragment's.
-    #[inline(always)]
-    fn v6(ctx: &SkBuffContext, at: usize) -> Result<Self, Finding> {
-        const HEADER: usize = 40;
-        const FRAGMENT: u8 = 44;
-        let words: [u32; 10] = load(ctx, at)?;
-        let [first, second] = [u32::from_be(words[0]), u32::from_be(words[1])];
-        if first >> 28 != 6 {
-            return Err(Finding::InterfaceHeader);
-        }
-        let next = (second >> 8) as u8;
-        let fragment = next == FRAGMENT;
-        let protocol = if fragment { load::<[u8; 1]>(ctx, at + HEADER)?[0] } else { next };
-        Ok(Self {
-            protocol,
-            fragment,
-            src: [words[2], words[3], words[4], words[5]],
-            dst: [words[6], words[7], words[8], words[9]],
-            at: at + HEADER,
-            length: (second >> 16) as usize,
-        })
-    }
-}
-
-/// What of a TCP header is asked for.
-struct TcpHead {
-    from: u16,
-    to: u16,
-    /// Bytes of it.
-    length: usize,
-    flags: u8,
-}
-
-impl TcpHead {
-    #[inline(always)]
-    fn read(ctx: &SkBuffContext, packet: &Packet) -> Result<Self, Finding> {
-        let words: [u32; 4] = load(ctx, packet.at)?;
-        let (ports, control) = (u32::from_be(words[0]), u32::from_be(words[3]));
-        Ok(Self {
-            from: (ports >> 16) as u16,
-            to: ports as u16,
-            length: (control >> 28) as usize * 4,
-            flags: (control >> 16) as u8,
-        })
-    }
-}
-
-/// Source and destination port of UDP or TCP.
-#[inline(always)]
-fn ports(ctx: &SkBuffContext, packet: &Packet) -> Result<[u16; 2], Finding> {
-    let both = u32::from_be(load::<[u32; 1]>(ctx, packet.at)?[0]);
-    Ok([(both >> 16) as u16, both as u16])
-}
-
-#[inline(always)]
-fn load<T>(ctx: &SkBuffContext, at: usize) -> Result<T, Finding> {
-    ctx.load(at).map_err(|_| Finding::InterfaceHeader)
 }

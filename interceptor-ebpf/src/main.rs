@@ -12,6 +12,7 @@ mod connect;
 mod ctx;
 mod datagram;
 mod established;
+mod frame;
 mod handover;
 mod hint;
 mod interface;
@@ -19,6 +20,7 @@ mod maps;
 mod names;
 mod packet;
 mod prove;
+mod reset;
 mod scratch;
 mod select;
 
@@ -127,11 +129,14 @@ pub fn ix_ingress(ctx: SkBuffContext) -> i32 {
     ALLOW
 }
 
-/// Every packet that comes out of a covered namespace, at the daemon's end of its veth.
+/// Every packet that comes out of a covered namespace, at the daemon's end of its veth. What TCP may
+/// not send is answered with a reset.
 #[classifier]
 pub fn ix_interface_out(ctx: TcContext) -> i32 {
-    match interface::out(&SkBuffContext::new(ctx.skb.skb)) {
+    let ctx = SkBuffContext::new(ctx.skb.skb);
+    match interface::out(&ctx) {
         Verdict::Allow => TCX_NEXT,
+        Verdict::Refuse if reset::answer(&ctx) => ctx::TCX_REDIRECT,
         Verdict::Refuse => TCX_DROP,
     }
 }

@@ -111,10 +111,24 @@ pub static INTERFACES: HashMap<u32, Interface> =
 
 /// Flows whose packets pass an interface without a socket that vouches for them. Written when the
 /// other end begins, and when a connection closes; an entry counts for a time only, and the daemon
-/// removes old ones. A plain hash, never an LRU. Full: answers to new inbound flows are dropped.
+/// removes old ones. A plain hash, never an LRU. Full, or a namespace's quota reached: answers to its new
+/// inbound flows are dropped.
 #[map]
 pub static PASSAGES: HashMap<PassageKey, Passage> =
     HashMap::with_max_entries(capacity::PASSAGES, BPF_F_NO_PREALLOC);
+
+/// How many passages each namespace ever had. Entries are the daemon's, with `INTERFACES`; counted by who
+/// writes `PASSAGES`. Full: the start fails.
+#[map]
+pub static PASSAGE_COUNTS: HashMap<u64, u64> =
+    HashMap::with_max_entries(capacity::NAMESPACES, BPF_F_NO_PREALLOC);
+
+/// How many it may ever have had: the count of a moment, and what there was room for in that. Written by
+/// the daemon, each time that it removed old ones. No entry: no interface layer there. Full: the start
+/// fails.
+#[map]
+pub static PASSAGE_QUOTAS: HashMap<u64, u64> =
+    HashMap::with_max_entries(capacity::NAMESPACES, BPF_F_NO_PREALLOC);
 
 /// Records of closed direct flows. Full: the record is lost and counted; traffic goes on.
 #[map]

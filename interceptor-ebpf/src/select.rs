@@ -68,8 +68,7 @@ pub fn permit(dst: &Endpoint) -> Option<Permit> {
 /// Whether the interface layer stands at the namespace's interfaces.
 #[inline(always)]
 pub fn has_interface(netns: u64) -> bool {
-    // SAFETY: a byte; whichever of two values is read was true just now.
-    unsafe { maps::NAMESPACES.get(&netns) }.is_some_and(|namespace| namespace.interface != 0)
+    maps::PASSAGE_QUOTAS.get_ptr(&netns).is_some()
 }
 
 /// The namespace's route to the destination, if it has one.

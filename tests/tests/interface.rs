@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use interceptor_tests::pod::{Behind, NEXT_HOP, POD_V4, POD_V6, Pod};
@@ -204,6 +204,49 @@ fn t07_a_connection_from_before_the_attach_carries_nothing_more() -> Result<()> 
     assert!(early.read(&mut [0; 5]).is_err(), "nobody answers what nobody got");
     assert_eq!(capture.packets_to(FORBIDDEN), 0);
     assert!(running.counter("dropped_interface_socket")? > 0);
+    Ok(())
+}
+
+/// T-2: in ALLOW_ANY other protocols pass, but no TCP behind an extension header, which its receiver would
+/// take for TCP.
+#[test]
+fn t02_extension_headers_hide_no_tcp_in_allow_any() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    const DESTINATION_OPTIONS: i32 = 60;
+    const ROUTING: i32 = 43;
+    let world = World::new()?;
+    let pod = Pod::new(&world, Behind::Node)?;
+    let to = SocketAddr::new(world::EXAMPLE_V6, 0);
+    // Next header TCP, padding, and a SYN to port 9.
+    let mut packet = vec![6, 0, 1, 4, 0, 0, 0, 0];
+    packet.extend([0x9c, 0x41, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let send = |protocol: i32| -> Result<()> {
+        pod.namespace.inside(|| {
+            let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(protocol)))?;
+            socket.send_to(&packet, &to.into()).map(drop).context("a raw socket")
+        })?
+    };
+    let control = world.capture()?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while control.packets_to(to.ip()) == 0 {
+        assert!(Instant::now() < deadline, "the control does not get out");
+        // The first ones may be lost while addresses are looked up.
+        send(DESTINATION_OPTIONS)?;
+    }
+    drop(control);
+
+    let flags = ["--netns", pod.namespace.name(), "--resolver", RESOLVER];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let capture = world.capture()?;
+    for protocol in [DESTINATION_OPTIONS, ROUTING] {
+        send(protocol)?;
+    }
+    assert_eq!(capture.packets_to(to.ip()), 0);
+    assert_eq!(running.counter("dropped_interface_header")?, 2);
+    send(253)?;
+    assert_eq!(capture.packets_to(to.ip()), 1, "other protocols pass");
     Ok(())
 }
 
@@ -408,9 +451,9 @@ fn the_layer_outlives_the_daemon() -> Result<()> {
     let capture = world.capture()?;
     let before = running.stdout()?.lines().count();
     running.kill()?;
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while running.stdout()?.lines().count() < before + 3 {
-        assert!(std::time::Instant::now() < deadline, "the command does not try any more");
+        assert!(Instant::now() < deadline, "the command does not try any more");
         thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(capture.packets_to(FORBIDDEN), 0, "the daemon is dead, the layer is not");
@@ -453,12 +496,12 @@ fn t60_the_next_start_adopts_the_links() -> Result<()> {
     again.args(["run", "--name", first.name(), "--netns", pod.namespace.name()]);
     again.args(["--resolver", RESOLVER, "--", "sleep", "86400"]);
     let mut second = world.spawn(&mut again)?;
-    let deadline = std::time::Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + Duration::from_secs(15);
     let after = loop {
         if let Ok(status) = first.status() {
             break programs(&status);
         }
-        assert!(std::time::Instant::now() < deadline, "the second one does not answer");
+        assert!(Instant::now() < deadline, "the second one does not answer");
         thread::sleep(Duration::from_millis(50));
     };
     let new = links_of(&after)?;

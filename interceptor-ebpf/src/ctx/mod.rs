@@ -138,6 +138,21 @@ pub fn now_ns() -> u64 {
     unsafe { helpers::bpf_ktime_get_ns() }
 }
 
+/// Adds one to a value of a map, whoever else does at the same time.
+#[inline(always)]
+pub fn add_one(value: *mut u64) {
+    // SAFETY: an atomic addition to eight bytes, which the verifier checks. LLVM has no name for it
+    // without more than every kernel has.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({0} + 0) += {1}",
+            in(reg) value,
+            in(reg) 1_u64,
+            options(nostack)
+        );
+    }
+}
+
 /// Number of the socket behind a context, unique while the machine runs.
 #[inline(always)]
 pub fn socket_cookie<T>(ctx: *mut T) -> u64 {

@@ -123,6 +123,15 @@ pub fn packet_is_tagged(ctx: &SkBuffContext) -> bool {
     load!(ctx.skb.skb, __sk_buff, vlan_present, 0) != 0
 }
 
+/// Whether its frame is for a group or for all.
+#[inline(always)]
+pub fn packet_is_for_many(ctx: &SkBuffContext) -> bool {
+    const PACKET_BROADCAST: u32 = 1;
+    const PACKET_MULTICAST: u32 = 2;
+    let kind = load!(ctx.skb.skb, __sk_buff, pkt_type, 0);
+    matches!(kind, PACKET_BROADCAST | PACKET_MULTICAST)
+}
+
 /// How many segments a packet is sent in, and the payload of a full one; zeros where it is one.
 #[inline(always)]
 pub fn packet_segments(ctx: &SkBuffContext) -> (u32, u32) {
@@ -180,3 +189,40 @@ pub fn load_or_zeros<const N: usize>(ctx: &SkBuffContext, at: usize) -> [u8; N] 
         bytes.assume_init()
     }
 }
+
+/// Cuts a packet to `length` bytes, of one segment.
+#[inline(always)]
+pub fn truncate(ctx: &SkBuffContext, length: usize) -> Option<()> {
+    // SAFETY: the helper takes the hook's own context; whatever length, the kernel checks it.
+    let failed = unsafe { helpers::bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) };
+    (failed == 0).then_some(())
+}
+
+/// Writes over a packet's bytes.
+#[inline(always)]
+pub fn store<T>(ctx: &SkBuffContext, at: usize, bytes: &T) -> Option<()> {
+    let (from, length) = (ptr::from_ref(bytes).cast(), size_of::<T>() as u32);
+    // SAFETY: `bytes` is `length` bytes long and outlives the call; the kernel checks the place.
+    let failed = unsafe { helpers::bpf_skb_store_bytes(ctx.skb.skb, at as u32, from, length, 0) };
+    (failed == 0).then_some(())
+}
+
+/// Adds `rest` to a checksum in a packet, unless a device will add it (CHECKSUM_PARTIAL).
+#[inline(always)]
+pub fn complete_checksum(ctx: &SkBuffContext, at: usize, rest: u16) -> Option<()> {
+    let rest = u64::from(rest);
+    // SAFETY: the helper takes the hook's own context; the kernel checks the place.
+    let failed = unsafe { helpers::bpf_l4_csum_replace(ctx.skb.skb, at as u32, 0, rest, 0) };
+    (failed == 0).then_some(())
+}
+
+/// Has a packet sent out of the interface that it came in by, once the program returned
+/// [`TCX_REDIRECT`].
+#[inline(always)]
+pub fn send_back(ctx: &SkBuffContext) -> bool {
+    // SAFETY: plain numbers.
+    unsafe { helpers::bpf_redirect(packet_ifindex(ctx), 0) == i64::from(TCX_REDIRECT) }
+}
+
+/// The packet goes where `bpf_redirect` said.
+pub const TCX_REDIRECT: i32 = 7;

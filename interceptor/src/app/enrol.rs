@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use interceptor_common::Namespace;
 
+use super::handler::Running;
 use super::{AppError, system};
 use crate::accept::Listeners;
 use crate::kernel::{Kernel, KernelError, RouteEntry, TableError, Tables, require_interface_hooks};
-use crate::netns::{Isolated, NetNs, Routes, WaysOut};
+use crate::netns::{Changes, Gate, Isolated, NetNs, Routes, WaysOut};
 use crate::tiers::POLICY;
 use crate::workloads::cgroup::Cgroup;
 
@@ -32,22 +33,7 @@ impl Enrolled {
         let listeners = Listeners::bind(&netns)?;
         let mut routes = Routes::open(&netns)?;
         let entries = routes.read(&netns).await?;
-        let mut ways = WaysOut::of(&netns).await?;
-        if !ways.gates.is_empty()
-            && let Err(missing) = require_interface_hooks()
-        {
-            ways.gates.clear();
-            ways.gaps.push(missing.to_string());
-        }
-        // The daemon's own namespace has none at all, and everyone knows.
-        if !netns.is_home() && !ways.gaps.is_empty() {
-            eprintln!(
-                "interceptor: warning: network namespace {} is covered at its sockets, but not at each \
-                 interface: {}; what has CAP_NET_RAW or a socket from elsewhere gets out there",
-                netns.label(),
-                ways.gaps.join("; ")
-            );
-        }
+        let ways = ways_out(&netns, &WaysOut::default()).await?;
         Ok(Self { netns, listeners, ways, routes, entries })
     }
 
@@ -55,8 +41,7 @@ impl Enrolled {
     /// without them.
     pub(super) fn cover(&self, tables: &mut Tables) -> Result<(), TableError> {
         tables.set_routes(self.netns.cookie(), &self.entries)?;
-        let interface = u8::from(!self.ways.gates.is_empty());
-        let namespace = Namespace { policy: POLICY, interface, ..self.listeners.addresses() };
+        let namespace = Namespace { policy: POLICY, ..self.listeners.addresses() };
         tables.cover(self.netns.cookie(), namespace)
     }
 
@@ -79,6 +64,79 @@ impl Enrolled {
     }
 }
 
+/// Where the interface layer can stand, and where it cannot, which is said unless it was so `before`.
+async fn ways_out(netns: &NetNs, before: &WaysOut) -> io::Result<WaysOut> {
+    let mut ways = WaysOut::of(netns, &before.gates).await?;
+    if !ways.gates.is_empty()
+        && let Err(missing) = require_interface_hooks()
+    {
+        ways.gates.clear();
+        ways.gaps.push(missing.to_string());
+    }
+    // The daemon's own namespace has none at all, and everyone knows.
+    if !netns.is_home() && !ways.gaps.is_empty() && ways.gaps != before.gaps {
+        eprintln!(
+            "interceptor: warning: network namespace {} is covered at its sockets, but not at each \
+             interface: {}; what has CAP_NET_RAW or a socket from elsewhere gets out there",
+            netns.label(),
+            ways.gaps.join("; ")
+        );
+    }
+    Ok(ways)
+}
+
+/// Changes of interfaces are looked at once in so long, at the most.
+const REST: Duration = Duration::from_secs(1);
+
+/// They are looked at once in so long, at the least: netlink loses what comes too fast.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Covers interfaces that come into covered namespaces, and forgets those that are gone, for ever.
+pub(super) async fn follow_interfaces(running: Arc<Running>) {
+    let changes = || -> io::Result<Changes> {
+        let mut all = vec![Changes::of_links(&NetNs::current()?)?];
+        for covered in &running.namespaces {
+            all.push(Changes::of_links(&covered.netns)?);
+        }
+        Ok(Changes::any(all))
+    };
+    let mut changes = match changes() {
+        Ok(changes) => changes,
+        Err(error) => return tracing::warn!("interfaces are not followed: {error}"),
+    };
+    loop {
+        // Some may have come before we listened.
+        if let Err(error) = cover_interfaces(&running).await {
+            eprintln!("interceptor: warning: an interface is not covered: {error}");
+        }
+        tokio::time::sleep(REST).await;
+        if let Ok(false) = tokio::time::timeout(LOOK, changes.next()).await {
+            return tracing::warn!("interfaces are not followed any more: netlink ended");
+        }
+    }
+}
+
+async fn cover_interfaces(running: &Running) -> io::Result<()> {
+    let mut found = Vec::new();
+    for covered in &running.namespaces {
+        let before = covered.ways.load_full();
+        let ways = ways_out(&covered.netns, &before).await?;
+        found.push((covered, before, ways));
+    }
+    let gates: Vec<Gate> =
+        found.iter().flat_map(|(_, _, ways)| ways.gates.iter().cloned()).collect();
+    running.kernel.set_gates(&gates).map_err(io::Error::other)?;
+    for (covered, before, ways) in found {
+        let was_one = |gate: &&Gate| before.gates.iter().any(|old| old.index == gate.index);
+        for gate in ways.gates.iter().filter(|gate| !was_one(gate)) {
+            let label = covered.netns.label();
+            eprintln!("interceptor: interface {} leads out of {label} now: covered", gate.name);
+        }
+        covered.ways.store(Arc::new(ways));
+    }
+    Ok(())
+}
+
 /// How often room is made in the kernel's table of passages.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -86,8 +144,11 @@ const SWEEP: Duration = Duration::from_secs(10);
 pub(super) async fn sweep(kernel: Arc<Kernel>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        if let Err(error) = kernel.interface().sweep() {
-            tracing::warn!("{error}");
+        let kernel = Arc::clone(&kernel);
+        match tokio::task::spawn_blocking(move || kernel.interface().sweep()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!("{error}"),
+            Err(error) => tracing::error!("sweeping passages broke off: {error}"),
         }
     }
 }

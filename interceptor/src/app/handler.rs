@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use interceptor_common::{Finding, Namespace};
 use ipnet::IpNet;
 
@@ -31,7 +31,7 @@ use crate::workloads::cgroup::Cgroup;
 pub(super) struct CoveredNamespace {
     pub(super) netns: Arc<NetNs>,
     pub(super) listeners: Namespace,
-    pub(super) ways: WaysOut,
+    pub(super) ways: ArcSwap<WaysOut>,
 }
 
 /// The parts that status reads and the control socket changes.
@@ -198,6 +198,7 @@ impl Handler for Running {
 
 fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
     let CoveredNamespace { netns, listeners: at, ways } = covered;
+    let ways = ways.load();
     NamespaceReport {
         interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),
         gaps: ways.gaps.clone(),

@@ -1,10 +1,11 @@
 //! Kernel events to access-log lines, and the beat at which folded refusals are written.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use interceptor_common::Finding;
+use interceptor_common::{Event, Finding};
 
 use super::cut::Ended;
 use crate::account::{AccessLog, FOLD, Flag, Folds, Record, Same};
@@ -116,12 +117,16 @@ impl Reporter {
     }
 
     fn refused(&mut self, refused: &Refused) {
-        let mut record = Record::new(refused.at, refused.dst, unspecified_like(refused.dst));
+        let src = refused.src.unwrap_or_else(|| unspecified_like(refused.dst));
+        let mut record = Record::new(refused.at, refused.dst, src);
         record.upstream_cluster = Some(ClusterName::black_hole());
         record.flags = vec![Flag::UH];
         record.reason = Reason::NotRegistered;
         // Without spaces in JSON too: a word to search for is the same in both (LOG-4).
         let mut why = format!("{}_{}", refused.why, protocol_name(refused.protocol));
+        if let Some(interface) = &refused.interface {
+            let _ = write!(why, "{{{interface}}}");
+        }
         if refused.why == Finding::AddressRefused.label() {
             // As the proxy would have said it.
             record.reason = self.direct.reason_of(refused.dst);
@@ -174,6 +179,7 @@ fn unspecified_like(addr: SocketAddr) -> SocketAddr {
 
 fn protocol_name(number: u32) -> Cow<'static, str> {
     match number {
+        Event::FRAME.. => format!("ethertype_{:04x}", number - Event::FRAME).into(),
         1 => "icmp".into(),
         6 => "tcp".into(),
         17 => "udp".into(),
@@ -223,9 +229,11 @@ mod tests {
     fn refused(protocol: u32) -> KernelEvent {
         KernelEvent::Refused(Refused {
             at: std::time::SystemTime::now(),
+            src: None,
             dst: DST.parse().expect("an address"),
             why: "refused_datagram",
             protocol,
+            interface: None,
         })
     }
 
@@ -250,6 +258,32 @@ mod tests {
         assert_eq!((record.flags, record.upstream_host), (vec![Flag::UH], None));
         assert_eq!(record.upstream_cluster, Some(ClusterName::black_hole()));
         assert_eq!(record.downstream_local_address.to_string(), DST);
+    }
+
+    /// A packet that was dropped at an interface says where, and from where it was.
+    #[test]
+    fn dropped_packets_have_both_ends_and_their_interface() {
+        let (mut reporter, captured) = reporter(Enforcement::Strict, true);
+        let src: SocketAddr = "10.0.0.2:40001".parse().expect("an address");
+        for (protocol, interface) in [(6, "veth1"), (6, "veth2"), (Event::FRAME | 0x88b5, "veth1")]
+        {
+            let KernelEvent::Refused(refused) = refused(protocol) else { unreachable!() };
+            reporter.event(KernelEvent::Refused(Refused {
+                src: Some(src),
+                why: "dropped_interface_socket",
+                interface: Some(interface.into()),
+                ..refused
+            }));
+        }
+        assert_eq!(
+            details(&captured),
+            [
+                "dropped_interface_socket_tcp{veth1}",
+                "dropped_interface_socket_tcp{veth2}",
+                "dropped_interface_socket_ethertype_88b5{veth1}"
+            ]
+        );
+        assert!(captured.records().iter().all(|record| record.downstream_remote_address == src));
     }
 
     /// Hellos too, but only after so many that no honest client notices; names apart.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use interceptor_common::Settings;
 use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
@@ -137,8 +137,8 @@ struct Started {
     admin: JoinHandle<()>,
     reloader: JoinHandle<()>,
     reporter: JoinHandle<()>,
-    /// What looks after the hooks.
-    watchdog: JoinHandle<()>,
+    /// What looks after the hooks, and where they have to be.
+    watchdog: [JoinHandle<()>; 2],
     /// What keeps direct connections in order.
     background: [JoinHandle<()>; 5],
     stop_reporter: oneshot::Sender<()>,
@@ -253,7 +253,7 @@ async fn start(
     let covered = |one: &Enrolled| CoveredNamespace {
         netns: Arc::clone(&one.netns),
         listeners: one.listeners.addresses(),
-        ways: one.ways.clone(),
+        ways: ArcSwap::from_pointee(one.ways.clone()),
     };
     let namespaces = enrolled.iter().map(covered).collect();
     for one in enrolled {
@@ -310,7 +310,10 @@ async fn start(
     });
     let existing = Arc::new(existing);
     existing.settle(&running);
-    let watchdog = tokio::spawn(watchdog::watch(Arc::clone(&running), existing));
+    let watchdog = [
+        tokio::spawn(watchdog::watch(Arc::clone(&running), existing)),
+        tokio::spawn(enrol::follow_interfaces(Arc::clone(&running))),
+    ];
     let reloader = Reloader {
         watch: watched.watch,
         sources: watched.sources,
@@ -584,7 +587,7 @@ impl Started {
     async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
         self.admin.abort();
         self.reloader.abort();
-        self.watchdog.abort();
+        self.watchdog.iter().for_each(JoinHandle::abort);
         session.workload().terminate(GRACE).await?;
         if !drain {
             self.settled(SETTLE).await;

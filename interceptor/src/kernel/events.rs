@@ -77,12 +77,16 @@ pub struct Closed {
 pub struct Refused {
     /// When.
     pub at: SystemTime,
+    /// Where from, as a packet said it that was dropped at an interface.
+    pub src: Option<SocketAddr>,
     /// Where to.
     pub dst: SocketAddr,
     /// The finding's label: why.
     pub why: &'static str,
-    /// IP protocol number.
+    /// IP protocol number; [`Event::FRAME`] and the ethertype, of what is not IP.
     pub protocol: u32,
+    /// The interface at which it was dropped; `None`: at its socket.
+    pub interface: Option<String>,
 }
 
 /// A direct connection that showed no allowed name. It still has its socket, which can send nothing
@@ -211,18 +215,24 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
     const NAMED: u32 = FlowKind::Named as u32;
     const REFUSED_CONNECT: u32 = FlowKind::RefusedConnect as u32;
     const REFUSED_DATAGRAM: u32 = FlowKind::RefusedDatagram as u32;
+    const REFUSED_PACKET: u32 = FlowKind::RefusedPacket as u32;
     const REFUSED_HELLO: u32 = FlowKind::RefusedHello as u32;
     Some(match event.kind {
         BYPASSED => closed(ClosedTier::Bypassed),
         RESOLVER => closed(ClosedTier::Resolver),
         DIRECT => closed(ClosedTier::Direct),
         NAMED => closed(ClosedTier::Named { proven: event.marks & Event::UNPROVEN == 0 }),
-        REFUSED_CONNECT | REFUSED_DATAGRAM => KernelEvent::Refused(Refused {
-            at: start,
-            dst,
-            why: finding.map_or("unknown", Finding::label),
-            protocol: event.protocol,
-        }),
+        REFUSED_CONNECT | REFUSED_DATAGRAM | REFUSED_PACKET => {
+            let packet = event.kind == REFUSED_PACKET;
+            KernelEvent::Refused(Refused {
+                at: start,
+                src: packet.then(|| socket_addr(&event.src)),
+                dst,
+                why: finding.map_or("unknown", Finding::label),
+                protocol: event.protocol,
+                interface: packet.then(|| interface_name(event.label)),
+            })
+        }
         REFUSED_HELLO => KernelEvent::RefusedHello(RefusedHello {
             start,
             duration: Duration::from_nanos(event.duration_ns),
@@ -238,6 +248,12 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
         }),
         _ => return None,
     })
+}
+
+/// What an interface is called, or its number if it is gone.
+fn interface_name(index: u32) -> String {
+    let name = nix::net::if_::if_indextoname(index);
+    name.map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The name that a client showed, the right way round; `None`: none.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::net::if_::if_indextoname;
+
 use super::hooks::Hook;
 use super::{Plan, Side, sys};
 use crate::netns::Gate;
@@ -34,6 +36,11 @@ impl Target {
             Self::Cgroup(cgroup) => cgroup.id(),
             Self::Interface(gate) => Ok(gate.index.into()),
         }
+    }
+
+    /// Whether it is an interface that is gone, and its links with it.
+    pub(super) fn is_gone_interface(&self) -> bool {
+        matches!(self, Self::Interface(gate) if if_indextoname(gate.index).is_err())
     }
 
     /// How people call it: a cgroup's path, or `interface NAME`.

@@ -87,6 +87,10 @@ impl Kernel {
     }
 
     fn amiss(&self, attachment: &Attachment) -> Option<Amiss> {
+        // `set_gates` hears of it.
+        if attachment.target.is_gone_interface() {
+            return None;
+        }
         let Ok(target) = attachment.target.id() else { return Some(Amiss::CgroupGone) };
         if target != attachment.target_id {
             return Some(Amiss::CgroupRemade);

@@ -20,7 +20,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Error, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{NetNs, links, nat};
+use super::{NetNs, nat, netlink};
 
 /// Where a pair's IPv4 addresses are taken from: half of what RFC 2544 sets apart for benchmarks, which
 /// no host in the world has.
@@ -91,8 +91,8 @@ impl Isolated {
         }
         let netns = NetNs::anonymous("isolated").map_err(step("make a network namespace"))?;
         let home = NetNs::current().map_err(step("open the daemon's network namespace"))?;
-        let outside = links::open(&home).map_err(step("speak to netlink"))?;
-        let inside = links::open(&netns).map_err(step("speak to netlink"))?;
+        let outside = netlink::open(&home).map_err(step("speak to netlink"))?;
+        let inside = netlink::open(&netns).map_err(step("speak to netlink"))?;
 
         let interface = interface_of(name);
         let peer = LinkUnspec::new_with_name(INSIDE).setns_by_fd(netns.file.as_raw_fd()).build();
@@ -198,7 +198,7 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<u32>, IsolateError> 
 /// Removes one end, and with it the other. False: it went with its namespace, or never was.
 async fn remove_link(interface: &str) -> Result<bool, IsolateError> {
     let home = NetNs::current().map_err(step("open the daemon's network namespace"))?;
-    let handle = links::open(&home).map_err(step("speak to netlink"))?;
+    let handle = netlink::open(&home).map_err(step("speak to netlink"))?;
     let Some(index) = find(&handle, interface).await? else { return Ok(false) };
     handle.link().del(index).execute().await.map_err(step("remove the veth pair"))?;
     Ok(true)

@@ -6,14 +6,15 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use rtnetlink::{Handle, new_connection};
 
 use super::NetNs;
+use super::netlink::open;
 
 /// The daemon's end of a veth whose other end is in a covered namespace: where the interface layer
 /// stands.
@@ -39,30 +40,32 @@ pub struct WaysOut {
 }
 
 impl WaysOut {
-    /// Looks at every interface of a namespace.
+    /// Looks at every interface of a namespace. A gate that there was `before` is one as long as the
+    /// interface lives: who moves the other end on does not get past the layer by that.
     ///
     /// # Errors
     /// Netlink's.
-    pub async fn of(netns: &NetNs) -> io::Result<Self> {
+    pub async fn of(netns: &NetNs, before: &[Gate]) -> io::Result<Self> {
         if netns.is_home() {
             let gaps = vec!["it is the namespace of the daemon itself".to_owned()];
             return Ok(Self { gates: Vec::new(), gaps });
         }
         let inside = links(&open(netns)?).await?;
         let home = open(&NetNs::current()?)?;
-        let Some(number) = number_of(home.clone(), netns).await? else {
-            return Ok(Self { gates: Vec::new(), gaps: gaps(&inside, &[]) });
-        };
+        // None: no interface there has its other end here.
+        let number = number_of(home.clone(), netns).await?;
         let mut gates = Vec::new();
         let mut peers = Vec::new();
         for link in links(&home).await?.into_iter().filter(Link::is_veth) {
-            let (Some(peer), true) = (link.other_end, link.in_namespace == Some(number)) else {
+            let leads_there = number.is_some() && link.in_namespace == number;
+            if leads_there && let Some(peer) = link.other_end {
+                peers.push((peer, link.index));
+            } else if before.iter().all(|gate| gate.index != link.index) {
                 continue;
-            };
+            }
             let address_v6 = global_v6(&home, link.index).await?;
             let netns = netns.cookie();
             gates.push(Gate { index: link.index, name: link.name, netns, address_v6 });
-            peers.push((peer, link.index));
         }
         Ok(Self { gaps: gaps(&inside, &peers), gates })
     }
@@ -131,12 +134,6 @@ impl Link {
         }
         link
     }
-}
-
-pub(super) fn open(netns: &NetNs) -> io::Result<Handle> {
-    let (connection, handle, _) = netns.run(new_connection)??;
-    tokio::spawn(connection);
-    Ok(handle)
 }
 
 async fn links(handle: &Handle) -> io::Result<Vec<Link>> {

@@ -4,6 +4,7 @@ pub mod diag;
 mod isolated;
 mod links;
 mod nat;
+pub(crate) mod netlink;
 mod routes;
 
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use isolated::{IsolateError, Isolated};
 pub use links::{Gate, WaysOut};
+pub use netlink::Changes;
 pub use routes::Routes;
 
 use nix::sched::{CloneFlags, setns, unshare};

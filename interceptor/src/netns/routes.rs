@@ -5,19 +5,15 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
-use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 use super::NetNs;
+use super::netlink::Changes;
 use crate::kernel::{RouteEntry, RouteKind};
-
-/// Changes come in bursts (an interface up, its address, its routes): read once they pause.
-const SETTLE: Duration = Duration::from_millis(20);
 
 const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Link,
@@ -30,7 +26,7 @@ const GROUPS: [MulticastGroup; 5] = [
 /// Reads a namespace's routes, now and after each change.
 pub struct Routes {
     handle: Handle,
-    changes: BoxStream<'static, ()>,
+    changes: Changes,
 }
 
 impl Routes {
@@ -40,9 +36,8 @@ impl Routes {
     /// # Errors
     /// No netlink socket could be made in the namespace.
     pub fn open(netns: &NetNs) -> io::Result<Self> {
-        let (connection, handle, changes) = netns.run(|| new_multicast_connection(&GROUPS))??;
-        tokio::spawn(connection);
-        Ok(Self { handle, changes: changes.map(drop).boxed() })
+        let (handle, changes) = Changes::subscribe(netns, &GROUPS)?;
+        Ok(Self { handle, changes })
     }
 
     /// The routes as they are now.
@@ -65,11 +60,7 @@ impl Routes {
 
     /// Waits for the next change (and for the burst that it belongs to). False: netlink ended.
     pub async fn changed(&mut self) -> bool {
-        if self.changes.next().await.is_none() {
-            return false;
-        }
-        while let Ok(Some(())) = tokio::time::timeout(SETTLE, self.changes.next()).await {}
-        true
+        self.changes.next().await
     }
 }
 

@@ -10,32 +10,14 @@ use super::sys::{self, Ring};
 use super::talk;
 use super::udp::query;
 use super::way::{
-    ALLOWED, DNS, HTTP, NAMED, NAMED4, NAMED6, RESOLVER, ROOM4, Shows, TCP, TLS, Target, UDP, WILD,
-    Way, Within,
+    ALLOWED, DNS, HTTP, NAMED, NAMED4, NAMED6, RESOLVER, ROOM4, TCP, TLS, Target, UDP, WILD, Way,
+    inside, partly as control,
 };
 
 /// An extension that nobody knows, to carry the token past those who only look at names.
 const UNKNOWN: u16 = 0xfafa;
 /// Where datagrams of the entry are answered.
 pub(super) const ECHO4: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 1);
-
-const fn control(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Token, attempt }
-}
-
-/// Never leaves the room.
-const fn inside(
-    id: &'static str,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat: 16, what, within: Within::Proxy, shows: Shows::Nothing, attempt }
-}
 
 pub(super) const CONTROLS: &[Way] = &[
     control("allowed-tcp4", 1, "TCP by its address", |t| talk::tell(t.allowed(TCP), t.token())),
@@ -83,9 +65,9 @@ pub(super) const CONTROLS: &[Way] = &[
     control("allowed-udp", 4, "a datagram that an entry allows", |t| {
         datagram((ECHO4, UDP).into(), t.token())
     }),
-    inside("loopback-tcp", "TCP over loopback", |_| to_itself(Ipv4Addr::LOCALHOST)),
-    inside("own-address", "TCP to the room's own address", |_| to_itself(ROOM4)),
-    inside("loopback-udp", "UDP over loopback", |_| {
+    inside("loopback-tcp", 16, "TCP over loopback", |_| to_itself(Ipv4Addr::LOCALHOST)),
+    inside("own-address", 16, "TCP to the room's own address", |_| to_itself(ROOM4)),
+    inside("loopback-udp", 16, "UDP over loopback", |_| {
         let (one, other) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
         other.set_read_timeout(Some(talk::PATIENCE))?;
         one.send_to(b"hello", other.local_addr()?)?;

@@ -11,7 +11,7 @@ use super::raw;
 use super::sys;
 use super::talk;
 use super::udp::sent;
-use super::way::{Shows, TCP, Target, UDP, Way, Within};
+use super::way::{TCP, Target, UDP, Way, partly as open, unlisted as way};
 
 /// A socket that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,75 +57,58 @@ pub(super) enum Lender {
     Inside = 1,
 }
 
-const fn way(
-    id: &'static str,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat: 7, what, within: Within::Proxy, shows: Shows::Packet, attempt }
-}
-
-/// The handshake was before: only what the way itself says counts.
-const fn open(
-    id: &'static str,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat: 7, what, within: Within::Proxy, shows: Shows::Token, attempt }
-}
-
 use Lender::{Inside, Outside};
 
 pub(super) const WAYS: &[Way] = &[
-    way("lent-tcp", "made outside, connected here", |t| {
+    way("lent-tcp", 7, "made outside, connected here", |t| {
         connect(borrow(Outside, Loan::Tcp, false, t)?, t)
     }),
-    way("lent-tcp-bound", "made and bound outside, connected here", |t| {
+    way("lent-tcp-bound", 7, "made and bound outside, connected here", |t| {
         connect(borrow(Outside, Loan::TcpBound, false, t)?, t)
     }),
-    open("lent-tcp-open", "connected outside, written here", |t| {
+    open("lent-tcp-open", 7, "connected outside, written here", |t| {
         Ok(talk::say(borrow(Outside, Loan::TcpConnected, false, t)?, t.token()))
     }),
-    open("lent-tcp-early", "connected outside before the attach, written here", |t| {
+    open("lent-tcp-early", 7, "connected outside before the attach, written here", |t| {
         Ok(talk::say(borrow(Outside, Loan::TcpConnected, true, t)?, t.token()))
     }),
-    way("lent-udp", "UDP made outside, sent here", |t| {
+    way("lent-udp", 7, "UDP made outside, sent here", |t| {
         UdpSocket::from(borrow(Outside, Loan::Udp, false, t)?)
             .send_to(t.token(), t.canary(UDP))
             .map(|_| sent(()))
     }),
-    way("lent-udp-connected", "UDP connected outside, sent here", |t| {
+    way("lent-udp-connected", 7, "UDP connected outside, sent here", |t| {
         let socket = UdpSocket::from(borrow(Outside, Loan::UdpConnected, false, t)?);
         socket.send(t.token()).map(|_| sent(()))
     }),
-    way("lent-raw", "raw socket made outside", |t| {
+    way("lent-raw", 7, "raw socket made outside", |t| {
         let socket = borrow(Outside, Loan::Raw, false, t)?;
         sys::send_to(&socket, t.token(), 0, &sys::address_bytes((t.canary4, 0).into())).map(sent)
     }),
-    way("lent-packet", "packet socket made outside", |t| {
+    way("lent-packet", 7, "packet socket made outside", |t| {
         let socket = borrow(Outside, Loan::Packet, false, t)?;
         raw::send_frame(&socket, raw::ETHERTYPE_IPV4, &raw::packet4(t), t)
     }),
-    way("own-tcp", "own, from before the attach, connected after it", |t| {
+    way("own-tcp", 7, "own, from before the attach, connected after it", |t| {
         connect(borrow(Inside, Loan::Tcp, true, t)?, t)
     }),
-    open("own-tcp-open", "own, connected before the attach", |t| {
+    open("own-tcp-open", 7, "own, connected before the attach", |t| {
         Ok(talk::say(borrow(Inside, Loan::TcpConnected, true, t)?, t.token()))
     }),
-    way("own-udp", "own UDP from before the attach", |t| {
+    way("own-udp", 7, "own UDP from before the attach", |t| {
         UdpSocket::from(borrow(Inside, Loan::Udp, true, t)?)
             .send_to(t.token(), t.canary(UDP))
             .map(|_| sent(()))
     }),
-    way("own-udp-connected", "own UDP, connected before the attach", |t| {
+    way("own-udp-connected", 7, "own UDP, connected before the attach", |t| {
         let socket = UdpSocket::from(borrow(Inside, Loan::UdpConnected, true, t)?);
         socket.send(t.token()).map(|_| sent(()))
     }),
-    way("own-raw", "own raw socket from before the attach", |t| {
+    way("own-raw", 7, "own raw socket from before the attach", |t| {
         let socket = borrow(Inside, Loan::Raw, true, t)?;
         sys::send_to(&socket, t.token(), 0, &sys::address_bytes((t.canary4, 0).into())).map(sent)
     }),
-    way("own-packet", "own packet socket from before the attach", |t| {
+    way("own-packet", 7, "own packet socket from before the attach", |t| {
         let socket = borrow(Inside, Loan::Packet, true, t)?;
         raw::send_frame(&socket, raw::ETHERTYPE_IPV4, &raw::packet4(t), t)
     }),

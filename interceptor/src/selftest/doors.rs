@@ -11,26 +11,10 @@ use nix::net::if_::if_nametoindex;
 
 use super::talk;
 use super::udp::send;
-use super::way::{FAR4, LINK, NODE4, NODE6, ROOM4, ROOM6, Shows, TCP, Target, Way, Within};
+use super::way::{
+    FAR4, LINK, NODE4, NODE6, ROOM4, ROOM6, TCP, Target, Way, hooked as datagram, unlisted as way,
+};
 use crate::admin::client;
-
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Packet, attempt }
-}
-
-const fn datagram(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Hook, shows: Shows::Packet, attempt }
-}
 
 const fn loopback(last: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))

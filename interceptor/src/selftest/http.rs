@@ -5,37 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::talk;
-use super::way::{ALLOWED, HTTP, NAMED, Shows, TCP, Target, Way, Within};
-
-/// Nothing of it is allowed.
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Payload, attempt }
-}
-
-/// Part of it is allowed; the token stands in the other part.
-const fn partly(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Token, attempt }
-}
-
-/// Aimed at an address that no entry lists.
-const fn elsewhere(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Packet, attempt }
-}
+use super::way::{
+    ALLOWED, HTTP, NAMED, TCP, Target, Way, partly, shown as way, unlisted as elsewhere,
+};
 
 pub(super) const WAYS: &[Way] = &[
     way("http-forbidden-host", 25, "a forbidden host at an allowed address", |t| {

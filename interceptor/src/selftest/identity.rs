@@ -12,18 +12,9 @@ use super::borrowed::{Lender, Loan, borrow};
 use super::sys;
 use super::talk;
 use super::udp::sent;
-use super::way::{Shows, TCP, Target, UDP, Way, Within};
+use super::way::{TCP, Target, UDP, Way, unlisted as way};
 use crate::workloads::capture::PROXY_UID;
 use crate::workloads::cgroup::Hierarchy;
-
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Packet, attempt }
-}
 
 pub(super) const WAYS: &[Way] = &[
     way("uid-proxy", 8, "as the uid of Istio's proxy", |t| {

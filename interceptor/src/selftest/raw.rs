@@ -9,7 +9,7 @@ use nix::net::if_::if_nametoindex;
 use super::sys;
 use super::talk;
 use super::udp::sent;
-use super::way::{LINK, ROOM4, ROOM6, Shows, TCP, Target, UDP, Way, Within};
+use super::way::{LINK, ROOM4, ROOM6, TCP, Target, UDP, Way, hooked as way};
 
 const ICMP: i32 = libc::IPPROTO_ICMP;
 const ICMPV6: i32 = libc::IPPROTO_ICMPV6;
@@ -27,15 +27,6 @@ const IPV6: u16 = 0x86dd;
 const ARP: u16 = 0x0806;
 const VLAN: u16 = 0x8100;
 const LOCAL: u16 = 0x88b5;
-
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Hook, shows: Shows::Packet, attempt }
-}
 
 pub(super) const WAYS: &[Way] = &[
     way("ping4", 5, "ICMP echo with payload, ping socket", |t| {

@@ -20,14 +20,14 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::RouteType;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::SelftestError;
 use super::allowed::ECHO4;
 use super::judge::{Capture, Record};
 use super::servers::Servers;
 use super::way::{FAR_LINK6, FAR4, FAR6, LINK, NODE4, NODE6, RESOLVER, ROOM4, ROOM6};
-use crate::netns::NetNs;
+use crate::netns::{NetNs, netlink};
 use crate::workloads::cgroup::Cgroup;
 
 /// Hardware address of the far side.
@@ -203,9 +203,7 @@ struct Links<'a> {
 
 impl<'a> Links<'a> {
     fn open(netns: &'a NetNs) -> io::Result<Self> {
-        let (connection, handle, _) = netns.run(new_connection)??;
-        tokio::spawn(connection);
-        Ok(Self { netns, handle })
+        Ok(Self { netns, handle: netlink::open(netns)? })
     }
 
     fn index(&self, name: &str) -> io::Result<u32> {

@@ -66,7 +66,14 @@ pub(super) fn answer(stream: &mut TcpStream) -> String {
     if let Err(error) = stream.set_read_timeout(Some(PATIENCE)) {
         return ended(&error);
     }
-    match stream.read(&mut bytes) {
+    // A ring that is taken down interrupts its task, and a read with a time limit is not taken up again.
+    let read = loop {
+        match stream.read(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
+    match read {
         Ok(0) => "closed".to_owned(),
         Ok(length) => {
             let _ = stream.shutdown(Shutdown::Both);

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys::{self, Ring};
 use super::talk;
-use super::way::{DNS, LINK, ROOM4, Shows, TCP, Target, Way, Within};
+use super::way::{DNS, LINK, ROOM4, TCP, Target, Way, unlisted as way};
 
 /// Linux's, from its headers; libc has them for some targets only.
 const TCP_FASTOPEN_CONNECT: i32 = 30;
@@ -18,15 +18,6 @@ const IPV6_FREEBIND: i32 = 78;
 const IPPROTO_MPTCP: i32 = 262;
 /// Option 131 of RFC 791.
 const LOOSE_SOURCE_ROUTE: u8 = 131;
-
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Packet, attempt }
-}
 
 pub(super) const WAYS: &[Way] = &[
     way("tcp4", 1, "connect over IPv4", |t| talk::tell(t.canary(TCP), t.token())),

@@ -9,37 +9,12 @@ use std::time::Duration;
 use super::hello::{self, Hello};
 use super::sys;
 use super::talk;
-use super::way::{ALLOWED, HTTP, NAMED, Shows, TLS, Target, WILD, Way, Within};
+use super::way::{
+    ALLOWED, HTTP, NAMED, TLS, Target, WILD, Way, late, partly, shown as way, unlisted as elsewhere,
+};
 
 /// Longer than the sniff time-out (T-28).
 const LATE: Duration = Duration::from_millis(5500);
-
-/// To an address that the entry lists, which only this way uses.
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Proxy, shows: Shows::Payload, attempt }
-}
-
-const fn late(
-    id: &'static str,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat: 28, what, within: Within::Deadline, shows: Shows::Payload, attempt }
-}
-
-/// To an address that no entry lists.
-const fn elsewhere(
-    id: &'static str,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat: 24, what, within: Within::Proxy, shows: Shows::Packet, attempt }
-}
 
 pub(super) const WAYS: &[Way] = &[
     way("tls-forbidden-name", 25, "a forbidden name to an allowed address", |t| {
@@ -48,15 +23,18 @@ pub(super) const WAYS: &[Way] = &[
     way("tls-forbidden-name6", 25, "the same over IPv6", |t| {
         talk::tell(t.allowed_v6(TLS), &Hello::named(&t.forbidden()).record())
     }),
-    elsewhere("tls-forbidden-address", "an allowed name to a forbidden address", |t| {
+    elsewhere("tls-forbidden-address", 24, "an allowed name to a forbidden address", |t| {
         talk::tell(t.canary(TLS), &Hello::named(ALLOWED).record())
     }),
-    elsewhere("tls-forbidden-address6", "the same over IPv6", |t| {
+    elsewhere("tls-forbidden-address6", 24, "the same over IPv6", |t| {
         talk::tell(t.canary_v6(TLS), &Hello::named(ALLOWED).record())
     }),
-    elsewhere("tls-resolved-elsewhere", "a resolved name to an address that is not its own", |t| {
-        talk::tell(t.canary(TLS), &Hello::named(NAMED).record())
-    }),
+    elsewhere(
+        "tls-resolved-elsewhere",
+        24,
+        "a resolved name to an address that is not its own",
+        |t| talk::tell(t.canary(TLS), &Hello::named(NAMED).record()),
+    ),
     way("tls-resolved-here", 25, "a resolved name to another host's address", |t| {
         show(&Hello::named(NAMED), t)
     }),
@@ -76,30 +54,16 @@ pub(super) const WAYS: &[Way] = &[
     way("tls-name-type", 19, "a name of unknown type first", |t| {
         show(&Hello::of(vec![hello::names(&[(7, &t.forbidden()), (0, ALLOWED)])]), t)
     }),
-    Way {
-        id: "tls-second-hello",
-        threat: 19,
-        what: "an allowed hello with a forbidden one behind it",
-        within: Within::Proxy,
-        shows: Shows::Token,
-        attempt: |t| {
-            let first = Hello::named(ALLOWED).record();
-            talk::tell(t.allowed(TLS), &[first, Hello::named(&t.forbidden()).record()].concat())
-        },
-    },
-    Way {
-        id: "tls-other-half",
-        threat: 17,
-        what: "half of an allowed hello, then a forbidden one",
-        within: Within::Proxy,
-        shows: Shows::Token,
-        attempt: |t| {
-            let first = Hello::named(ALLOWED).record();
-            let second = Hello::named(&t.forbidden()).record();
-            let to = t.allowed(TLS);
-            talk::tell_pieces(to, &[&first[..first.len() / 2], &second], Duration::from_millis(50))
-        },
-    },
+    partly("tls-second-hello", 19, "an allowed hello with a forbidden one behind it", |t| {
+        let first = Hello::named(ALLOWED).record();
+        talk::tell(t.allowed(TLS), &[first, Hello::named(&t.forbidden()).record()].concat())
+    }),
+    partly("tls-other-half", 17, "half of an allowed hello, then a forbidden one", |t| {
+        let first = Hello::named(ALLOWED).record();
+        let second = Hello::named(&t.forbidden()).record();
+        let to = t.allowed(TLS);
+        talk::tell_pieces(to, &[&first[..first.len() / 2], &second], Duration::from_millis(50))
+    }),
     way("tls-one-byte-records", 17, "a forbidden name in records of one byte", |t| {
         talk::tell(t.allowed(TLS), &Hello::named(&t.forbidden()).records(1))
     }),
@@ -234,14 +198,14 @@ pub(super) const WAYS: &[Way] = &[
     way("tls-on-http", 27, "a forbidden name on an HTTP port", |t| {
         talk::tell(t.allowed(HTTP), &Hello::named(&t.forbidden()).record())
     }),
-    late("tls-late", "no byte until after the time-out", |t| {
+    late("tls-late", 28, "no byte until after the time-out", |t| {
         talk::tell_pieces(t.allowed(TLS), &[b"", &Hello::named(&t.forbidden()).record()], LATE)
     }),
-    late("tls-late-half", "half a hello, the rest after the time-out", |t| {
+    late("tls-late-half", 28, "half a hello, the rest after the time-out", |t| {
         let bytes = Hello::named(&t.forbidden()).record();
         talk::tell_pieces(t.allowed(TLS), &[&bytes[..30], &bytes[30..]], LATE)
     }),
-    late("tls-late-plain", "half a hello, something else after the time-out", |t| {
+    late("tls-late-plain", 28, "half a hello, something else after the time-out", |t| {
         let bytes = Hello::named(ALLOWED).record();
         talk::tell_pieces(t.allowed(TLS), &[&bytes[..30], t.token()], LATE)
     }),

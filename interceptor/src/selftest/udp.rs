@@ -9,18 +9,12 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 
 use super::sys;
 use super::tcp::{routing_header_option, source_route_option};
-use super::way::{ALLOWED, DNS, LINK, RESOLVER, ROOM4, Shows, TLS, Target, UDP, Way, Within};
+use super::way::{
+    ALLOWED, DNS, LINK, RESOLVER, ROOM4, TLS, Target, UDP, Way, hooked as way,
+    hooked_payload as payload, hooked_token as token,
+};
 
 const UDPLITE: i32 = 136;
-
-const fn way(
-    id: &'static str,
-    threat: u8,
-    what: &'static str,
-    attempt: fn(&Target) -> io::Result<String>,
-) -> Way {
-    Way { id, threat, what, within: Within::Hook, shows: Shows::Packet, attempt }
-}
 
 pub(super) const WAYS: &[Way] = &[
     way("udp4", 4, "sendto over IPv4", |t| send(t.canary(UDP), t.token())),
@@ -90,59 +84,30 @@ pub(super) const WAYS: &[Way] = &[
     way("quic", 4, "QUIC-like, to an address that no entry names", |t| {
         send(t.canary(TLS), &initial(t))
     }),
-    Way {
-        id: "quic-allowed",
-        threat: 4,
-        what: "QUIC-like, to an address of an allowed TLS host",
-        within: Within::Hook,
-        shows: Shows::Payload,
-        attempt: |t| send(t.allowed(TLS), &initial(t)),
-    },
+    payload("quic-allowed", 4, "QUIC-like, to an address of an allowed TLS host", |t| {
+        send(t.allowed(TLS), &initial(t))
+    }),
     way("dns-elsewhere4", 4, "DNS to a server that is not configured", |t| {
         send(t.canary(DNS), &question(t))
     }),
     way("dns-elsewhere6", 4, "the same over IPv6", |t| send(t.canary_v6(DNS), &question(t))),
-    Way {
-        id: "dns-resolver-other-port",
-        threat: 4,
-        what: "the resolver's address on another port",
-        within: Within::Hook,
-        shows: Shows::Token,
-        attempt: |t| send((RESOLVER, UDP).into(), t.token()),
-    },
-    Way {
-        id: "udp-multicast4",
-        threat: 13,
-        what: "multicast DNS over IPv4",
-        within: Within::Hook,
-        shows: Shows::Token,
-        attempt: |t| send((Ipv4Addr::new(224, 0, 0, 251), 5353).into(), t.token()),
-    },
-    Way {
-        id: "udp-multicast6",
-        threat: 13,
-        what: "multicast DNS over IPv6",
-        within: Within::Hook,
-        shows: Shows::Token,
-        attempt: |t| {
-            let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
-            let scope = if_nametoindex(LINK)?;
-            let to = std::net::SocketAddrV6::new(group, 5353, 0, scope);
-            send(to.into(), t.token())
-        },
-    },
-    Way {
-        id: "udp-broadcast",
-        threat: 13,
-        what: "broadcast",
-        within: Within::Hook,
-        shows: Shows::Token,
-        attempt: |t| {
-            let socket = UdpSocket::bind((ROOM4, 0))?;
-            socket.set_broadcast(true)?;
-            socket.send_to(t.token(), (Ipv4Addr::BROADCAST, t.port)).map(|_| sent(()))
-        },
-    },
+    token("dns-resolver-other-port", 4, "the resolver's address on another port", |t| {
+        send((RESOLVER, UDP).into(), t.token())
+    }),
+    token("udp-multicast4", 13, "multicast DNS over IPv4", |t| {
+        send((Ipv4Addr::new(224, 0, 0, 251), 5353).into(), t.token())
+    }),
+    token("udp-multicast6", 13, "multicast DNS over IPv6", |t| {
+        let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+        let scope = if_nametoindex(LINK)?;
+        let to = std::net::SocketAddrV6::new(group, 5353, 0, scope);
+        send(to.into(), t.token())
+    }),
+    token("udp-broadcast", 13, "broadcast", |t| {
+        let socket = UdpSocket::bind((ROOM4, 0))?;
+        socket.set_broadcast(true)?;
+        socket.send_to(t.token(), (Ipv4Addr::BROADCAST, t.port)).map(|_| sent(()))
+    }),
     way("uring-sendmsg", 3, "io_uring sendmsg", |t| {
         let socket = OwnedFd::from(UdpSocket::bind("0.0.0.0:0")?);
         sys::ring_send(&socket, t.token(), t.canary(UDP)).map(sent)

@@ -24,7 +24,45 @@ pub struct Way {
     /// What shows at the canary that it got out.
     pub shows: Shows,
     /// Tries it. The text is what it met; an error is a refusal by the kernel.
-    pub attempt: fn(&Target) -> io::Result<String>,
+    pub attempt: Attempt,
+}
+
+/// Tries a way.
+pub(super) type Attempt = fn(&Target) -> io::Result<String>;
+
+macro_rules! rows {
+    ($($(#[$doc:meta])* $name:ident: $within:ident, $shows:ident;)*) => {
+        $(
+            $(#[$doc])*
+            pub(super) const fn $name(
+                id: &'static str,
+                threat: u8,
+                what: &'static str,
+                attempt: Attempt,
+            ) -> Way {
+                Way { id, threat, what, within: Within::$within, shows: Shows::$shows, attempt }
+            }
+        )*
+    };
+}
+
+rows! {
+    /// To an address that no entry lists: a hook says no in the call itself.
+    hooked: Hook, Packet;
+    /// To an address that an entry lists, likewise.
+    hooked_payload: Hook, Payload;
+    /// To where others send as well, likewise.
+    hooked_token: Hook, Token;
+    /// The same, and the proxy or the interface layer says no.
+    unlisted: Proxy, Packet;
+    /// To an address that an entry lists, which only this way uses: nothing may be said there.
+    shown: Proxy, Payload;
+    /// The same, and nothing says no before a deadline.
+    late: Deadline, Payload;
+    /// Part of it is allowed; the token stands in the other part. Of a control: in what is allowed.
+    partly: Proxy, Token;
+    /// Never leaves the room.
+    inside: Proxy, Nothing;
 }
 
 /// How long a refusal may take.
@@ -32,7 +70,7 @@ pub struct Way {
 pub enum Within {
     /// A hook says no in the call itself.
     Hook,
-    /// The proxy closes, or the daemon ends the socket.
+    /// The proxy closes, the daemon ends the socket, or the interface layer resets it.
     Proxy,
     /// Only a deadline of ours ends it (T-28): the sniff time-out and a margin.
     Deadline,

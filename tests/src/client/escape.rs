@@ -24,6 +24,12 @@ pub enum Way {
     PacketBypass,
     /// An ICMP echo request from a packet socket
     PacketEcho,
+    /// A TCP reset from a packet socket
+    PacketReset,
+    /// 5,000 TCP SYNs from a packet socket, each to another port
+    PacketFlood,
+    /// The first fragment of a TCP SYN from a packet socket
+    PacketFragment,
     /// A packet of protocol 253 from a raw socket
     Raw,
     /// A TCP SYN and a datagram from a raw socket, IP header included
@@ -59,6 +65,9 @@ pub(super) fn escape(way: Way, to: SocketAddrV4, frame: &Frame) -> Result<String
         Way::Packet => packet(frame, false, &[syn(frame.from, to), datagram(frame.from, to)]),
         Way::PacketBypass => packet(frame, true, &[syn(frame.from, to), datagram(frame.from, to)]),
         Way::PacketEcho => packet(frame, false, &[echo(frame.from, *to.ip())]),
+        Way::PacketReset => packet(frame, false, &[segment(frame.from, to, RST)]),
+        Way::PacketFlood => packet(frame, false, &flood(frame.from, to)),
+        Way::PacketFragment => packet(frame, false, &[fragment(frame.from, to)]),
         Way::Raw => raw(EXPERIMENT, *to.ip(), &[b"carried out".to_vec()]),
         Way::HeaderIncluded => {
             let packets = [syn(frame.from, to), datagram(frame.from, to)];
@@ -218,10 +227,34 @@ fn echo(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     ipv4(from, to, ICMP, &ECHO_REQUEST)
 }
 
+const SYN: u8 = 2;
+const RST: u8 = 4;
+
 fn syn(from: Ipv4Addr, to: SocketAddrV4) -> Vec<u8> {
+    segment(from, to, SYN)
+}
+
+/// To many ports.
+fn flood(from: Ipv4Addr, to: SocketAddrV4) -> Vec<Vec<u8>> {
+    (10_001..=15_000).map(|port| syn(from, SocketAddrV4::new(*to.ip(), port))).collect()
+}
+
+/// A SYN of which more is to come.
+fn fragment(from: Ipv4Addr, to: SocketAddrV4) -> Vec<u8> {
+    const MORE: u8 = 0x20;
+    let mut packet = syn(from, to);
+    packet[6] |= MORE;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum);
+    packet
+}
+
+/// A TCP header without payload.
+fn segment(from: Ipv4Addr, to: SocketAddrV4, flags: u8) -> Vec<u8> {
     let mut segment = vec![0x9c, 0x41];
     segment.extend_from_slice(&to.port().to_be_bytes());
-    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     let mut pseudo: Vec<u8> = [from.octets(), to.ip().octets()].concat();
     pseudo.extend_from_slice(&[0, TCP, 0, segment.len() as u8]);
     pseudo.extend_from_slice(&segment);
@@ -269,7 +302,8 @@ mod tests {
     fn packets_made_by_hand_are_whole() {
         let to = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 443);
         let from = Ipv4Addr::new(10, 78, 0, 2);
-        for packet in [syn(from, to), datagram(from, to), echo(from, *to.ip())] {
+        for packet in [syn(from, to), fragment(from, to), datagram(from, to), echo(from, *to.ip())]
+        {
             assert_eq!(checksum(&packet[..20]), [0, 0], "{packet:02x?}");
             let read = crate::capture::Packet::parse(&packet).expect("a packet");
             assert_eq!(read.destination, std::net::IpAddr::from(*to.ip()));
