@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interceptor_common::Namespace;
+use tokio::task::JoinHandle;
 
 use super::{AppError, system};
 use crate::accept::Listeners;
@@ -27,9 +28,12 @@ pub(super) struct Enrolled {
 }
 
 impl Enrolled {
-    /// Makes listeners in `netns` and reads its routes.
-    pub(super) async fn prepare(netns: Arc<NetNs>) -> io::Result<Self> {
-        let listeners = Listeners::bind(&netns)?;
+    /// Makes listeners in `netns`, unless it has some, and reads its routes.
+    pub(super) async fn prepare(
+        netns: Arc<NetNs>,
+        listeners: Option<Listeners>,
+    ) -> io::Result<Self> {
+        let listeners = listeners.map_or_else(|| Listeners::bind(&netns), Ok)?;
         let mut routes = Routes::open(&netns)?;
         let entries = routes.read(&netns).await?;
         let mut ways = WaysOut::of(&netns).await?;
@@ -61,9 +65,9 @@ impl Enrolled {
     }
 
     /// Starts following its routes, and gives the listeners away.
-    pub(super) fn follow(self, kernel: Arc<Kernel>) -> Listeners {
+    pub(super) fn follow(self, kernel: Arc<Kernel>) -> (Listeners, JoinHandle<()>) {
         let Self { netns, listeners, mut routes, .. } = self;
-        tokio::spawn(async move {
+        let following = tokio::spawn(async move {
             while routes.changed().await {
                 match routes.read(&netns).await {
                     Ok(entries) => {
@@ -75,7 +79,7 @@ impl Enrolled {
                 }
             }
         });
-        listeners
+        (listeners, following)
     }
 }
 

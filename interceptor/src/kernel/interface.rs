@@ -1,11 +1,11 @@
 //! The tables of the interface layer, as typed doors.
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use interceptor_common::{Interface, Passage, PassageKey, capacity, maps};
 
 use super::direct::monotonic;
-use super::tables::{TableError, TableFill, at};
+use super::tables::{TableError, TableFill, at, was_there};
 use super::{KernelError, take_typed};
 use crate::netns::Gate;
 
@@ -50,11 +50,8 @@ impl InterfaceTables {
         let old: Vec<_> = old.filter(|(_, passage)| !passage.stands(now)).collect();
         let mut swept = 0;
         for (key, _) in old {
-            match self.passages.remove(&key) {
-                Ok(()) => swept += 1,
-                Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(at(maps::PASSAGES)(source)),
-            }
+            let removed = was_there(self.passages.remove(&key)).map_err(at(maps::PASSAGES))?;
+            swept += usize::from(removed);
         }
         Ok(swept)
     }
