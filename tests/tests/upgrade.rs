@@ -101,6 +101,16 @@ fn in_place(running: &Running<'_>) -> Result<u64> {
     running.status()?["pid"].as_u64().context("a pid")
 }
 
+/// The listeners of each covered namespace.
+fn listeners(running: &Running<'_>) -> Result<Vec<[serde_json::Value; 3]>> {
+    let status = running.status()?;
+    let namespaces = status["namespaces"].as_array().context("namespaces")?;
+    let of = |one: &serde_json::Value| {
+        ["cookie", "listener_v4", "listener_v6"].map(|field| one[field].clone())
+    };
+    Ok(namespaces.iter().map(of).collect())
+}
+
 fn until_in_place(running: &mut Running<'_>) -> Result<()> {
     let deadline = Instant::now() + START;
     while in_place(running)? != u64::from(running.pid()) {
@@ -177,7 +187,7 @@ fn t60_twenty_upgrades_under_load_refuse_nothing_and_let_nothing_out() -> Result
         (&named, scene.client(&["steady", &named, "www.google.com", "--tls"])?),
         (&bypassed, scene.client(&["steady", &bypassed, "httpbin.org"])?),
     ];
-    let namespaces = running.status()?["namespaces"].clone();
+    let sockets = listeners(&running)?;
 
     let mut slowest = Duration::ZERO;
     for number in 1..=UPGRADES {
@@ -185,7 +195,7 @@ fn t60_twenty_upgrades_under_load_refuse_nothing_and_let_nothing_out() -> Result
         let before = upgrade(&mut running, &scene)?;
         slowest = slowest.max(begun.elapsed());
         assert_eq!(before.ended(STEADY)?, 0, "upgrade {number}");
-        assert_eq!(running.status()?["namespaces"], namespaces, "the same listeners");
+        assert_eq!(listeners(&running)?, sockets, "the same listeners");
         inside.goes_on(&kept, STEADY)?;
         inside.goes_on(&tried, STEADY)?;
     }
@@ -257,6 +267,12 @@ fn t60_what_lasts_goes_on_or_is_told() -> Result<()> {
     expect_lines(&running, &page, answered)?;
     let bypass = running.verb(&["bypass", "list"])?.stdout;
     assert_eq!(bypass.lines().collect::<Vec<_>>(), ["192.0.2.99/32", "203.0.113.10/32"]);
+
+    // Whoever comes now is the new one's.
+    let client = scene.client(&["steady", &page, "v4.example.com"])?;
+    sleep(Duration::from_millis(500));
+    let count = all_answered(&client.end()?);
+    assert_eq!(running.status()?["connections"]["total"], count);
 
     // What manages daemons sends SIGTERM when the new one is ready.
     before.signal(Signal::SIGTERM)?;
@@ -341,7 +357,7 @@ fn t60_an_old_one_that_dies_meanwhile_is_inherited() -> Result<()> {
     let mut running = scene.cover()?;
     let page = at(world::EXAMPLE_V4, 80);
     let client = scene.client(&["steady", &page, "v4.example.com"])?;
-    let namespaces = running.status()?["namespaces"].clone();
+    let sockets = listeners(&running)?;
     let mut new = running.start_beside(running.cover_command(scene.cgroup.path()))?;
     until_prepares(&mut new)?;
     running.kill()?;
@@ -349,7 +365,7 @@ fn t60_an_old_one_that_dies_meanwhile_is_inherited() -> Result<()> {
     running.adopt(new);
     running.until_ready()?;
     assert_eq!(in_place(&running)?, u64::from(running.pid()));
-    assert_eq!(running.status()?["namespaces"], namespaces, "the same listeners");
+    assert_eq!(listeners(&running)?, sockets, "the same listeners");
     sleep(Duration::from_millis(500));
     let text = client.end()?;
     println!("{text}");

@@ -100,8 +100,10 @@ impl Place {
         match self {
             Self::Free(server) => Ok((server, false)),
             Self::Taken(predecessor) => {
+                let pid = predecessor.offer().pid;
                 let server = spawn_blocking(|| predecessor.go()).await.map_err(broke_off)??;
                 session.succeed();
+                eprintln!("interceptor: took the place of the one with pid {pid}");
                 Ok((server, true))
             }
         }

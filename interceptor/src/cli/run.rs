@@ -14,6 +14,10 @@ use super::values::{
 };
 use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound};
 
+/// How long connections may go on by a daemon whose place was taken, in seconds: Envoy's and Istio's
+/// time for a hot restart.
+const DRAIN_TIME: u64 = 45;
+
 /// `interceptor run`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "Examples:
@@ -117,7 +121,7 @@ pub struct Run {
 
     /// When another one takes this one's place: how long open connections may go on by this one. Then
     /// they are cut.
-    #[arg(long, value_name = "SECONDS", default_value_t = 45, conflicts_with = "command",
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_TIME, conflicts_with = "command",
           value_parser = clap::value_parser!(u64).range(..=86_400))]
     pub drain_time: u64,
 
