@@ -138,11 +138,13 @@ async fn t60_whoever_goes_away_or_is_refused_changes_nothing() {
     let old = Daemon::new(1);
     let _serving = old.serve(Server::bind(dir.path(), "t").unwrap());
     drop(ask(&dir).await.unwrap());
-    // Goes away with its word.
-    let predecessor = ask(&dir).await.unwrap().expect("one runs");
-    (&predecessor.client).write_all(b"{\"request\":\"go\"}\n").unwrap();
-    predecessor.client.shutdown(std::net::Shutdown::Both).unwrap();
-    drop(predecessor);
+    // One that hangs up directly after its word.
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&line(&Request::Go {}).unwrap()).unwrap();
+    theirs.shutdown(std::net::Shutdown::Write).unwrap();
+    let socket = old.listeners[0].try_clone().unwrap().into();
+    let why = offer(&ours, VERSION, socket, &*old).unwrap_err();
+    assert!(why.contains("went away"), "{why}");
     let why = ask_as(&dir, VERSION + 1).await.unwrap_err().to_string();
     assert!(why.contains("cannot be shared"), "{why}");
     let at = dir.path().to_owned();
