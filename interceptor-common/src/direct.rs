@@ -104,6 +104,11 @@ impl NameKey {
         *bytes.get_mut(end)? = if below { b'.' } else { 0 };
         Some((Self { bytes }, 8 * (end as u32 + 1)))
     }
+
+    /// The set that the row belongs to.
+    pub fn set(&self) -> u16 {
+        u16::from_ne_bytes([self.bytes[0], self.bytes[1]])
+    }
 }
 
 /// Value of the `NAMES` table: what user space calls flows under the name.
@@ -193,5 +198,6 @@ mod tests {
     fn the_longest_name_fits_and_a_longer_one_has_no_row() {
         assert_eq!(NameKey::row(0, &"a".repeat(253), true).map(|(_, bits)| bits), Some(256 * 8));
         assert_eq!(NameKey::row(0, &"a".repeat(254), false), None);
+        assert_eq!(NameKey::row(0x1234, "a", false).map(|(key, _)| key.set()), Some(0x1234));
     }
 }

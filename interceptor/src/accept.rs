@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use interceptor_common::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 
 use crate::netns::NetNs;
 
@@ -34,6 +36,16 @@ pub struct Listeners {
     addresses: Namespace,
 }
 
+/// Listeners that accept. The sockets are their tasks' and close when those end, unless somebody else
+/// has them as well.
+#[derive(Debug)]
+pub struct Doors {
+    v4: Vec<Weak<TcpListener>>,
+    v6: Option<Weak<TcpListener>>,
+    addresses: Namespace,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
 /// A connection that was just accepted; nothing is known of it yet.
 #[derive(Debug)]
 pub struct Accepted {
@@ -56,6 +68,38 @@ impl Listeners {
             let v6 = listen((Ipv6Addr::LOCALHOST, 0).into()).ok();
             Ok::<_, io::Error>((v4, v6))
         })??;
+        Self::of(v4, v6)
+    }
+
+    /// Goes on with the listeners of a daemon that this one takes over from: the same sockets, with
+    /// whoever waits in their queues. `v4` are those of 127.0.0.1 and its neighbours, in order.
+    ///
+    /// # Errors
+    /// They are not what they are said to be.
+    pub fn adopt(v4: Vec<OwnedFd>, v6: Option<OwnedFd>) -> io::Result<Self> {
+        let v4: Vec<Socket> = v4.into_iter().map(Socket::from).collect();
+        let v6 = v6.map(Socket::from);
+        let port = v4.first().map_or(Ok(None), address)?.map_or(0, |at| at.port());
+        let neighbours = (1..).map(|n| SocketAddr::from((Ipv4Addr::new(127, 0, 0, n), port)));
+        let loopback = v6.iter().map(|_| IpAddr::from(Ipv6Addr::LOCALHOST));
+        let mut as_said = port != 0 && v4.len() <= usize::from(V4_LISTENERS);
+        for (socket, expected) in v4.iter().zip(neighbours) {
+            as_said &= socket.is_listener()? && address(socket)? == Some(expected);
+        }
+        for (socket, expected) in v6.iter().zip(loopback) {
+            as_said &=
+                socket.is_listener()? && address(socket)?.map(|at| at.ip()) == Some(expected);
+        }
+        if !as_said {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "what was handed over are no listeners of an interceptor",
+            ));
+        }
+        Self::of(v4, v6)
+    }
+
+    fn of(v4: Vec<Socket>, v6: Option<Socket>) -> io::Result<Self> {
         let v4 = v4.into_iter().map(tokio_listener).collect::<io::Result<Vec<_>>>()?;
         let v6 = v6.map(tokio_listener).transpose()?;
         let port = |listener: &TcpListener| listener.local_addr().map(|addr| addr.port());
@@ -74,36 +118,80 @@ impl Listeners {
         self.addresses
     }
 
-    /// Accepts for ever, each listener in a task of its own, and hands connections to `serve`, failed
-    /// accepts to `failed`.
+    /// Accepts, each listener in a task of its own, and hands connections to `serve`, failed accepts to
+    /// `failed`.
     pub fn spawn(
         self,
         serve: Arc<dyn Fn(Accepted) + Send + Sync>,
         failed: Arc<dyn Fn() + Send + Sync>,
-    ) {
-        for listener in self.v4.into_iter().chain(self.v6) {
+    ) -> Doors {
+        let mut tasks = Vec::new();
+        let mut open = |listener: TcpListener| {
+            let listener = Arc::new(listener);
+            let door = Arc::downgrade(&listener);
             let (serve, failed) = (Arc::clone(&serve), Arc::clone(&failed));
-            tokio::spawn(async move {
-                let mut failing = false;
-                loop {
-                    match accept(&listener).await {
-                        Ok(accepted) => {
-                            if std::mem::take(&mut failing) {
-                                tracing::warn!("accepting connections again");
-                            }
-                            serve(accepted);
-                        }
-                        Err(error) => {
-                            // Once for each time of trouble: it comes back twenty times a second.
-                            if !std::mem::replace(&mut failing, true) {
-                                tracing::error!("connections cannot be accepted: {error}");
-                            }
-                            failed();
-                            tokio::time::sleep(BACK_OFF).await;
-                        }
-                    }
+            tasks.push(tokio::spawn(accept_all(listener, serve, failed)));
+            door
+        };
+        let v4 = self.v4.into_iter().map(&mut open).collect();
+        let v6 = self.v6.map(&mut open);
+        Doors { v4, v6, addresses: self.addresses, tasks: tasks.into() }
+    }
+}
+
+impl Doors {
+    /// What the connect hook knows of them.
+    pub fn addresses(&self) -> Namespace {
+        self.addresses
+    }
+
+    /// The same sockets once more, for [`Listeners::adopt`] in another process.
+    ///
+    /// # Errors
+    /// Out of file descriptors, or they are shut already.
+    pub fn share(&self) -> io::Result<(Vec<OwnedFd>, Option<OwnedFd>)> {
+        let share = |door: &Weak<TcpListener>| {
+            let listener = door.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+            listener.as_fd().try_clone_to_owned()
+        };
+        let v4 = self.v4.iter().map(share).collect::<io::Result<_>>()?;
+        Ok((v4, self.v6.as_ref().map(share).transpose()?))
+    }
+
+    /// Stops accepting: when this returns, every connection that was accepted is with `serve`, and
+    /// those that wait are whoever's that has the sockets too.
+    pub async fn shut(&self) {
+        let tasks = self.tasks.lock().map(|mut tasks| std::mem::take(&mut *tasks));
+        for task in tasks.unwrap_or_default() {
+            task.abort();
+            // Cancelled, as it was asked.
+            let _ = task.await;
+        }
+    }
+}
+
+async fn accept_all(
+    listener: Arc<TcpListener>,
+    serve: Arc<dyn Fn(Accepted) + Send + Sync>,
+    failed: Arc<dyn Fn() + Send + Sync>,
+) {
+    let mut failing = false;
+    loop {
+        match accept(&listener).await {
+            Ok(accepted) => {
+                if std::mem::take(&mut failing) {
+                    tracing::warn!("accepting connections again");
                 }
-            });
+                serve(accepted);
+            }
+            Err(error) => {
+                // Once for each time of trouble: it comes back twenty times a second.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!("connections cannot be accepted: {error}");
+                }
+                failed();
+                tokio::time::sleep(BACK_OFF).await;
+            }
         }
     }
 }
@@ -123,6 +211,10 @@ async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
             return Ok(Accepted { client, peer, local });
         }
     }
+}
+
+fn address(socket: &Socket) -> io::Result<Option<SocketAddr>> {
+    Ok(socket.local_addr()?.as_socket())
 }
 
 /// One port that is free on 127.0.0.1 and its neighbours.
@@ -172,16 +264,43 @@ mod tests {
         let port = listeners.addresses().port_v4;
         assert_eq!(listeners.addresses().v4_listeners, V4_LISTENERS);
         let (sender, mut accepted) = tokio::sync::mpsc::unbounded_channel();
-        listeners.spawn(
-            Arc::new(move |accepted: Accepted| {
-                let _ = sender.send(accepted.local);
-            }),
-            Arc::new(|| {}),
-        );
+        let serve: Arc<dyn Fn(Accepted) + Send + Sync> = Arc::new(move |accepted: Accepted| {
+            let _ = sender.send(accepted.local);
+        });
+        let doors = listeners.spawn(Arc::clone(&serve), Arc::new(|| {}));
         for n in 1..=V4_LISTENERS {
             let addr: SocketAddr = (Ipv4Addr::new(127, 0, 0, n), port).into();
             let _client = TcpStream::connect(addr).await.expect("connected");
             assert_eq!(accepted.recv().await, Some(addr));
         }
+
+        // Whoever comes while nobody accepts is served by the next one.
+        let (v4, v6) = doors.share().expect("shared");
+        let addresses = doors.addresses();
+        doors.shut().await;
+        let addr: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
+        let _client = TcpStream::connect(addr).await.expect("connected");
+        assert!(doors.share().is_err() && accepted.try_recv().is_err());
+        let listeners = Listeners::adopt(v4, v6).expect("adopted");
+        assert_eq!(listeners.addresses(), addresses);
+        let _doors = listeners.spawn(serve, Arc::new(|| {}));
+        assert_eq!(accepted.recv().await, Some(addr));
+    }
+
+    #[tokio::test]
+    async fn only_an_interceptors_listeners_are_adopted() {
+        let fd = |socket: Socket| OwnedFd::from(socket);
+        let listening = |at: [u8; 4]| fd(listen((at, 0).into()).expect("bound"));
+        let idle = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        for v4 in [
+            vec![],
+            vec![fd(idle)],
+            vec![listening([127, 0, 0, 2])],
+            vec![listening([127, 0, 0, 1]), listening([127, 0, 0, 2])],
+        ] {
+            assert!(Listeners::adopt(v4, None).is_err());
+        }
+        let v6 = Some(listening([127, 0, 0, 1]));
+        assert!(Listeners::adopt(vec![listening([127, 0, 0, 1])], v6).is_err());
     }
 }

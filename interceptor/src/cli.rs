@@ -1,16 +1,21 @@
 //! The command line: what can be asked for. Parsing only reads; it opens, resolves and changes
 //! nothing.
 
+mod run;
+mod values;
+
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
-use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound};
+use crate::policy::{Enforcement, Outbound};
+pub use run::{Run, WorkloadArgs};
+use values::parse_name;
+pub use values::{LogTarget, parse_cidr};
 
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,131 +109,6 @@ pub enum Verb {
     /// The part of `selftest` that runs inside a room.
     #[command(hide = true)]
     SelftestInside(SelftestInside),
-}
-
-/// `interceptor run`.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-#[command(after_help = "Examples:
-  See what leaves (the default, ALLOW_ANY, refuses nothing):
-    interceptor run -- curl https://www.google.com
-  Allow only what the ServiceEntries in a directory name:
-    interceptor run -f entries/ --outbound registry-only -- ./build.sh
-  The same, with one network left alone:
-    interceptor run -f entries/ --outbound registry-only --bypass 203.0.113.0/24 -- ./build.sh
-  Cover a service that runs already, until Ctrl-C:
-    interceptor run --cgroup system.slice/app.service --access-log /var/log/egress.log")]
-pub struct Run {
-    /// Istio resources, YAML or JSON: a file, or a directory of files. Changes to them are followed.
-    /// Repeatable.
-    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
-    pub files: Vec<PathBuf>,
-
-    /// Mesh config: bare, in an IstioOperator, or in the `istio` ConfigMap.
-    #[arg(long, value_name = "FILE")]
-    pub mesh_config: Option<PathBuf>,
-
-    /// What happens to destinations that no resource names [default: the mesh config's
-    /// outboundTrafficPolicy, else allow-any].
-    #[arg(long, value_enum, value_name = "POLICY")]
-    pub outbound: Option<Outbound>,
-
-    /// strict closes the gaps that Istio leaves open; istio is Istio to the letter [default: the
-    /// InterceptorConfig's, else strict].
-    #[arg(long, value_enum, value_name = "PROFILE")]
-    pub enforcement: Option<Enforcement>,
-
-    /// What happens to established connections that a change of policy no longer allows: they go
-    /// on, or are ended [default: the InterceptorConfig's, else keep].
-    #[arg(long, value_enum, value_name = "ACTION")]
-    pub on_policy_removal: Option<OnRemoval>,
-
-    /// What may still go direct while interceptor is killed or hangs: what the kernel can judge by
-    /// itself, or nothing but bypassed networks and resolvers. Established connections go on
-    /// [default: the InterceptorConfig's, else direct-tier].
-    #[arg(long, value_enum, value_name = "TIER")]
-    pub on_daemon_loss: Option<OnLoss>,
-
-    /// Whether connections that need no proxy go direct, judged by the kernel [default: the
-    /// InterceptorConfig's fastPath, else true].
-    #[arg(long, value_name = "true|false")]
-    pub fast_path: Option<bool>,
-
-    /// The workload.
-    #[command(flatten)]
-    pub workload: WorkloadArgs,
-
-    /// Destinations that connect directly, accounted but not judged. Repeatable.
-    #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
-    pub bypass: Vec<IpNet>,
-
-    /// DNS servers: the only ones that the workload may ask, and those that the proxy asks itself.
-    /// Port 53 unless given; IPv6 with port as [2001:db8::1]:5353. Repeatable [default:
-    /// nameservers of /etc/resolv.conf].
-    #[arg(long = "resolver", value_name = "IP[:PORT]", value_parser = parse_resolver)]
-    pub resolvers: Vec<SocketAddr>,
-
-    /// A cgroup (v2) to cover: a path below its mount, or relative to it. Repeatable.
-    #[arg(long = "cgroup", value_name = "PATH")]
-    pub cgroups: Vec<PathBuf>,
-
-    /// Let connections go on that covered programs had open before; they are logged once, and judged
-    /// by nobody. Without it they are cut.
-    #[arg(long)]
-    pub keep_existing: bool,
-
-    /// Run COMMAND in this network namespace: a name as `ip netns` knows it, or a path [default:
-    /// the one that interceptor is started in]. Where a veth joins it to this one, the namespace is
-    /// covered as a whole: nothing else in it opens connections either.
-    #[arg(long, value_name = "NAME|PATH")]
-    pub netns: Option<String>,
-
-    /// Run COMMAND in a network namespace of its own, joined to this one by a veth pair: no packet
-    /// leaves it that was not approved. Needs nft, and net.ipv4.ip_forward=1.
-    #[arg(long, requires = "command", conflicts_with_all = ["netns", "cgroups"])]
-    pub isolate: bool,
-
-    /// Where the access log goes; - is standard output [default: the mesh config's, else standard
-    /// error with COMMAND, standard output without].
-    #[arg(long, value_name = "FILE|-", value_parser = parse_log_target)]
-    pub access_log: Option<LogTarget>,
-
-    /// Write no access-log line for bypassed connections.
-    #[arg(long)]
-    pub no_bypass_log: bool,
-
-    /// Name of this interceptor, 1 to 32 of a-z, 0-9 and -: several can run side by side.
-    #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
-    pub name: String,
-
-    /// Leave COMMAND its capabilities (CAP_NET_RAW and CAP_SYS_ADMIN among them). A root COMMAND can
-    /// then undo the interception.
-    #[arg(long, requires = "command")]
-    pub keep_caps: bool,
-
-    /// When COMMAND ends, wait for what it left running instead of terminating it (SIGTERM, SIGKILL
-    /// after 5 s).
-    #[arg(long, requires = "command")]
-    pub wait: bool,
-
-    /// Print the kernel programs' own log to standard error (slow; for debugging).
-    #[arg(long)]
-    pub bpf_log: bool,
-
-    /// The command to cover, after --. Runs as the user who called sudo.
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<OsString>,
-}
-
-/// Whom the rules are for.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct WorkloadArgs {
-    /// The workload's namespace: decides which resources it sees.
-    #[arg(long, value_name = "NAME", default_value = "default", value_parser = parse_namespace)]
-    pub namespace: String,
-
-    /// The workload's labels: which resources select it. Repeatable, or separated by commas.
-    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = parse_label)]
-    pub labels: Vec<(String, String)>,
 }
 
 /// `interceptor exec`.
@@ -432,15 +312,6 @@ pub enum Output {
     Json,
 }
 
-/// Where the access log goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogTarget {
-    /// Standard output, written `-`.
-    Stdout,
-    /// Appended to this file.
-    File(PathBuf),
-}
-
 /// The name of an interceptor that was given none.
 pub const DEFAULT_NAME: &str = "default";
 
@@ -492,78 +363,6 @@ where
         return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, message).into());
     }
     Ok(cli)
-}
-
-/// A network or one address. IPv4 written as IPv6 (`::ffff:192.0.2.0/120`) becomes IPv4, as
-/// destinations do.
-///
-/// # Errors
-/// Not a network, or bits are set beyond the prefix; says what to write instead.
-pub fn parse_cidr(text: &str) -> Result<IpNet, String> {
-    let net = match text.parse::<IpAddr>() {
-        Ok(address) => IpNet::from(address),
-        Err(_) => text.parse::<IpNet>().map_err(|_| {
-            "not a network; write one like 203.0.113.0/24, 2001:db8::/32 or 203.0.113.7".to_owned()
-        })?,
-    };
-    let trunc = net.trunc();
-    if trunc != net {
-        return Err(format!("{text} has host bits set; write {trunc}"));
-    }
-    let IpNet::V6(v6) = net else { return Ok(net) };
-    match (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96)) {
-        (Some(v4), Some(prefix)) => {
-            Ipv4Net::new(v4, prefix).map(IpNet::V4).map_err(|error| error.to_string())
-        }
-        _ => Ok(net),
-    }
-}
-
-/// A DNS server: an address, with port 53 unless given.
-fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
-    let address = text
-        .parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
-        .map_err(|_| {
-            "not an address; write one like 192.0.2.53, 192.0.2.53:5353, 2001:db8::53 or \
-             [2001:db8::53]:5353"
-                .to_owned()
-        })?;
-    if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
-        return Err(format!("{text} cannot be a DNS server"));
-    }
-    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
-}
-
-/// A name: it becomes part of paths, so nothing else may be in it.
-fn parse_name(text: &str) -> Result<String, String> {
-    let fits = (1..=32).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if fits { Ok(text.to_owned()) } else { Err("1 to 32 of a-z, 0-9 and -".to_owned()) }
-}
-
-/// A namespace, as Kubernetes names them.
-fn parse_namespace(text: &str) -> Result<String, String> {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let fits = (1..=63).contains(&text.len())
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if fits { Ok(text.to_owned()) } else { Err("1 to 63 of a-z, 0-9 and -".to_owned()) }
-}
-
-/// A label; its value may be empty.
-fn parse_label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("not a label; write KEY=VALUE".to_owned()),
-    }
-}
-
-/// A file, or `-`.
-#[expect(clippy::unnecessary_wraps, reason = "the form that a clap value parser has")]
-fn parse_log_target(text: &str) -> Result<LogTarget, String> {
-    Ok(if text == "-" { LogTarget::Stdout } else { LogTarget::File(text.into()) })
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::admit::{Admitted, Full, Room};
 use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason};
+use crate::drain::Drain;
 use crate::kernel::Kernel;
 use crate::origin::{Intercepted, Origin, OriginalDst};
 use crate::policy::{Enforcement, Snapshot, Store};
@@ -62,6 +63,8 @@ pub struct Site {
     pub folds: Arc<Folds>,
     /// What goes direct, and why the rest comes here.
     pub tiers: Arc<Sync>,
+    /// When connections end because another daemon has taken over.
+    pub drain: Drain,
 }
 
 /// Takes in what was accepted: serves it on a task of its own, or refuses it at once where there is
@@ -81,13 +84,14 @@ pub fn take_in(accepted: Accepted, site: &Site) {
 
 /// Serves one connection to its end.
 async fn serve(accepted: Accepted, admitted: Admitted, site: Site) {
+    let drain = site.drain.clone();
     let lasting = match intercept(accepted, &site, admitted.number) {
         // Boxed, so that a connection that lasts does not keep the room that opening it took.
         Ok(intercepted) => Box::pin(proxy(intercepted, site)).await,
         Err(accepted) => return refuse_unknown(accepted, &site, admitted.number),
     };
     if let Some(lasting) = lasting {
-        lasting.last().await;
+        lasting.last(&drain).await;
     }
 }
 
@@ -289,8 +293,8 @@ async fn act(
         Action::Http => {
             account.per_request();
             let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
-            let Site { policy, log, room, .. } = site;
-            let context = HttpContext { carrier, policy, log, room, began };
+            let Site { policy, log, room, drain, .. } = site;
+            let context = HttpContext { carrier, policy, log, room, drain, began };
             let client = Prefixed::new(bytes, client);
             return Some(Lasting::Http(Box::new(Requests { client, origin, context })));
         }

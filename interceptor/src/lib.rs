@@ -21,6 +21,7 @@ pub mod tiers;
 pub mod workloads;
 pub mod netns;
 pub mod descriptors;
+pub mod drain;
 
 pub mod scenario;
 pub mod selftest;

@@ -146,6 +146,14 @@ impl Capture {
     /// # Errors
     /// When the packet socket can't be opened (`CAP_NET_RAW`).
     pub fn start(namespace: &Namespace) -> Result<Self> {
+        Self::start_for(namespace, None)
+    }
+
+    /// The same of what goes to one address only, where there is more traffic than a capture keeps.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub fn start_for(namespace: &Namespace, to: Option<IpAddr>) -> Result<Self> {
         let every = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
         // Cooked: the packet starts at its IP header, whatever the link below is.
         let mut socket = namespace
@@ -166,6 +174,7 @@ impl Capture {
                             let mut packets =
                                 packets.lock().unwrap_or_else(PoisonError::into_inner);
                             if let Some(packet) = Packet::parse(&buffer[..length])
+                                && to.is_none_or(|to| packet.destination == to)
                                 && packets.len() < MAX_PACKETS
                             {
                                 packets.push(packet);

@@ -18,6 +18,7 @@ pub mod live;
 pub mod log;
 pub mod malformed;
 pub mod netns;
+pub mod ongoing;
 pub mod pattern;
 pub mod pod;
 pub mod probe;

@@ -252,16 +252,30 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Starts a command line of the product in the place of a daemon that was killed. Does not wait
-    /// until it is ready. What it says comes behind what the other said.
+    /// Starts a command line of the product in the place of a daemon that was killed, or is about to
+    /// lose it; gives that one. Does not wait until it is ready. What it says comes behind what the
+    /// other said.
     ///
     /// # Errors
     /// When it can't be started.
-    pub fn start_again(&mut self, mut command: Command) -> Result<()> {
+    pub fn start_again(&mut self, command: Command) -> Result<Child> {
+        let child = self.start_beside(command)?;
+        Ok(std::mem::replace(&mut self.child, child))
+    }
+
+    /// The same, with the one that runs staying the one that this is about.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_beside(&self, mut command: Command) -> Result<Child> {
         command.stdin(Stdio::null());
         command.stdout(self.stdout.try_clone()?).stderr(self.stderr.try_clone()?);
-        self.child = self.interceptor.world.spawn(&mut command)?;
-        Ok(())
+        self.interceptor.world.spawn(&mut command)
+    }
+
+    /// Makes the one that was started beside the one that this is about.
+    pub fn adopt(&mut self, child: Child) {
+        self.child = child;
     }
 
     /// `interceptor run FLAGS --cgroup PATH` once more, not yet started.

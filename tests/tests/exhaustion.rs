@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use interceptor_tests::cgroup::Cgroup;
 use interceptor_tests::log::Line;
+use interceptor_tests::ongoing::{Ongoing, numbers, said};
 use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::servers::port;
 use interceptor_tests::world::{self, World, kernel_tests};
@@ -97,16 +98,16 @@ impl Scene {
     }
 
     /// A crowd of so many, and where to.
-    fn crowd(&self, manner: &str, to: &str, count: u64) -> Result<Crowd> {
+    fn crowd(&self, manner: &str, to: &str, count: u64) -> Result<Ongoing> {
         let count = count.to_string();
         let command = [CLIENT, "crowd", to, "--count", &count, "--manner", manner];
-        Ok(Crowd { child: self.start(0, &command, Stdio::piped())? })
+        Ok(self.start(0, &command, Stdio::piped())?.into())
     }
 
     /// The steady workload's requests, until they are ended.
-    fn requests(&self) -> Result<Crowd> {
+    fn requests(&self) -> Result<Ongoing> {
         let to = format!("{}:80", world::HTTPBIN);
-        Ok(Crowd { child: self.start(1, &[CLIENT, "steady", &to, "httpbin.org"], Stdio::piped())? })
+        Ok(self.start(1, &[CLIENT, "steady", &to, "httpbin.org"], Stdio::piped())?.into())
     }
 }
 
@@ -120,51 +121,11 @@ impl Drop for Scene {
     }
 }
 
-/// A client that goes on until its standard input ends.
-struct Crowd {
-    child: Child,
-}
-
-impl Crowd {
-    /// Waits until all are connected.
-    fn wait_until_connected(&mut self) -> Result<()> {
-        let mut word = [0; "connected\n".len()];
-        let output = self.child.stdout.as_mut().context("its output")?;
-        std::io::Read::read_exact(output, &mut word)?;
-        ensure!(word == *b"connected\n", "{word:?}");
-        Ok(())
-    }
-
-    /// Tells it to end; what it says then.
-    fn end(mut self) -> Result<String> {
-        drop(self.child.stdin.take());
-        let mut said = String::new();
-        let output = self.child.stdout.as_mut().context("its output")?;
-        std::io::Read::read_to_string(output, &mut said)?;
-        ensure!(self.child.wait()?.success(), "{said}");
-        Ok(said.lines().last().unwrap_or_default().to_owned())
-    }
-}
-
-impl Drop for Crowd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The number behind `WORD=` in what a client said.
-fn said(text: &str, word: &str) -> u64 {
-    let words = text.split_whitespace().filter_map(|pair| pair.split_once('='));
-    words.filter(|(have, _)| *have == word).filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
-}
-
 /// At least 999 of 1,000 requests were answered, and there were `enough` to tell.
 fn expect_steady(text: &str, enough: u64) {
     eprintln!("the other workload: {text}");
-    let ends = text.split_whitespace().filter_map(|pair| pair.split_once('='));
-    let ends = ends.filter(|(word, _)| !word.ends_with("-ms"));
-    let all: u64 = ends.filter_map(|(_, times)| times.parse::<u64>().ok()).sum();
+    let ends = numbers(text).filter(|(word, _)| !word.ends_with("-ms"));
+    let all: u64 = ends.map(|(_, times)| times).sum();
     let answered = said(text, "200");
     assert!(answered >= enough, "{text}");
     assert!(answered * 1000 >= all * 999, "{text}");
@@ -273,7 +234,7 @@ fn t49_what_one_workload_has_too_many_is_refused_at_once() -> Result<()> {
     let running = scene.daemon("connectionsPerWorkload: 50", None)?;
     let steady = scene.requests()?;
     let mut idle = scene.crowd("idle", &echo(), 80)?;
-    idle.wait_until_connected()?;
+    idle.wait_for("connected")?;
     let deadline = Instant::now() + Duration::from_secs(3);
     while refused_for(&running, "connections_per_workload")? < 30 {
         ensure!(Instant::now() < deadline, "{}", running.status()?);
@@ -295,7 +256,7 @@ fn t49_what_one_workload_has_too_many_is_refused_at_once() -> Result<()> {
         ensure!(Instant::now() < deadline, "no reload: {}", running.status()?);
     }
     let mut more = scene.crowd("idle", &echo(), 80)?;
-    more.wait_until_connected()?;
+    more.wait_for("connected")?;
     let more = more.end()?;
     assert_eq!(said(&more, "held"), 80, "{more}");
 
@@ -344,7 +305,7 @@ fn t50_the_last_descriptors_are_the_daemon_s_own() -> Result<()> {
     let scene = Scene::new("t50")?;
     let running = scene.daemon("connections: 100000, descriptorReserve: 150", Some(600))?;
     let mut idle = scene.crowd("idle", &echo(), 1_000)?;
-    idle.wait_until_connected()?;
+    idle.wait_for("connected")?;
     let deadline = Instant::now() + Duration::from_secs(5);
     while refused_for(&running, "descriptors")? == 0 {
         ensure!(Instant::now() < deadline, "{}", running.status()?);
@@ -413,7 +374,7 @@ fn t53_names_that_nobody_knows_make_no_metric() -> Result<()> {
     };
     let names = |first: &str| -> Result<()> {
         let command = [CLIENT, "many", first, "--count", "400", "--concurrency", "8"];
-        let said = Crowd { child: scene.start(0, &command, Stdio::piped())? }.end()?;
+        let said = Ongoing::from(scene.start(0, &command, Stdio::piped())?).end()?;
         assert_eq!(said, "502=400");
         Ok(())
     };

@@ -82,20 +82,9 @@ pub(super) fn request_within(
     request: &Request,
 ) -> Result<Answer, AdminError> {
     let path = socket_path(dir, name);
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            AdminError::NotRunning(name.to_owned())
-        }
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            AdminError::NoAnswer(name.to_owned())
-        }
-        io::ErrorKind::PermissionDenied => AdminError::NotAllowed(path.clone()),
-        _ => AdminError::io(&path)(error),
-    };
+    let failed = |error| failed(&path, name, error);
     let protocol = |error: serde_json::Error| AdminError::Protocol(error.to_string());
-    let mut socket = UnixStream::connect(&path).map_err(failed)?;
-    socket.set_read_timeout(Some(patience)).map_err(failed)?;
-    socket.set_write_timeout(Some(patience)).map_err(failed)?;
+    let mut socket = connect(&path, name, patience)?;
     let mut line = serde_json::to_vec(request).map_err(protocol)?;
     line.push(b'\n');
     socket.write_all(&line).map_err(failed)?;
@@ -107,6 +96,34 @@ pub(super) fn request_within(
     }
 }
 
+/// Connects to the control socket at `path`, waiting no longer than `patience` for each step after
+/// that.
+pub(super) fn connect(
+    path: &Path,
+    name: &str,
+    patience: Duration,
+) -> Result<UnixStream, AdminError> {
+    let failed = |error| failed(path, name, error);
+    let socket = UnixStream::connect(path).map_err(failed)?;
+    socket.set_read_timeout(Some(patience)).map_err(failed)?;
+    socket.set_write_timeout(Some(patience)).map_err(failed)?;
+    Ok(socket)
+}
+
+/// What an I/O error at the control socket means.
+pub(super) fn failed(path: &Path, name: &str, error: io::Error) -> AdminError {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            AdminError::NotRunning(name.to_owned())
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            AdminError::NoAnswer(name.to_owned())
+        }
+        io::ErrorKind::PermissionDenied => AdminError::NotAllowed(path.to_owned()),
+        _ => AdminError::io(path)(error),
+    }
+}
+
 fn done(answer: Answer) -> Result<(), AdminError> {
     match answer {
         Answer::Done => Ok(()),
@@ -114,11 +131,12 @@ fn done(answer: Answer) -> Result<(), AdminError> {
     }
 }
 
-fn unexpected(answer: &Answer) -> AdminError {
+pub(super) fn unexpected(answer: &Answer) -> AdminError {
     let kind = match answer {
         Answer::Status(_) => "status",
         Answer::Bypass(_) => "bypass",
         Answer::Exec(_) => "exec",
+        Answer::Offer(_) => "offer",
         Answer::Done => "done",
         Answer::Error(_) => "error",
     };

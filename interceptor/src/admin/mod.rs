@@ -7,10 +7,13 @@
 pub mod client;
 pub mod exec;
 pub mod metrics;
+mod passing;
 pub mod report;
 pub mod server;
+pub mod succession;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -19,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Exit;
 pub use report::StatusReport;
 pub use server::Server;
+pub use succession::{HandedOver, Offer, OfferedNamespace, Predecessor};
 
 /// The directory of the control sockets.
 pub const DIR: &str = "/run/interceptor";
@@ -54,6 +58,13 @@ pub enum Request {
     BypassList {},
     /// Where a further command is to be put.
     ExecInfo {},
+    /// Give another daemon your place: see [`succession`].
+    TakeOver {
+        /// The asking one's form of the kernel's tables, [`interceptor_common::VERSION`].
+        contract: u32,
+    },
+    /// Lay everything down now. Only after `take_over`, on the same connection.
+    Go {},
 }
 
 /// What the daemon answers.
@@ -66,6 +77,8 @@ pub enum Answer {
     Bypass(Vec<String>),
     /// To `exec_info`.
     Exec(ExecInfo),
+    /// To `take_over`; the descriptors come behind it.
+    Offer(Offer),
     /// It is done.
     Done,
     /// It is not done: why.
@@ -109,6 +122,16 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// This interceptor covers no place for commands: in words for the user.
     fn exec_info(&self) -> Result<ExecInfo, String>;
+    /// What another daemon needs to take this one's place, and the descriptors that it speaks of.
+    ///
+    /// # Errors
+    /// This one cannot be replaced: in words for the user.
+    fn offer(&self) -> Result<(Offer, Vec<OwnedFd>), String>;
+    /// Stop accepting, and writing anything in the kernel: another daemon does so when this returns.
+    ///
+    /// # Errors
+    /// It was done already, for another one: in words for the user.
+    fn lay_down(&self) -> Result<(), String>;
 }
 
 /// What can go wrong with the control socket.
@@ -120,7 +143,10 @@ pub enum AdminError {
     )]
     NotRunning(String),
     /// Somebody answers already.
-    #[error("an interceptor named {0} is already running; choose another --name")]
+    #[error(
+        "an interceptor named {0} is already running; --take-over takes its place, another --name runs \
+         beside it"
+    )]
     AlreadyRunning(String),
     /// The socket is root's.
     #[error("the control socket {} is for root only; use sudo", .0.display())]

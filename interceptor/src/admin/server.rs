@@ -2,9 +2,11 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -14,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use super::succession::give;
 use super::{AdminError, Answer, Handler, MAX_REQUEST, Request, socket_path};
 use crate::cli;
 
@@ -32,6 +35,8 @@ pub struct Server {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
+    /// Another daemon has the same socket, and its file, by now.
+    left: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -52,7 +57,20 @@ impl Server {
         let inode = path.symlink_metadata().map_err(AdminError::io(&path))?.ino();
         // Until here the directory's 0700 keeps others out.
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(AdminError::io(&path))?;
-        Ok(Self { listener, path, inode })
+        Ok(Self { listener, path, inode, left: Arc::default() })
+    }
+
+    /// Goes on with the listening socket of a daemon before, whose file is at `path`. Needs a tokio
+    /// runtime.
+    pub(super) fn adopt(socket: OwnedFd, path: PathBuf) -> Result<Self, AdminError> {
+        let adopt = || {
+            let listener = std::os::unix::net::UnixListener::from(socket);
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        };
+        let listener = adopt().map_err(AdminError::io(&path))?;
+        let inode = path.symlink_metadata().map_or(0, |meta| meta.ino());
+        Ok(Self { listener, path, inode, left: Arc::default() })
     }
 
     /// Removes the socket file that a killed interceptor `name` left in `dir`, if any.
@@ -76,11 +94,19 @@ impl Server {
                     continue;
                 }
             };
-            let handler = Arc::clone(&handler);
+            let (handler, left) = (Arc::clone(&handler), Arc::clone(&self.left));
+            let socket = self.listener.as_fd().try_clone_to_owned();
             tokio::spawn(async move {
                 let _slot = slot;
-                match timeout(DEADLINE, converse(client, handler)).await {
-                    Ok(Ok(())) => {}
+                match timeout(DEADLINE, converse(client, &handler)).await {
+                    Ok(Ok(Some((client, contract)))) => match socket {
+                        Ok(socket) => {
+                            let give = move || give(client, contract, socket, &*handler, &left);
+                            let _ = spawn_blocking(give).await;
+                        }
+                        Err(error) => tracing::warn!(%error, "control socket: handing it over"),
+                    },
+                    Ok(Ok(None)) => {}
                     Ok(Err(error)) => tracing::debug!(%error, "control socket"),
                     Err(_) => tracing::debug!("control socket: client too slow"),
                 }
@@ -93,7 +119,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Not that of a successor. The directory stays: in the mount namespaces of covered commands
         // it is a mount point, and removing it would take that mount away.
-        if self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == self.inode) {
+        let left = self.left.load(Ordering::Acquire);
+        if !left && self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -127,32 +154,45 @@ fn prepare_dir(dir: &Path) -> Result<(), AdminError> {
     fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(AdminError::io(dir))
 }
 
-/// One request, one answer.
-async fn converse(client: UnixStream, handler: Arc<dyn Handler>) -> io::Result<()> {
+/// One request, one answer. A client that wants to take our place is given back, with the form of the
+/// kernel's tables that it has.
+async fn converse(
+    mut client: UnixStream,
+    handler: &Arc<dyn Handler>,
+) -> io::Result<Option<(std::os::unix::net::UnixStream, u32)>> {
     let allowed = client.peer_cred()?.uid() == 0;
-    let (reading, mut writing) = client.into_split();
     let answer = if allowed {
         let mut line = Vec::new();
-        BufReader::new(reading.take(MAX_REQUEST)).read_until(b'\n', &mut line).await?;
-        answer(line, handler).await
+        BufReader::new((&mut client).take(MAX_REQUEST)).read_until(b'\n', &mut line).await?;
+        match request(&line) {
+            Ok(Request::TakeOver { contract }) => {
+                let client = client.into_std()?;
+                client.set_nonblocking(false)?;
+                return Ok(Some((client, contract)));
+            }
+            Ok(request) => answer(request, Arc::clone(handler)).await,
+            Err(why) => Answer::Error(why),
+        }
     } else {
         Answer::Error("only root may ask".to_owned())
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    writing.write_all(&line).await
+    client.write_all(&line).await?;
+    Ok(None)
 }
 
-async fn answer(line: Vec<u8>, handler: Arc<dyn Handler>) -> Answer {
+fn request(line: &[u8]) -> Result<Request, String> {
     if line.last() != Some(&b'\n') {
-        return Answer::Error("the request is cut off or too long".to_owned());
+        return Err("the request is cut off or too long".to_owned());
     }
-    match serde_json::from_slice(&line) {
-        Ok(request) => spawn_blocking(move || perform(request, handler.as_ref()))
-            .await
-            .unwrap_or_else(|_| Answer::Error("internal error".to_owned())),
-        Err(error) => Answer::Error(format!("the request cannot be read: {error}")),
-    }
+    serde_json::from_slice(line).map_err(|error| format!("the request cannot be read: {error}"))
+}
+
+async fn answer(request: Request, handler: Arc<dyn Handler>) -> Answer {
+    spawn_blocking(move || perform(request, handler.as_ref()))
+        .await
+        .unwrap_or_else(|_| Answer::Error("internal error".to_owned()))
 }
 
 fn perform(request: Request, handler: &dyn Handler) -> Answer {
@@ -166,6 +206,7 @@ fn perform(request: Request, handler: &dyn Handler) -> Answer {
             Ok(info) => return Answer::Exec(info),
             Err(why) => Err(why),
         },
+        Request::TakeOver { .. } | Request::Go {} => Err("this is not the time for it".to_owned()),
         Request::BypassAdd { cidr } => {
             cli::parse_cidr(&cidr).and_then(|net| handler.bypass_add(net))
         }

@@ -42,9 +42,17 @@ impl Handler for Fake {
     fn exec_info(&self) -> Result<ExecInfo, String> {
         Err("no place for commands".into())
     }
+
+    fn offer(&self) -> Result<(Offer, Vec<OwnedFd>), String> {
+        Err("it stays".into())
+    }
+
+    fn lay_down(&self) -> Result<(), String> {
+        Err("it stays".into())
+    }
 }
 
-fn sample() -> StatusReport {
+pub(super) fn sample() -> StatusReport {
     StatusReport {
         name: "default".into(),
         pid: 42,
@@ -161,6 +169,8 @@ fn requests_have_one_form() {
             Some(Request::BypassAdd { cidr: "192.0.2.0/24".into() }),
         ),
         (r#"{"request":"exec_info"}"#, Some(Request::ExecInfo {})),
+        (r#"{"request":"take_over","contract":4}"#, Some(Request::TakeOver { contract: 4 })),
+        (r#"{"request":"go"}"#, Some(Request::Go {})),
         (r#"{"request":"status","more":1}"#, None),
         (r#"{"request":"bypass_add"}"#, None),
         (r#"{"request":"shutdown"}"#, None),

@@ -162,7 +162,7 @@ impl Direct {
                     Some(Destroyed::Now) if flow.held != Held::Nothing && !flow.refused => {
                         self.sync.avoid(flow.socket.dst);
                     }
-                    Some(Destroyed::Before) => self.kernel.direct().forget(cookie),
+                    Some(Destroyed::Before) => self.kernel.direct().forget_pending(cookie),
                     _ => {}
                 }
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use interceptor_common::Namespace;
+use tokio::task::JoinHandle;
 
 use super::handler::Running;
 use super::{AppError, system};
@@ -28,9 +29,12 @@ pub(super) struct Enrolled {
 }
 
 impl Enrolled {
-    /// Makes listeners in `netns` and reads its routes.
-    pub(super) async fn prepare(netns: Arc<NetNs>) -> io::Result<Self> {
-        let listeners = Listeners::bind(&netns)?;
+    /// Makes listeners in `netns`, unless it has some, and reads its routes.
+    pub(super) async fn prepare(
+        netns: Arc<NetNs>,
+        listeners: Option<Listeners>,
+    ) -> io::Result<Self> {
+        let listeners = listeners.map_or_else(|| Listeners::bind(&netns), Ok)?;
         let mut routes = Routes::open(&netns)?;
         let entries = routes.read(&netns).await?;
         let ways = ways_out(&netns, &WaysOut::default()).await?;
@@ -46,9 +50,9 @@ impl Enrolled {
     }
 
     /// Starts following its routes, and gives the listeners away.
-    pub(super) fn follow(self, kernel: Arc<Kernel>) -> Listeners {
+    pub(super) fn follow(self, kernel: Arc<Kernel>) -> (Listeners, JoinHandle<()>) {
         let Self { netns, listeners, mut routes, .. } = self;
-        tokio::spawn(async move {
+        let following = tokio::spawn(async move {
             while routes.changed().await {
                 match routes.read(&netns).await {
                     Ok(entries) => {
@@ -60,7 +64,7 @@ impl Enrolled {
                 }
             }
         });
-        listeners
+        (listeners, following)
     }
 }
 

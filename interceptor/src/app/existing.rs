@@ -41,10 +41,12 @@ pub(super) struct Existing {
     /// Where connections may go unjudged anyway.
     bypass: Vec<IpNet>,
     cgroups: Vec<Cgroup>,
-    /// Our own, which may lie below a covered one.
-    daemon: Cgroup,
+    /// Our own and that of daemons which drain; they may lie below a covered one.
+    daemons: [Cgroup; 2],
     /// No hook was attached before: UDP sockets with a peer are from a time without us, too.
     fresh: bool,
+    /// Cookies of those that a predecessor keeps: they stay so, and have their lines.
+    inherited: HashSet<u64>,
     /// Cookies of sockets whose SYN was under way when the hooks came. One that met a SYN of its peer
     /// looks accepted to the hooks.
     dialling: HashSet<u64>,
@@ -64,35 +66,43 @@ impl Existing {
         keep: bool,
         bypass: &[IpNet],
         cgroups: &[Cgroup],
-        daemon: &Cgroup,
+        daemons: [&Cgroup; 2],
         fresh: bool,
     ) -> Self {
         Self {
             keep,
             bypass: bypass.to_vec(),
             cgroups: cgroups.to_vec(),
-            daemon: daemon.clone(),
+            daemons: daemons.map(Clone::clone),
             fresh,
+            inherited: HashSet::new(),
             dialling: HashSet::new(),
         }
     }
 
-    /// Directly before the attach, with routes in the tables: what is kept loses no packet.
+    /// Directly before the attach, with routes in the tables: what is kept loses no packet. `succeeds`:
+    /// what is kept already, by the daemon of before, stays so.
     pub(super) fn prepare<'n>(
         &mut self,
         namespaces: impl Iterator<Item = &'n NetNs>,
         tables: &mut Tables,
+        succeeds: bool,
     ) -> Result<(), TableError> {
-        tables.clear_kept()?;
+        let mut stale = tables.kept();
         let ours = self.ours();
         for netns in namespaces {
             // A kernel that cannot list them is spoken of in `settle`.
             let found = Diag::open(netns).and_then(|diag| diag.connected(Transport::Tcp, &[]));
             for socket in found.unwrap_or_default() {
+                if succeeds && stale.remove(&socket.cookie()) {
+                    self.inherited.insert(socket.cookie());
+                    continue;
+                }
                 if !ours.includes(&socket) || stays_inside(netns, &socket, tables) {
                     continue;
                 }
                 if self.keeps(&socket) {
+                    stale.remove(&socket.cookie());
                     // One for which there is no room will be cut.
                     let _ = tables.keep(socket.cookie());
                 } else if socket.connecting {
@@ -100,7 +110,7 @@ impl Existing {
                 }
             }
         }
-        Ok(())
+        stale.into_iter().try_for_each(|socket| tables.unkeep(socket))
     }
 
     /// At the start, once the hooks are attached: cuts or keeps, says so, and looks again.
@@ -203,7 +213,9 @@ impl Existing {
         let tables = running.kernel.tables();
         let mut found = found.unwrap_or_default();
         found.retain(|socket| {
-            socket_state(&socket.storage).is_none() && tables.is_kept(socket.cookie())
+            socket_state(&socket.storage).is_none()
+                && tables.is_kept(socket.cookie())
+                && !self.inherited.contains(&socket.cookie())
         });
         found
     }
@@ -235,14 +247,15 @@ impl Existing {
     fn ours(&self) -> Ours {
         Ours {
             covered: Covered::new(&self.cgroups),
-            daemon: self.daemon.id().ok(),
+            daemons: self.daemons.each_ref().map(|daemon| daemon.id().ok()),
             held: self.processes().into_iter().flat_map(sockets_of).collect(),
         }
     }
 
     /// The processes that are covered, ourselves left out.
     fn processes(&self) -> Vec<u32> {
-        let own = self.daemon.procs().unwrap_or_default();
+        let own: Vec<u32> =
+            self.daemons.iter().filter_map(|daemon| daemon.procs().ok()).flatten().collect();
         let mut found: Vec<u32> =
             self.cgroups.iter().filter_map(|cgroup| cgroup.procs().ok()).flatten().collect();
         found.retain(|pid| !own.contains(pid));
@@ -280,7 +293,7 @@ impl Existing {
 /// Which sockets are covered programs'.
 struct Ours {
     covered: Covered,
-    daemon: Option<u64>,
+    daemons: [Option<u64>; 2],
     /// Inodes of those that covered processes hold.
     held: HashSet<u32>,
 }
@@ -293,7 +306,7 @@ impl Ours {
 
     /// Made in a covered cgroup: the hooks see it.
     fn made(&self, socket: &Connected) -> bool {
-        self.daemon != Some(socket.cgroup) && self.covered.includes(socket.cgroup)
+        !self.daemons.contains(&Some(socket.cgroup)) && self.covered.includes(socket.cgroup)
     }
 }
 

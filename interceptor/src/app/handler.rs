@@ -1,23 +1,26 @@
 //! What the control socket can ask of a running interceptor.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use interceptor_common::{Finding, Namespace};
+use interceptor_common::Finding;
 use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
 
 use super::cut::{self, Ended};
 use super::watchdog::Repairs;
+use crate::accept::Doors;
 use crate::account::AccessLog;
 use crate::admin::report::{
     Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, Reloads,
     StatusReport, Table, Tiers,
 };
-use crate::admin::{ExecInfo, Handler};
+use crate::admin::{ExecInfo, Handler, Offer, OfferedNamespace};
 use crate::admit::{Room, Rooms};
 use crate::descriptors;
 use crate::kernel::Kernel;
@@ -30,7 +33,7 @@ use crate::workloads::cgroup::Cgroup;
 /// A covered namespace.
 pub(super) struct CoveredNamespace {
     pub(super) netns: Arc<NetNs>,
-    pub(super) listeners: Namespace,
+    pub(super) doors: Doors,
     pub(super) ways: ArcSwap<WaysOut>,
 }
 
@@ -64,7 +67,18 @@ pub(super) struct Running {
     pub(super) labels: Arc<Labels>,
     /// The workload's namespace in policy.
     pub(super) namespace: Arc<str>,
+    /// It covers a COMMAND of its own.
+    pub(super) has_command: bool,
+    /// Networks that the command line bypasses.
+    pub(super) bypass: Vec<IpNet>,
+    /// Tells the daemon to lay everything down.
+    pub(super) successor: mpsc::Sender<Successor>,
 }
+
+/// Answered when everything is laid down.
+pub(super) type Successor = oneshot::Sender<()>;
+
+const LEFT: &str = "another interceptor has taken over just now; ask again";
 
 impl Handler for Running {
     fn status(&self) -> StatusReport {
@@ -165,10 +179,12 @@ impl Handler for Running {
     }
 
     fn bypass_add(&self, net: IpNet) -> Result<(), String> {
+        self.kernel.is_ours().then_some(()).ok_or(LEFT)?;
         self.kernel.tables().bypass_add(net).map_err(|error| error.to_string())
     }
 
     fn bypass_del(&self, net: IpNet) -> Result<(), String> {
+        self.kernel.is_ours().then_some(()).ok_or(LEFT)?;
         let removed = self.kernel.tables().bypass_del(net);
         match removed {
             Ok(true) => {
@@ -194,11 +210,46 @@ impl Handler for Running {
     fn exec_info(&self) -> Result<ExecInfo, String> {
         Ok(self.exec.clone())
     }
+
+    fn offer(&self) -> Result<(Offer, Vec<OwnedFd>), String> {
+        if self.has_command {
+            return Err(format!(
+                "the interceptor named {} runs a command of its own, which is its child and ends with it: \
+                 its place cannot be taken. Cover the command's cgroup with `run --cgroup` where that \
+                 must be possible",
+                self.name
+            ));
+        }
+        let (mut namespaces, mut fds) = (Vec::new(), Vec::new());
+        for CoveredNamespace { netns, doors, .. } in &self.namespaces {
+            let failed = |error| format!("network namespace {}: {error}", netns.label());
+            let (v4, v6) = doors.share().map_err(failed)?;
+            namespaces.push(OfferedNamespace {
+                label: netns.label().into(),
+                path: netns.opened_as().to_owned(),
+                v4: v4.len(),
+                v6: v6.is_some(),
+            });
+            fds.push(netns.try_clone_fd().map_err(failed)?);
+            fds.extend(v4.into_iter().chain(v6));
+        }
+        let mut added = self.bypass_list();
+        added.retain(|network| !self.bypass.contains(network));
+        let bypass = added.iter().map(ToString::to_string).collect();
+        Ok((Offer { pid: std::process::id(), namespaces, bypass }, fds))
+    }
+
+    fn lay_down(&self) -> Result<(), String> {
+        let (successor, laid_down) = oneshot::channel();
+        let told = self.successor.blocking_send(successor).is_ok();
+        let done = told && laid_down.blocking_recv().is_ok();
+        done.then_some(()).ok_or_else(|| "it ends, or another one has taken over already".into())
+    }
 }
 
 fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
-    let CoveredNamespace { netns, listeners: at, ways } = covered;
-    let ways = ways.load();
+    let CoveredNamespace { netns, doors, ways } = covered;
+    let (at, ways) = (doors.addresses(), ways.load());
     NamespaceReport {
         interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),
         gaps: ways.gaps.clone(),

@@ -1,5 +1,6 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
+mod command;
 mod cut;
 mod direct;
 mod enrol;
@@ -10,9 +11,13 @@ mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod scope;
 mod selftest;
 mod signals;
+mod start;
+mod stop;
 mod test;
+mod wanted;
 mod watchdog;
 
 use std::path::Path;

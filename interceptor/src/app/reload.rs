@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::handler::Running;
-use super::run::{caller, governed, log_settings, stale_for};
+use super::wanted::{caller, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
 use crate::descriptors;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::OnLoss;
 
 fn parse_line(line: &str) -> Result<Cli, ParseExit> {
     parse(line.split_whitespace())
@@ -38,6 +39,17 @@ fn run_with_every_option() {
     assert_eq!(all.on_daemon_loss, Some(OnLoss::Closed));
     assert!(all.no_bypass_log && all.keep_caps && all.wait && all.bpf_log && all.keep_existing);
     assert_eq!(all.command, ["curl", "-f", "--name", "x"], "after -- all is the command's");
+}
+
+#[test]
+fn a_place_can_be_taken_but_not_a_commands() {
+    let taking = run("interceptor run --take-over --drain-time 5 --cgroup a");
+    assert!(taking.take_over);
+    assert_eq!((taking.drain_time, run("interceptor run --cgroup a").drain_time), (5, 45));
+    for line in ["run --take-over -- true", "run --drain-time 5 -- true", "run --drain-time x"] {
+        let exit = parse_line(&format!("interceptor {line}")).expect_err(line);
+        assert_eq!(exit.exit, Exit::Usage, "{line}");
+    }
 }
 
 #[test]

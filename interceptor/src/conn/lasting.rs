@@ -12,6 +12,7 @@ use crate::act::carrier::Carried;
 use crate::act::http::{self, HttpContext};
 use crate::act::relay::{self, RelayEnd, RelayLimits};
 use crate::decide::route::Destination;
+use crate::drain::Drain;
 use crate::origin::Origin;
 use crate::sniff::Hello;
 use crate::sniff::prefixed::Prefixed;
@@ -25,13 +26,17 @@ pub(super) enum Lasting {
 }
 
 impl Lasting {
-    /// Until its end. Accounts for it.
-    pub(super) async fn last(self) {
+    /// Until its end, or the end of `drain`. Accounts for it.
+    pub(super) async fn last(self, drain: &Drain) {
         match self {
-            Self::Relay(relaying) => Box::pin(relaying.run()).await,
+            Self::Relay(relaying) => Box::pin(relaying.run(drain)).await,
             Self::Http(requests) => {
                 let Requests { client, origin, context } = *requests;
-                Box::pin(http::serve(client, origin, context)).await;
+                tokio::select! {
+                    biased;
+                    () = Box::pin(http::serve(client, origin, context)) => {}
+                    () = drain.over() => {}
+                }
             }
         }
     }
@@ -67,17 +72,25 @@ pub(super) struct Relaying {
 }
 
 impl Relaying {
-    async fn run(self: Box<Self>) {
+    async fn run(self: Box<Self>, drain: &Drain) {
         let Self { client, carried, established, site, changes, mut account } = *self;
         let Carried { stream, held: _held, .. } = carried;
         let limits = RelayLimits::of(&established.destination.traffic.limits);
-        let mut why = "";
+        let mut withdrawn = None;
         let cut = async {
-            why = cut::withdrawn(&site, &established, changes).await;
+            tokio::select! {
+                why = cut::withdrawn(&site, &established, changes) => withdrawn = Some(why),
+                () = drain.over() => {}
+            }
         };
         let relayed = relay::relay(client, stream, limits, cut).await;
         match relayed.end {
-            RelayEnd::Cut => account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}")),
+            RelayEnd::Cut => match withdrawn {
+                Some(why) => {
+                    account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
+                }
+                None => account.terminated(None, "drain_timeout"),
+            },
             RelayEnd::Idle => account.terminated(None, "idle_timeout"),
             RelayEnd::TooLong => account.terminated(Some(Flag::DT), "max_duration_timeout"),
             _ => {}

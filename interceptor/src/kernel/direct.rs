@@ -1,6 +1,7 @@
 //! The tables of what goes direct, as typed doors: destinations, names, and connections that have not
 //! shown their name yet.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
 use interceptor_common::{
-    CUT, EndpointKey, EndpointRule, Label, NameKey, Pending, Proof, ShownName, SocketState, Tier,
-    capacity, maps,
+    CUT, EndpointKey, EndpointRule, EndpointVerdict, Label, NameKey, Pending, Proof, ShownName,
+    SocketState, Tier, capacity, maps,
 };
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
 use super::events::{read, shown, socket_addr};
-use super::tables::{TableError, TableFill, at};
+use super::tables::{TableError, TableFill, at, was_there};
 use super::{KernelError, take_typed};
 
 /// The tables of what goes direct.
@@ -45,6 +46,29 @@ pub struct NameRow<'a> {
     pub name: &'a str,
     /// Those below it, instead of itself.
     pub below: bool,
+}
+
+/// Rows that a predecessor wrote: they hold until they are replaced or forgotten.
+pub struct Inherited {
+    endpoints: Vec<(Key<EndpointKey>, EndpointRule)>,
+    names: Vec<Key<NameKey>>,
+    sets: BTreeSet<u16>,
+}
+
+impl Inherited {
+    /// Whether a set of names with this number is among them.
+    pub fn has_set(&self, number: u16) -> bool {
+        self.sets.contains(&number)
+    }
+
+    fn leave_out(&mut self, ours: impl Iterator<Item = EndpointRow>) {
+        let ours: HashSet<_> = ours.map(|row| identity(&endpoint_key(row))).collect();
+        self.endpoints.retain(|(key, _)| !ours.contains(&identity(key)));
+    }
+}
+
+fn identity(key: &Key<EndpointKey>) -> (u32, EndpointKey) {
+    (key.prefix_len(), key.data())
 }
 
 /// A direct connection that has not shown its name.
@@ -187,6 +211,52 @@ impl DirectTables {
         }
     }
 
+    /// What lies in the tables already.
+    pub fn inherited(&self) -> Inherited {
+        let endpoints = self.endpoints.iter().filter_map(Result::ok).collect();
+        let names: Vec<_> = self.names.keys().filter_map(Result::ok).collect();
+        let sets = names.iter().map(|key| key.data().set()).collect();
+        Inherited { endpoints, names, sets }
+    }
+
+    /// Ends what was inherited for new connections, but for `ours`, which were written over it.
+    /// Connections under way may still show the names that they were let go for.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn retire(
+        &mut self,
+        inherited: &mut Inherited,
+        ours: impl Iterator<Item = EndpointRow>,
+    ) -> Result<(), TableError> {
+        inherited.leave_out(ours);
+        for (key, rule) in &inherited.endpoints {
+            let verdict = EndpointVerdict::Proxy as u8;
+            let retired = EndpointRule { verdict, label: 0, ..*rule };
+            self.endpoints.insert(key, retired, 0).map_err(at(maps::ENDPOINTS))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was [retired](Self::retire), but for `ours`, which were written over it since.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn forget(
+        &mut self,
+        mut inherited: Inherited,
+        ours: impl Iterator<Item = EndpointRow>,
+    ) -> Result<(), TableError> {
+        inherited.leave_out(ours);
+        for (key, _) in &inherited.endpoints {
+            was_there(self.endpoints.remove(key)).map_err(at(maps::ENDPOINTS))?;
+        }
+        for key in &inherited.names {
+            was_there(self.names.remove(key)).map_err(at(maps::NAMES))?;
+        }
+        Ok(())
+    }
+
     /// The connections that have not shown their name yet, or showed one that was refused.
     pub fn pending(&self) -> Vec<PendingFlow> {
         let now = monotonic();
@@ -211,7 +281,7 @@ impl DirectTables {
     }
 
     /// Forgets a connection whose socket is gone.
-    pub fn forget(&mut self, cookie: u64) {
+    pub fn forget_pending(&mut self, cookie: u64) {
         // Mostly it went with its socket.
         let _ = self.pending.remove(&cookie);
     }

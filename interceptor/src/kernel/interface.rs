@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use interceptor_common::{Interface, Passage, PassageKey, capacity, maps};
 
 use super::direct::monotonic;
-use super::tables::{TableError, TableFill, at};
+use super::tables::{TableError, TableFill, at, was_there};
 use super::{
     Attachment, HOOKS, Kernel, KernelError, Side, Target, attach, pin_name, sys, take_typed,
 };
@@ -170,10 +170,7 @@ fn remove<K: aya::Pod, V: aya::Pod>(
     name: &'static str,
     key: &K,
 ) -> Result<(), TableError> {
-    match map.remove(key) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(source) => Err(at(name)(source)),
-    }
+    was_there(map.remove(key)).map_err(at(name)).map(drop)
 }
 
 #[cfg(test)]

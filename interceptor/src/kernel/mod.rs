@@ -30,7 +30,8 @@ use interceptor_common::{Handover, maps};
 use tokio::net::TcpStream;
 
 pub use direct::{
-    DirectFlow, DirectTables, EndpointRow, Held, NameRow, PendingFlow, SocketId, socket_state,
+    DirectFlow, DirectTables, EndpointRow, Held, Inherited, NameRow, PendingFlow, SocketId,
+    socket_state,
 };
 pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 pub use hints::HintReader;
@@ -54,7 +55,7 @@ pub struct Kernel {
     accepted: SkStorage<MapData, Handover>,
     /// Every pinned map, by name.
     maps: BTreeMap<&'static str, OwnedFd>,
-    /// Empty from [`Kernel::detach`] on.
+    /// Empty from [`Kernel::detach`] or [`Kernel::leave`] on.
     attachments: Mutex<Vec<Attachment>>,
     pins: Pins,
     /// The programs.
@@ -77,8 +78,6 @@ pub struct Attachment {
 /// What to load.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    /// Name of the instance; names its pins.
-    pub name: &'a str,
     /// The covered cgroups.
     pub workloads: &'a [Cgroup],
     /// The daemon's own cgroup.
@@ -87,6 +86,9 @@ pub struct Plan<'a> {
     pub gates: &'a [Gate],
     /// Whether the programs log each decision (`--bpf-log`).
     pub log: bool,
+    /// A daemon that lives has just handed over: what it let go direct stays so until
+    /// [`crate::tiers::Sync`] replaces it.
+    pub succeeds: bool,
 }
 
 /// Why the kernel side is not in place. The daemon then does not start: it never runs with a layer
@@ -126,42 +128,72 @@ pub enum KernelError {
     Cgroup(#[from] CgroupError),
 }
 
+/// Programs that the kernel has taken, with the maps that they use. Nothing is attached, and no table
+/// written.
+pub struct Programs {
+    object: Ebpf,
+    pins: Pins,
+    /// Nothing of an earlier run is attached.
+    fresh: bool,
+}
+
+impl Programs {
+    /// Loads every program, with the maps that an earlier run of `name` left pinned, or new ones.
+    /// `log`: the programs log each decision (`--bpf-log`).
+    ///
+    /// # Errors
+    /// [`KernelError`]; nothing new stays pinned then.
+    pub fn load(name: &str, log: bool) -> Result<Self, KernelError> {
+        let object = object::embedded().ok_or(KernelError::NoObject)?;
+        let version = probe::require_floor()?;
+        let pins = Pins::of(name);
+        let fresh = pins.link_names().is_empty();
+        let load = || -> Result<Ebpf, KernelError> {
+            pins.prepare()?;
+            let mut ebpf = load_object(object, &pins, version, log)?;
+            load_programs(&mut ebpf)?;
+            Ok(ebpf)
+        };
+        let object = load().inspect_err(|_| clean_up(&pins, fresh))?;
+        Ok(Self { object, pins, fresh })
+    }
+}
+
+/// After a failure: nothing of an earlier run depends on what was pinned meanwhile, if there was none.
+fn clean_up(pins: &Pins, fresh: bool) {
+    if fresh {
+        let _ = pins.remove();
+    }
+}
+
 impl Kernel {
-    /// Loads every program, adopts what an earlier run left pinned, attaches the rest, pins
-    /// everything. `prepare` fills the tables before the first hook can run.
+    /// Takes over what an earlier run left attached, attaches the rest, pins everything. `prepare`
+    /// fills the tables before the first hook can run. Nobody else may write the tables any more.
     ///
     /// # Errors
     /// [`KernelError`]; nothing new stays attached then.
-    pub fn load(
+    pub fn attach(
+        programs: Programs,
         plan: &Plan<'_>,
         prepare: impl FnOnce(&mut Tables) -> Result<(), TableError>,
     ) -> Result<(Self, EventReader, HintReader), KernelError> {
-        let object = object::embedded().ok_or(KernelError::NoObject)?;
-        let version = probe::require_floor()?;
-        let pins = Pins::of(plan.name);
-        let fresh = pins.link_names().is_empty();
-        let loaded = Self::load_pinned(plan, prepare, object, version, &pins);
-        if loaded.is_err() && fresh {
-            // Nothing of an earlier run depends on what was pinned meanwhile.
-            let _ = pins.remove();
-        }
-        loaded
+        let Programs { object, pins, fresh } = programs;
+        let attached = Self::attach_pinned(plan, prepare, object, &pins);
+        attached.inspect_err(|_| clean_up(&pins, fresh))
     }
 
-    fn load_pinned(
+    fn attach_pinned(
         plan: &Plan<'_>,
         prepare: impl FnOnce(&mut Tables) -> Result<(), TableError>,
-        object: &[u8],
-        version: KernelVersion,
+        mut ebpf: Ebpf,
         pins: &Pins,
     ) -> Result<(Self, EventReader, HintReader), KernelError> {
-        pins.prepare()?;
-        let mut ebpf = load_object(object, pins, version, plan.log)?;
-        load_programs(&mut ebpf)?;
         let mut tables = Tables::take(&mut ebpf)?;
         let mut direct = DirectTables::take(&mut ebpf)?;
-        // What an earlier run let go direct, this one has not judged.
-        direct.clear()?;
+        if !plan.succeeds {
+            // What an earlier run let go direct, this one has not judged.
+            direct.clear()?;
+        }
         let mut interface = InterfaceTables::take(&mut ebpf)?;
         interface.set(plan.gates)?;
         prepare(&mut tables)?;
@@ -230,6 +262,17 @@ impl Kernel {
     /// What is attached where.
     pub fn attachments(&self) -> MutexGuard<'_, Vec<Attachment>> {
         self.attachments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Leaves everything as it is, to the daemon that goes on: from here on nothing is repaired or
+    /// detached by this one.
+    pub fn leave(&self) {
+        self.attachments().clear();
+    }
+
+    /// Whether this daemon looks after it, and writes its tables: neither detached nor left.
+    pub fn is_ours(&self) -> bool {
+        !self.attachments().is_empty()
     }
 
     /// Detaches and removes everything.

@@ -53,6 +53,20 @@ pub(super) fn at(table: &'static str) -> impl Fn(MapError) -> TableError {
     move |source| TableError { table, source }
 }
 
+/// Whether what was to be removed was there.
+pub(super) fn was_there(removed: Result<(), MapError>) -> Result<bool, MapError> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(false)
+        }
+        Err(source) => Err(source),
+    }
+}
+
 /// A route of a namespace, in user space's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RouteEntry {
@@ -121,13 +135,17 @@ impl Tables {
         self.kept.get(&socket, 0).is_ok()
     }
 
-    /// Forgets every connection from before the attach.
+    /// Every connection that [`Self::keep`] was told of.
+    pub fn kept(&self) -> HashSet<u64> {
+        self.kept.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Lets a connection go on no longer.
     ///
     /// # Errors
     /// [`TableError`].
-    pub fn clear_kept(&mut self) -> Result<(), TableError> {
-        let kept: Vec<u64> = self.kept.keys().filter_map(Result::ok).collect();
-        kept.into_iter().try_for_each(|socket| self.kept.remove(&socket)).map_err(at(maps::KEPT))
+    pub fn unkeep(&mut self, socket: u64) -> Result<(), TableError> {
+        was_there(self.kept.remove(&socket)).map(drop).map_err(at(maps::KEPT))
     }
 
     /// Whether packets to this address stay inside the namespace: what connect would call loopback.
@@ -219,16 +237,7 @@ impl Tables {
                 (maps::BYPASS6, self.bypass6.remove(&key))
             }
         };
-        match result {
-            Ok(()) => Ok(true),
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                Ok(false)
-            }
-            Err(source) => Err(TableError { table, source }),
-        }
+        was_there(result).map_err(at(table))
     }
 
     /// The prefixes that go direct, sorted.

@@ -54,7 +54,7 @@ impl Amiss {
 
 impl Kernel {
     /// Looks at every attachment and pin, and puts back what is not there. Nothing is done once
-    /// [`Kernel::detach`] has begun.
+    /// [`Kernel::detach`] has begun, or after [`Kernel::leave`].
     pub fn repair(&self) -> Vec<Repair> {
         let mut repairs = Vec::new();
         // Held to the end: what `detach` takes away is not put back.

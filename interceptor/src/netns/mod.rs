@@ -62,6 +62,14 @@ impl NetNs {
         Self::open(&path, name_or_path.to_owned())
     }
 
+    /// A namespace that another daemon held, which knew it by `path` and called it `label`.
+    ///
+    /// # Errors
+    /// It is no network namespace.
+    pub fn handed_over(fd: OwnedFd, path: &Path, label: String) -> io::Result<Self> {
+        Self::of_file(fd.into(), path, label)
+    }
+
     /// A new namespace without a name: it goes with the last descriptor, socket and process that hold
     /// it.
     ///
@@ -106,6 +114,11 @@ impl NetNs {
     /// How people call it.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// As it was opened, for [`Self::handed_over`].
+    pub fn opened_as(&self) -> &Path {
+        &self.path
     }
 
     /// A path by which another process can open it: the given one, or ours through our own handle.

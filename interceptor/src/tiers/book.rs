@@ -13,7 +13,7 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How long it goes on retiring after that: new connections do not go to it any more, those made
 /// before may still show the name. More than a client takes to say its hello.
-const RETIRING: Duration = Duration::from_secs(30);
+pub(super) const RETIRING: Duration = Duration::from_secs(30);
 
 /// Most addresses kept of one name: several answers' worth (T-41).
 const MAX_ADDRESSES: usize = 512;

@@ -9,7 +9,7 @@ use interceptor_common::{EndpointRule, EndpointVerdict, LABEL_REFUSED};
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
-use super::book::AddressBook;
+use super::book::{AddressBook, RETIRING};
 use super::compile::{compile, spoken};
 use super::fallback::Fallbacks;
 use super::hints::Heard;
@@ -18,7 +18,7 @@ use super::rows::{Compiled, NameSet, Row};
 use super::survey::{Survey, network_of};
 use crate::decide::host::HostName;
 use crate::decide::tier::WhyProxy;
-use crate::kernel::{DirectTables, EndpointRow, Kernel, NameRow, TableError};
+use crate::kernel::{DirectTables, EndpointRow, Inherited, Kernel, NameRow, TableError};
 use crate::policy::{Snapshot, Store};
 use crate::resolve::Resolver;
 
@@ -79,6 +79,8 @@ struct State {
     /// The name that found no room when names were asked for.
     ask_first: Option<HostName>,
     written: Written,
+    /// The tables are another daemon's by now.
+    left: bool,
 }
 
 /// What lies in the kernel's tables.
@@ -89,6 +91,8 @@ struct Written {
     /// Numbers of sets that are gone, and since when.
     resting: HashMap<u16, Instant>,
     last: u16,
+    /// What a predecessor wrote, and since when it retires.
+    inherited: Option<(Inherited, Option<Instant>)>,
 }
 
 impl Sync {
@@ -122,6 +126,18 @@ impl Sync {
         &self.fallbacks
     }
 
+    /// Takes over the tables as a predecessor left them. With the first [`Sync::apply`] its rows
+    /// retire, as do addresses that are in no answer any more.
+    pub fn inherit(&self) {
+        let inherited = self.kernel.direct().inherited();
+        self.state().written.inherited = Some((inherited, None));
+    }
+
+    /// Leaves the tables to another daemon: nothing is written from here on.
+    pub fn leave(&self) {
+        self.state().left = true;
+    }
+
     /// Makes the tables those of `snapshot`, with the addresses that are known now.
     ///
     /// # Errors
@@ -139,6 +155,9 @@ impl Sync {
     /// there, or its judgement was narrower than the proxy's.
     pub fn avoid(&self, dst: SocketAddr) {
         let mut state = self.state();
+        if state.left {
+            return;
+        }
         state.avoided.retain(|(avoided, _)| *avoided != dst);
         if state.avoided.len() == MAX_AVOIDED {
             state.avoided.pop_front();
@@ -159,7 +178,7 @@ impl Sync {
     /// direct.
     pub fn spoke(&self, snapshot: &Snapshot, dst: SocketAddr) {
         let mut state = self.state();
-        let enabled = self.enabled && snapshot.fast_path;
+        let enabled = self.enabled && snapshot.fast_path && !state.left;
         let known = state.spoken.contains_key(&dst);
         let avoided = state.avoided.iter().any(|(avoided, _)| *avoided == dst);
         let stale = snapshot.generation != state.generation;
@@ -253,7 +272,7 @@ impl Sync {
     fn update(&self, snapshot: &Snapshot, always: bool) -> Result<(), SyncError> {
         let mut state = self.state();
         // A reload is under way, and was here already.
-        if !always && snapshot.generation < state.generation {
+        if state.left || !always && snapshot.generation < state.generation {
             return Ok(());
         }
         let enabled = self.enabled && snapshot.fast_path;
@@ -269,6 +288,7 @@ impl Sync {
         let remembered = state.avoided.len() + state.spoken.len();
         state.avoided.retain(|(_, since)| now.duration_since(*since) < AVOID);
         state.spoken.retain(|_, since| now.duration_since(*since) < AVOID);
+        changed |= state.written.has_retired(now);
         if !changed && state.avoided.len() + state.spoken.len() == remembered {
             return Ok(());
         }
@@ -367,7 +387,33 @@ impl Written {
             self.resting.insert(number, now);
         }
         self.sets = sets;
+        self.replace_inherited(tables, now)
+    }
+
+    /// A predecessor's rows give way: first for new connections, then, once those under way had time to
+    /// show their names, altogether.
+    fn replace_inherited(
+        &mut self,
+        tables: &mut DirectTables,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        let has_retired = self.has_retired(now);
+        let ours = self.rules.keys().copied().map(row_of);
+        match self.inherited.take() {
+            Some((inherited, Some(_))) if has_retired => tables.forget(inherited, ours)?,
+            Some((mut inherited, None)) => {
+                tables.retire(&mut inherited, ours)?;
+                self.inherited = Some((inherited, Some(now)));
+            }
+            other => self.inherited = other,
+        }
         Ok(())
+    }
+
+    /// Whether a predecessor's rows have retired for long enough.
+    fn has_retired(&self, now: Instant) -> bool {
+        let since = self.inherited.as_ref().and_then(|(_, since)| *since);
+        since.is_some_and(|since| now.duration_since(since) >= RETIRING)
     }
 
     /// The number of a set, which lies in the table then; `None`: there are too many.
@@ -403,9 +449,13 @@ impl Written {
 
     fn free_number(&self) -> Option<u16> {
         let taken: std::collections::HashSet<u16> = self.sets.values().copied().collect();
-        (1..=u16::MAX)
-            .map(|step| self.last.wrapping_add(step))
-            .find(|number| !taken.contains(number) && !self.resting.contains_key(number))
+        let inherited = self.inherited.as_ref().map(|(inherited, _)| inherited);
+        let is_free = |number: &u16| {
+            !taken.contains(number)
+                && !self.resting.contains_key(number)
+                && !inherited.is_some_and(|inherited| inherited.has_set(*number))
+        };
+        (1..=u16::MAX).map(|step| self.last.wrapping_add(step)).find(is_free)
     }
 }
 

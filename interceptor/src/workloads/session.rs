@@ -4,16 +4,28 @@ use std::time::Duration;
 
 use super::cgroup::{Cgroup, CgroupError, Hierarchy};
 
-/// `interceptor-NAME/daemon` and `interceptor-NAME/workload`, made below the cgroup in which we
-/// were started, with this process moved into the first (T-8: its exemption is by cgroup, which
-/// nothing covered can set). Goes away with the value, also on an early error.
+/// `interceptor-NAME/daemon`, `interceptor-NAME/draining` and `interceptor-NAME/workload`, made below the
+/// cgroup in which we were started, with this process moved into the first (T-8: its exemption is by
+/// cgroup, which nothing covered can set). Goes away with the value, also on an early error.
 #[derive(Debug)]
 pub struct Session {
     home: Cgroup,
     dir: Cgroup,
     daemon: Cgroup,
+    draining: Cgroup,
     workload: Cgroup,
-    closed: bool,
+    whose: Whose,
+}
+
+/// Who removes the cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This process.
+    Ours,
+    /// The daemon that runs beside this one: it was there before, or goes on after.
+    Anothers,
+    /// They are removed, or left to that daemon.
+    Nobodys,
 }
 
 impl Session {
@@ -30,18 +42,57 @@ impl Session {
             Some(stale) => refuse_live(stale)?,
             None => home.create(&dir_name)?,
         };
+        Self::settle(home, dir, Whose::Ours)
+    }
+
+    /// Moves this process in with the daemon of this name that runs, so that both are exempt. The
+    /// cgroups stay that one's until [`Self::succeed`].
+    ///
+    /// # Errors
+    /// Cgroups cannot be changed here.
+    pub fn join(name: &str) -> Result<Self, CgroupError> {
+        let hierarchy = Hierarchy::discover()?;
+        // It may have died.
+        let Some(dir) = hierarchy.find_named(&dir_name(name)).into_iter().next() else {
+            return Self::enter(name);
+        };
+        Self::settle(hierarchy.own()?, dir, Whose::Anothers)
+    }
+
+    fn settle(home: Cgroup, dir: Cgroup, whose: Whose) -> Result<Self, CgroupError> {
+        let [daemon, draining, workload] = [DAEMON, DRAINING, WORKLOAD].map(|name| dir.child(name));
         // From here on the guard cleans up.
-        let mut session =
-            Self { home, daemon: dir.clone(), workload: dir.clone(), dir, closed: false };
-        session.workload = session.dir.create(WORKLOAD)?;
-        session.daemon = session.dir.create(DAEMON)?;
+        let session = Self { home, dir, daemon, draining, workload, whose };
+        for name in [WORKLOAD, DRAINING, DAEMON] {
+            session.dir.create(name)?;
+        }
         session.daemon.add_self()?;
         Ok(session)
+    }
+
+    /// The daemon that was joined has handed over: the cgroups are this one's.
+    pub fn succeed(&mut self) {
+        self.whose = Whose::Ours;
+    }
+
+    /// Leaves the cgroups to the daemon that has joined. This process goes where those drain whose
+    /// place was taken, and is as exempt there.
+    ///
+    /// # Errors
+    /// It cannot be moved.
+    pub fn hand_over(mut self) -> Result<(), CgroupError> {
+        self.whose = Whose::Nobodys;
+        self.draining.add_self()
     }
 
     /// The cgroup of this process and its threads.
     pub fn daemon(&self) -> &Cgroup {
         &self.daemon
+    }
+
+    /// The cgroup of daemons whose place was taken.
+    pub fn draining(&self) -> &Cgroup {
+        &self.draining
     }
 
     /// The cgroup for commands.
@@ -55,8 +106,20 @@ impl Session {
     /// # Errors
     /// A process is still in the workload's; or ours cannot be left.
     pub fn close(mut self) -> Result<(), CgroupError> {
-        self.closed = true;
-        self.leave()
+        self.whose = Whose::Nobodys;
+        self.leave_and_remove()
+    }
+
+    fn leave_and_remove(&self) -> Result<(), CgroupError> {
+        self.leave()?;
+        if self.draining.is_populated()? {
+            // A daemon whose place was taken, and which still drains.
+            tracing::warn!(
+                "cgroups are left to one that drains; `interceptor detach` removes them"
+            );
+            return Ok(());
+        }
+        self.dir.remove()
     }
 
     fn leave(&self) -> Result<(), CgroupError> {
@@ -64,7 +127,7 @@ impl Session {
         if let Err(error) = self.home.add_self() {
             self.dir.parent().ok_or(error)?.add_self()?;
         }
-        self.dir.remove()
+        Ok(())
     }
 
     /// Removes what killed interceptors of this name left, terminating what still runs in it:
@@ -86,16 +149,19 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.closed {
-            return;
-        }
-        if let Err(error) = self.leave() {
+        let left = match self.whose {
+            Whose::Ours => self.leave_and_remove(),
+            Whose::Anothers => self.leave(),
+            Whose::Nobodys => Ok(()),
+        };
+        if let Err(error) = left {
             tracing::warn!(%error, "cgroups are left; `interceptor detach` removes them");
         }
     }
 }
 
 const DAEMON: &str = "daemon";
+const DRAINING: &str = "draining";
 const WORKLOAD: &str = "workload";
 
 fn dir_name(name: &str) -> String {
@@ -144,7 +210,22 @@ mod tests {
         let busy = Session::clean_stale(&name, Duration::ZERO).await.unwrap_err();
         assert_eq!(busy.exit().code(), 73, "detach does not touch one that runs");
 
-        session.close().unwrap();
+        // As another process would.
+        home.add_self().unwrap();
+        let joined = Session::join(&name).unwrap();
+        assert_eq!(own(), *session.daemon(), "both are in the one cgroup that is exempt");
+        drop(joined);
+        assert_eq!(own(), home);
+        assert!(dir.path().exists(), "one that came to nothing leaves the other's cgroups");
+        let mut joined = Session::join(&name).unwrap();
+        let draining = session.draining().clone();
+        session.hand_over().unwrap();
+        assert_eq!(own(), draining);
+        let beside = Session::enter(&name).unwrap();
+        assert_eq!(own(), *beside.daemon(), "one that drains is in nobody's way");
+        drop(beside);
+        joined.succeed();
+        joined.close().unwrap();
         assert_eq!(own(), home);
         assert!(!dir.path().exists());
 

@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 
+use super::tls::client_config;
 use super::{PATIENCE, error_name};
 use crate::hellos::{HONEST, Random};
 
@@ -137,17 +141,18 @@ fn ended(end: &io::Result<usize>) -> String {
 
 /// Requests, each on a connection of its own and a few at a time, until standard input ends: how many
 /// were answered with 200, what became of the others, and how long the slowest took.
-pub(super) fn steady(to: SocketAddr, host: &str) -> Result<String> {
+pub(super) fn steady(to: SocketAddr, host: &str, tls: bool) -> Result<String> {
+    let tls = tls.then(|| anyhow::Ok(Arc::new(client_config(0)?))).transpose()?;
     runtime()?.block_on(async {
         let (done, _) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for _ in 0..STEADY {
-            let (done, host) = (done.subscribe(), host.to_owned());
+            let (done, host, tls) = (done.subscribe(), host.to_owned(), tls.clone());
             tasks.spawn(async move {
                 let mut seen = Vec::new();
                 while !*done.borrow() {
                     let start = Instant::now();
-                    let result = match timeout(PATIENCE, request(to, &host)).await {
+                    let result = match timeout(PATIENCE, request(to, &host, tls.as_ref())).await {
                         Ok(Ok(status)) => status,
                         Ok(Err(error)) => error_name(&error),
                         Err(_) => "timeout".to_owned(),
@@ -179,8 +184,23 @@ pub(super) fn steady(to: SocketAddr, host: &str) -> Result<String> {
     })
 }
 
-async fn request(to: SocketAddr, host: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(to).await?;
+async fn request(
+    to: SocketAddr,
+    host: &str,
+    tls: Option<&Arc<ClientConfig>>,
+) -> io::Result<String> {
+    let stream = TcpStream::connect(to).await?;
+    match tls {
+        None => ask(stream, host).await,
+        Some(config) => {
+            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+            let connector = TlsConnector::from(Arc::clone(config));
+            ask(connector.connect(name, stream).await?, host).await
+        }
+    }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str) -> io::Result<String> {
     let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
     let mut answer = String::new();
@@ -189,7 +209,7 @@ async fn request(to: SocketAddr, host: &str) -> io::Result<String> {
 }
 
 /// Returns when standard input does.
-fn wait_for_the_end() {
+pub(super) fn wait_for_the_end() {
     let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
 }
 
@@ -198,6 +218,6 @@ fn words(ends: &BTreeMap<String, usize>) -> String {
     words.join(" ")
 }
 
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+pub(super) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -5,6 +5,7 @@ mod crowd;
 mod detour;
 mod dwell;
 mod escape;
+mod linger;
 mod plain;
 mod probe;
 mod protocols;
@@ -201,6 +202,20 @@ pub enum Job {
         to: SocketAddr,
         /// The Host header
         host: String,
+        /// Over TLS, by that name
+        #[arg(long)]
+        tls: bool,
+    },
+    /// One HTTP connection with a request now and then, until the other end, or that of standard
+    /// input; prints how often it was answered, and who ended it
+    Linger {
+        /// Where to
+        to: SocketAddr,
+        /// The Host header
+        host: String,
+        /// By HTTP/2, in plaintext
+        #[arg(long)]
+        http2: bool,
     },
     /// Sends a packet past the socket hooks; prints `sent` or the error's name
     Escape {
@@ -310,7 +325,8 @@ pub fn run(job: Job) -> Result<String> {
         Job::Probe { file, threads } => probe::probe(&file, threads),
         Job::Dwell(what) => dwell::dwell(&what),
         Job::Crowd { to, count, manner } => crowd::crowd(to, count, manner),
-        Job::Steady { to, host } => crowd::steady(to, &host),
+        Job::Steady { to, host, tls } => crowd::steady(to, &host, tls),
+        Job::Linger { to, host, http2 } => linger::linger(to, &host, http2),
         Job::Escape { way, to, frame } => escape::escape(way, to, &frame),
         Job::Borrow { from, to, udp } => escape::borrow(&from, to, udp),
         Job::Serve { at } => escape::serve(at),

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::account::{AccessLog, HttpFields, Record};
 use crate::act::pick;
 use crate::decide::{Action, Block, Decision, Headers, Reason, RequestHead, canonical_host};
+use crate::drain::Drain;
 use crate::origin::Origin;
 use crate::policy::Enforcement;
 
@@ -123,7 +124,7 @@ impl<W: World> Session<W> {
             },
             Err(refusal) => Err(refusal),
         };
-        Ok(match outcome {
+        let mut response = match outcome {
             Err(mut reply) => {
                 // In HTTP/2 a refusal ends its stream; the others are judged on their own.
                 reply.close &= !http2;
@@ -155,7 +156,13 @@ impl<W: World> Session<W> {
                 });
                 response.map(|_| Answer::new(Content::Nothing, None, exchange))
             }
-        })
+        };
+        // The client's next request is on a new connection, which is another daemon's.
+        let draining = self.world.drain().is_some_and(Drain::has_begun);
+        if draining && !http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 
     /// The verdict: where the request goes and the Host that it goes with, or the refusal.

@@ -76,10 +76,19 @@ pub(super) async fn serve<W: World>(
                 service_fn(move |request| Arc::clone(&serving).answer(request)),
             )
     );
+    let mut draining = pin!(draining(&session));
     // The first request has the deadline of a head; after that the connection may idle.
     let (mut limit, mut leaving) = (HEAD_DEADLINE, false);
     let result = loop {
-        match timeout(limit, &mut connection).await {
+        let waited = tokio::select! {
+            waited = timeout(limit, &mut connection) => waited,
+            () = &mut draining, if !leaving => {
+                connection.as_mut().graceful_shutdown();
+                (limit, leaving) = (HEAD_DEADLINE, true);
+                continue;
+            }
+        };
+        match waited {
             Ok(result) => break result,
             Err(_) if leaving && !shared.busy() => break Ok(()),
             Err(_) if leaving => {}
@@ -96,6 +105,14 @@ pub(super) async fn serve<W: World>(
     let refused = library_refused.then_some((0, Flag::DPE, "http2.protocol_error"));
     if let Some(ending) = ending(shared.end(), false).or(refused) {
         session.log.write(unread_record(&session.origin, "HTTP/2", ending));
+    }
+}
+
+/// Returns once the connection is to end.
+async fn draining<W: World>(session: &Session<W>) {
+    match session.world.drain() {
+        Some(drain) => drain.begun().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -41,6 +41,7 @@ use crate::account::{AccessLog, Flag, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::admit::Room;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
+use crate::drain::Drain;
 use crate::memory;
 use crate::origin::Origin;
 use crate::policy::{Enforcement, OnRemoval, Store};
@@ -63,6 +64,8 @@ pub struct HttpContext {
     pub log: AccessLog,
     /// The workload's places.
     pub room: Arc<Room>,
+    /// When connections end because another daemon has taken over.
+    pub drain: Drain,
     /// When its first byte came.
     pub began: Option<Instant>,
 }
@@ -91,6 +94,11 @@ trait World: Send + Sync + 'static {
     fn reading(&self) -> Reading {
         Reading::default()
     }
+
+    /// When the connection is to end; without one, when the client has it so.
+    fn drain(&self) -> Option<&Drain> {
+        None
+    }
 }
 
 impl World for HttpContext {
@@ -110,6 +118,10 @@ impl World for HttpContext {
 
     fn reading(&self) -> Reading {
         Reading { room: Some(Arc::clone(&self.room)), began: self.began }
+    }
+
+    fn drain(&self) -> Option<&Drain> {
+        Some(&self.drain)
     }
 }
 

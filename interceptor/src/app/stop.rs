@@ -1,0 +1,129 @@
+//! The end of a daemon: everything is taken away, or left to the daemon that takes its place.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::task::JoinHandle;
+
+use super::handler::Successor;
+use super::signals::Signals;
+use super::start::Started;
+use super::{AppError, GRACE};
+use crate::cli::Exit;
+use crate::policy::Enforcement;
+use crate::workloads::session::Session;
+
+/// How long open connections may finish after the hooks are gone.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How long the last records of a command that ended may take.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long connections that are cut may take to write their lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+impl Started {
+    /// Takes everything away. A command's own connections end with it, so their records are waited
+    /// for before the hooks go; connections of cgroups that live on are drained after.
+    pub(super) async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
+        self.admin.abort();
+        self.reloader.abort();
+        self.watchdog.iter().for_each(JoinHandle::abort);
+        session.workload().terminate(GRACE).await?;
+        if !drain {
+            self.settled(SETTLE).await;
+        }
+        let detached = self.running.kernel.detach();
+        if drain {
+            self.settled(DRAIN).await;
+        }
+        let _ = self.stop_reporter.send(());
+        let _ = self.reporter.await;
+        self.background.iter().for_each(JoinHandle::abort);
+        self.running.log.flush().await;
+        if let Some(isolated) = self.isolated {
+            isolated.remove().await?;
+        }
+        Ok(detached?)
+    }
+
+    /// Gives everything to the daemon that has asked for it: what is attached and pinned, the
+    /// listeners with whoever waits in them, the control socket, the kernel's reports. Then drains, for
+    /// `at_most`: SIGTERM does not hurry it, since whoever replaces daemons sends it when the new one
+    /// is ready; the other signals do.
+    pub(super) async fn hand_over(
+        self,
+        successor: Successor,
+        at_most: Duration,
+        signals: &mut Signals,
+    ) -> Exit {
+        drop(self.successors);
+        let running = self.running;
+        // Nothing is written in the kernel from here on.
+        running.kernel.leave();
+        running.sync.leave();
+        let tasks = [self.admin, self.reloader].into_iter().chain(self.watchdog).chain(self.background);
+        for task in tasks {
+            task.abort();
+            // Cancelled, as it was asked.
+            let _ = task.await;
+        }
+        let _ = self.stop_reporter.send(());
+        let _ = self.reporter.await;
+        // Last, since from here on connections wait.
+        for namespace in &running.namespaces {
+            namespace.doors.shut().await;
+        }
+        let _ = successor.send(());
+        let open = || running.rooms.active();
+        eprintln!(
+            "interceptor: another one has taken over; {} connections have {} s to end",
+            open(),
+            at_most.as_secs()
+        );
+        self.drainer.begin();
+        let ended = until(|| open() == 0, at_most);
+        tokio::select! {
+            () = ended => {}
+            () = hurried(signals) => {}
+        }
+        let cut = open();
+        self.drainer.end();
+        until(|| open() == 0, LAST_LINES).await;
+        if cut > 0 {
+            eprintln!("interceptor: {cut} connections did not end by themselves and are cut");
+        }
+        let strict = running.policy.current().enforcement == Enforcement::Strict;
+        self.folds.unfold(strict, true);
+        running.log.flush().await;
+        Exit::Success
+    }
+
+    /// Waits until no connection is open and none came in for a moment: what the workload's last
+    /// breath left in the accept queues has its record too.
+    async fn settled(&self, at_most: Duration) {
+        const QUIET: u32 = 8;
+        let counts = &self.running.rooms;
+        let until = Instant::now() + at_most;
+        let (mut quiet, mut total) = (0, counts.total());
+        while quiet < QUIET && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let idle = counts.active() == 0 && counts.total() == total;
+            total = counts.total();
+            quiet = if idle { quiet + 1 } else { 0 };
+        }
+    }
+}
+
+/// Returns when `done` says so, or after `at_most`.
+async fn until(done: impl Fn() -> bool, at_most: Duration) {
+    let until = Instant::now() + at_most;
+    while !done() && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Returns when somebody does not want to wait.
+async fn hurried(signals: &mut Signals) {
+    while signals.next().await == Signal::SIGTERM {}
+}
