@@ -105,6 +105,7 @@ pub fn main() -> ExitCode {
     init_log(&cli);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_park(crate::memory::at_rest)
         .build()
         .map_err(system("cannot start the runtime"))
         .and_then(|runtime| {

@@ -125,9 +125,19 @@ pub(super) fn echo(to: SocketAddr, name: Option<&str>, ech: bool, bytes: u64) ->
     Ok(format!("{total} intact"))
 }
 
-/// A connection for `name` and the bytes of its hello, at least `grow` long. The authority is
-/// the one in `SSL_CERT_FILE`.
+/// A connection for `name` and the bytes of its hello, at least `grow` long.
 fn first_flight(name: &str, grow: usize) -> Result<(ClientConnection, Vec<u8>)> {
+    let mut connection = client(name, grow)?;
+    let mut bytes = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut bytes)?;
+    }
+    Ok((connection, bytes))
+}
+
+/// A connection for `name` whose hello is at least `grow` bytes long. The authority is the one in
+/// `SSL_CERT_FILE`.
+pub(super) fn client(name: &str, grow: usize) -> Result<ClientConnection> {
     let file = env::var_os("SSL_CERT_FILE").context("SSL_CERT_FILE is not set")?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(file)? {
@@ -142,12 +152,7 @@ fn first_flight(name: &str, grow: usize) -> Result<(ClientConnection, Vec<u8>)> 
     config.alpn_protocols = (0..grow.div_ceil(201)).map(|n| format!("{n:0>200}").into()).collect();
     config.alpn_protocols.push(b"http/1.1".to_vec());
     let name = ServerName::try_from(name.to_owned())?;
-    let mut connection = ClientConnection::new(Arc::new(config), name)?;
-    let mut bytes = Vec::new();
-    while connection.wants_write() {
-        connection.write_tls(&mut bytes)?;
-    }
-    Ok((connection, bytes))
+    Ok(ClientConnection::new(Arc::new(config), name)?)
 }
 
 /// A hello of one record with one more extension at its end.
