@@ -304,7 +304,8 @@ fn t49_nine_thousand_idle_connections_and_more_leave_the_other_workload_alone() 
         expect_slow_ends(&hellos, HELLO_SECONDS[0], &google, &lines);
         expect_slow_ends(&heads, HEAD_SECONDS[0], &httpbin, &lines);
         eprintln!(
-            "round {round}: {full:?} held, then {before:?}; {refused} refused; {hellos}; {heads}"
+            "round {round}: {before:?}, {full:?} with the crowd, then {after:?}; {refused} refused; \
+             {hellos}; {heads}"
         );
     }
     for limit in ["undecided", "undecided_per_workload"] {

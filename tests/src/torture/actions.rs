@@ -20,27 +20,43 @@ pub struct Action {
     pub name: &'static str,
     /// How it is done; by the random numbers, the same each time.
     pub act: fn(&mut Stage<'_>, &mut Random) -> Result<String>,
+    /// How much longer than otherwise traffic may take to be back.
+    pub more: Duration,
 }
+
+const fn action(
+    name: &'static str,
+    act: fn(&mut Stage<'_>, &mut Random) -> Result<String>,
+) -> Action {
+    Action { name, act, more: Duration::ZERO }
+}
+
+/// A question that nobody answers is given up after 4.5 s, and asked again after at most 5 s more.
+const ASKED_AGAIN: Duration = Duration::from_secs(10);
 
 /// All of them. An upgrade that drains would be a row here.
 pub const ACTIONS: [Action; 13] = [
-    Action { name: "kill", act: kill },
-    Action { name: "kill and leave dead", act: leave_dead },
-    Action { name: "stop and continue", act: stop },
-    Action { name: "reload", act: reload },
-    Action { name: "invalid reload", act: invalid_reload },
-    Action { name: "resolver dies", act: resolver_dies },
-    Action { name: "resolver dies, then the daemon", act: resolver_and_daemon_die },
-    Action { name: "no descriptors", act: no_descriptors },
-    Action { name: "no memory", act: no_memory },
-    Action { name: "full disk", act: full_disk },
-    Action { name: "full table", act: full_table },
-    Action { name: "detached hook", act: detached_hook },
-    Action { name: "crowd", act: crowd },
+    action("kill", kill),
+    action("kill and leave dead", leave_dead),
+    action("stop and continue", stop),
+    action("reload", reload),
+    action("invalid reload", invalid_reload),
+    action("resolver dies", resolver_dies),
+    Action {
+        name: "resolver dies, then the daemon",
+        act: resolver_and_daemon_die,
+        more: ASKED_AGAIN,
+    },
+    action("no descriptors", no_descriptors),
+    action("no memory", no_memory),
+    action("full disk", full_disk),
+    action("full table", full_table),
+    action("detached hook", detached_hook),
+    action("crowd", crowd),
 ];
 
 /// What breaks the product: no watchdog can see it before connections got out.
-pub const BREAK_HOOKS: Action = Action { name: "break: hooks away unseen", act: hooks_away };
+pub const BREAK_HOOKS: Action = action("break: hooks away unseen", hooks_away);
 
 fn milliseconds(random: &mut Random, least: u64, more: usize) -> Duration {
     Duration::from_millis(least + random.below(more) as u64)

@@ -16,7 +16,7 @@ use crate::process::Held;
 pub const BACK: Duration =
     if cfg!(debug_assertions) { Duration::from_secs(10) } else { Duration::from_secs(2) };
 /// How long is waited for what is not back by then, so that a report says how long it took.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often each counted thing is done.
 const TIMES: u64 = 20;
 /// How long it may take until the log has all lines.
@@ -41,17 +41,18 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Judges what the action that just ended did to traffic and log.
+    /// Judges what the action that just ended did to traffic and log; `more` is how much longer than
+    /// [`BACK`] traffic may take.
     ///
     /// # Errors
     /// When it cannot look.
-    pub fn after_action(&mut self, stage: &mut Stage<'_>) -> Result<Seen> {
+    pub fn after_action(&mut self, stage: &mut Stage<'_>, more: Duration) -> Result<Seen> {
         let mut seen = Seen::default();
         if let Some(code) = stage.running.ended()? {
             seen.violations.push(format!("the daemon ended with {code}: {}", said(stage)?));
             stage.start_again()?;
         }
-        self.wait_for_all(stage, &mut seen)?;
+        self.wait_for_all(stage, BACK + more, &mut seen)?;
         stage.running.wait_for_status()?;
         self.look_outside(stage, &mut seen)?;
         seen.violations.extend(stage.lines.follow()?);
@@ -60,7 +61,7 @@ impl Judge {
     }
 
     /// Until each kind of allowed traffic went well twice more.
-    fn wait_for_all(&self, stage: &mut Stage<'_>, seen: &mut Seen) -> Result<()> {
+    fn wait_for_all(&self, stage: &mut Stage<'_>, limit: Duration, seen: &mut Seen) -> Result<()> {
         let begun = Instant::now();
         let mut waiting: Vec<(&Kind, u64)> = Vec::new();
         for kind in STEADY.iter().filter(|kind| kind.needs != Needs::Leave) {
@@ -84,7 +85,7 @@ impl Judge {
             seen.violations.push(format!("{}: not back after {PATIENCE:?}: {doing:?}", kind.name));
         }
         if let Some((took, name)) = seen.back
-            && took > BACK
+            && took > limit
         {
             seen.violations.push(format!("{name}: back after {} ms only", took.as_millis()));
         }

@@ -98,7 +98,7 @@ fn play(
     }
     // The first crowd shows what the daemon keeps for the next.
     let warm = warm_up(stage)?;
-    let seen = judge.after_action(stage)?;
+    let seen = judge.after_action(stage, Duration::ZERO)?;
     report.action(out, "start", "everything goes on", &seen)?;
     let before = Held::by(stage.running.pid())?;
     let begun = Instant::now();
@@ -114,7 +114,7 @@ fn play(
             Ok(what) => (what, None),
             Err(error) => ("failed".to_owned(), Some(format!("{error:#}"))),
         };
-        let mut seen = judge.after_action(stage).unwrap_or_else(|error| Seen {
+        let mut seen = judge.after_action(stage, action.more).unwrap_or_else(|error| Seen {
             violations: vec![format!("cannot be judged: {error:#}")],
             ..Seen::default()
         });
