@@ -234,8 +234,8 @@ fn expect_slow_ends(ends: &str, deadline: u64, to: &str, lines: &[Line]) {
     };
     let refused = said(ends, "connect-ECONNRESET") + between(0..deadline);
     assert_eq!(refused, told, "to {to}: {ends}");
-    // Some seconds more, where the machine is busy with the crowd.
-    assert_eq!(refused + between(deadline..deadline + 5), SLOW, "to {to}: {ends}");
+    // Seconds more, where the machine is busy; t48 looks at the deadline itself.
+    assert_eq!(refused + between(deadline..deadline + 15), SLOW, "to {to}: {ends}");
 }
 
 fn echo() -> String {
