@@ -183,6 +183,9 @@ async fn accept_all(
                     tracing::warn!("accepting connections again");
                 }
                 serve(accepted);
+                // One a turn: what comes all at once waits in the kernel, in its own workload's queue,
+                // and not before another workload's connections here.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 // Once for each time of trouble: it comes back twenty times a second.
@@ -257,6 +260,31 @@ fn tokio_listener(socket: Socket) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R8: between two connections of a flood, whatever else can go on has its turn.
+    #[tokio::test]
+    async fn a_flood_is_taken_in_one_by_one() {
+        const FLOOD: usize = 64;
+        let listeners = Listeners::bind(&NetNs::current().expect("a namespace")).expect("bound");
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, listeners.addresses().port_v4));
+        let flood: Vec<_> =
+            (0..FLOOD).map(|_| std::net::TcpStream::connect(addr).expect("queued")).collect();
+        let (sender, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+        let serve = move |_: Accepted| {
+            let _ = sender.send(());
+        };
+        listeners.spawn(Arc::new(serve), Arc::new(|| {}));
+        let mut taken_in = 0;
+        while taken_in < FLOOD {
+            tokio::task::yield_now().await;
+            let before = taken_in;
+            while accepted.try_recv().is_ok() {
+                taken_in += 1;
+            }
+            assert!(taken_in - before <= 2, "{} in one turn", taken_in - before);
+        }
+        drop(flood);
+    }
 
     #[tokio::test]
     async fn every_loopback_neighbour_listens_on_one_port() {

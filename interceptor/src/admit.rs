@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::descriptors;
 use crate::policy::{Limits, Store};
+use crate::{descriptors, memory};
 
 /// A limit that a connection was refused for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +231,7 @@ impl Drop for Open {
         for places in [&self.0.own, &self.0.rooms.all] {
             places.open.fetch_sub(1, Ordering::Relaxed);
         }
+        memory::spent();
     }
 }
 

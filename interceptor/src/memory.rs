@@ -22,10 +22,10 @@ pub(crate) fn give_back() {
     }
 }
 
-/// How often something big was freed by now.
+/// How often something big was freed by now: connections that ended, or rest.
 static SPENT: AtomicUsize = AtomicUsize::new(0);
 /// A thread gives back at once after so many of those, and after this time for fewer.
-const MANY: usize = 64;
+const MANY: usize = 1000;
 const FEW_AFTER: Duration = Duration::from_millis(500);
 
 thread_local! {
@@ -33,7 +33,7 @@ thread_local! {
     static GIVEN: Cell<(usize, Option<Instant>)> = const { Cell::new((0, None)) };
 }
 
-/// Something big was freed that will not be needed again soon.
+/// Something big was freed that may not be needed again soon (T-52: what a crowd held is given back).
 pub(crate) fn spent() {
     SPENT.fetch_add(1, Ordering::Relaxed);
 }

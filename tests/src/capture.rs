@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Namespace;
@@ -19,6 +22,10 @@ const SNAPLEN: usize = 128;
 const MAX_PACKETS: usize = 500_000;
 /// A packet that is under way has arrived after this long without another one.
 const QUIET: Duration = Duration::from_millis(60);
+/// Bytes that may wait to be read: a second of what the small internet can send.
+const BUFFER: usize = 64 << 20;
+/// From linux/if_packet.h; `struct tpacket_stats` is two of `u32`: packets, and drops among them.
+const PACKET_STATISTICS: i32 = 6;
 
 /// One packet, as far as the judge looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +143,8 @@ pub fn let_out(packets: &[Packet]) -> Vec<(SocketAddr, SocketAddr)> {
 #[derive(Debug)]
 pub struct Capture {
     packets: Arc<Mutex<Vec<Packet>>>,
+    read: Arc<AtomicU64>,
+    socket: Arc<Socket>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -146,37 +155,41 @@ impl Capture {
     /// # Errors
     /// When the packet socket can't be opened (`CAP_NET_RAW`).
     pub fn start(namespace: &Namespace) -> Result<Self> {
-        Self::start_for(namespace, None)
+        Self::keeping(namespace, |_| true)
     }
 
-    /// The same of what goes to one address only, where there is more traffic than a capture keeps.
+    /// Starts to capture, for as long as one likes, and keeps only what `keep` says.
     ///
     /// # Errors
     /// As [`Capture::start`].
-    pub fn start_for(namespace: &Namespace, to: Option<IpAddr>) -> Result<Self> {
+    pub fn keeping(
+        namespace: &Namespace,
+        keep: impl Fn(&Packet) -> bool + Send + 'static,
+    ) -> Result<Self> {
         let every = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
         // Cooked: the packet starts at its IP header, whatever the link below is.
-        let mut socket = namespace
+        let socket = namespace
             .inside(|| Socket::new(Domain::PACKET, Type::DGRAM, Some(every)))?
             .context("a packet socket for the capture")?;
-        socket.set_recv_buffer_size(8 << 20)?;
+        setsockopt(&socket, RcvBufForce, &BUFFER).context("room for the capture")?;
         socket.set_read_timeout(Some(QUIET / 3))?;
 
+        let (socket, read) = (Arc::new(socket), Arc::new(AtomicU64::new(0)));
         let packets = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let (packets, stop) = (Arc::clone(&packets), Arc::clone(&stop));
+            let (socket, read) = (Arc::clone(&socket), Arc::clone(&read));
             move || {
                 let mut buffer = [0; SNAPLEN];
                 while !stop.load(Ordering::Relaxed) {
-                    match socket.read(&mut buffer) {
+                    match (&*socket).read(&mut buffer) {
                         Ok(length) => {
+                            read.fetch_add(1, Ordering::Relaxed);
+                            let Some(packet) = Packet::parse(&buffer[..length]) else { continue };
                             let mut packets =
                                 packets.lock().unwrap_or_else(PoisonError::into_inner);
-                            if let Some(packet) = Packet::parse(&buffer[..length])
-                                && to.is_none_or(|to| packet.destination == to)
-                                && packets.len() < MAX_PACKETS
-                            {
+                            if keep(&packet) && packets.len() < MAX_PACKETS {
                                 packets.push(packet);
                             }
                         }
@@ -188,7 +201,37 @@ impl Capture {
                 }
             }
         });
-        Ok(Self { packets, stop, thread: Some(thread) })
+        Ok(Self { packets, read, socket, stop, thread: Some(thread) })
+    }
+
+    /// How many packets were looked at, whether kept or not.
+    #[must_use]
+    pub fn looked_at(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// How many packets the kernel had no room for since this was last asked: a capture with any
+    /// proves no absence.
+    ///
+    /// # Errors
+    /// When the socket can't be asked.
+    pub fn lost(&self) -> Result<u32> {
+        let mut statistics = [0_u32; 2];
+        let mut length = libc::socklen_t::try_from(size_of_val(&statistics))?;
+        #[expect(unsafe_code, reason = "a socket option that no crate wraps")]
+        // SAFETY: pointer and length are of an array that outlives the call, and any bytes are
+        // numbers.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_STATISTICS,
+                statistics.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        nix::errno::Errno::result(result).context("asking the capture")?;
+        Ok(statistics[1])
     }
 
     /// All packets so far, once the link has been quiet for a moment (or after a second).

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ pub struct Zone {
     records: Mutex<BTreeMap<String, Vec<IpAddr>>>,
     queries: Mutex<HashMap<(String, RecordType), usize>>,
     rotating: Mutex<BTreeMap<String, Rotating>>,
+    silent: AtomicBool,
 }
 
 /// Many addresses, of which an answer has some.
@@ -45,6 +47,11 @@ impl Zone {
     pub fn remove(&self, name: &str) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records.remove(&name.to_ascii_lowercase());
+    }
+
+    /// Answers nothing from now on, or answers again.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
     }
 
     /// Sets a name whose answers have `at_a_time` of `addresses`, other ones after `each`; they may be
@@ -83,8 +90,11 @@ impl Zone {
         std::iter::once(name.to_owned()).chain(parents).find_map(|key| records.get(&key).cloned())
     }
 
-    /// The answer to one query; `None` for bytes that aren't one.
+    /// The answer to one query; `None` for bytes that aren't one, and while it is silent.
     fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+        if self.silent.load(Ordering::Relaxed) {
+            return None;
+        }
         let query = Message::from_vec(query).ok()?;
         if query.metadata.message_type != MessageType::Query {
             return None;

@@ -26,6 +26,8 @@ pub struct Doing {
     pub state: String,
     /// How often it went well.
     pub count: u64,
+    /// The last error's name, or `-`.
+    pub failure: String,
 }
 
 impl Dweller {
@@ -52,7 +54,7 @@ impl Dweller {
             Some(cgroup) => cgroup.command(&mut command, &program),
             None => command.args(&program[1..]),
         };
-        command.stdin(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = namespace.inside(|| Command::spawn(&mut command))??;
         let mut dweller = Self { child, report };
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -72,6 +74,16 @@ impl Dweller {
         self.child.id()
     }
 
+    /// Waits until it has ended by itself, having done everything.
+    ///
+    /// # Errors
+    /// When it has not, `limit` from now, or failed.
+    pub fn wait(&mut self, limit: Duration) -> Result<()> {
+        let status = crate::world::wait(&mut self.child, limit)?;
+        ensure!(status.is_some_and(|status| status.success()), "the client: {status:?}");
+        Ok(())
+    }
+
     /// How it goes with `name`, an option's value.
     ///
     /// # Errors
@@ -81,9 +93,11 @@ impl Dweller {
         for line in text.lines() {
             let mut words = line.split(' ');
             if words.next() == Some(name)
-                && let (Some(state), Some(count)) = (words.next(), words.next())
+                && let (Some(state), Some(count), failure) =
+                    (words.next(), words.next(), words.next())
             {
-                return Ok(Doing { state: state.to_owned(), count: count.parse()? });
+                let failure = failure.unwrap_or("-").to_owned();
+                return Ok(Doing { state: state.to_owned(), count: count.parse()?, failure });
             }
         }
         bail!("{name} is not in the report: {text}")
@@ -94,7 +108,7 @@ impl Dweller {
     /// # Errors
     /// When it is not, `limit` from now.
     pub fn until(&self, name: &str, state: &str, limit: Duration) -> Result<Duration> {
-        self.wait(name, limit, |doing| doing.state == state)
+        self.wait_for(name, limit, |doing| doing.state == state)
     }
 
     /// Waits until `name` has failed; how long that took.
@@ -103,7 +117,7 @@ impl Dweller {
     /// When it has not, `limit` from now.
     pub fn fails(&self, name: &str, limit: Duration) -> Result<Duration> {
         let well = ["new", "alive", "ok", "tried"];
-        self.wait(name, limit, |doing| !well.contains(&doing.state.as_str()))
+        self.wait_for(name, limit, |doing| !well.contains(&doing.state.as_str()))
     }
 
     /// Waits until it went well with `name` once more; how long that took.
@@ -113,10 +127,10 @@ impl Dweller {
     pub fn goes_on(&self, name: &str, limit: Duration) -> Result<Duration> {
         // What was under way may end by what held before: the second one began after this moment.
         let before = self.doing(name)?.count;
-        self.wait(name, limit, |doing| doing.count > before + 1)
+        self.wait_for(name, limit, |doing| doing.count > before + 1)
     }
 
-    fn wait(
+    fn wait_for(
         &self,
         name: &str,
         limit: Duration,

@@ -77,6 +77,14 @@ impl Line {
         &self.fields[index]
     }
 
+    /// How many connections the line stands for: more than one where refusals were folded.
+    #[must_use]
+    pub fn stands_for(&self) -> u64 {
+        let why = self.field("CONNECTION_TERMINATION_DETAILS");
+        let times = why.strip_suffix("_times").and_then(|why| why.rsplit_once('_'));
+        times.and_then(|(_, times)| times.parse().ok()).unwrap_or(1)
+    }
+
     /// Compares with a shape; all differences, or none.
     ///
     /// # Errors
@@ -280,6 +288,18 @@ mod tests {
         let differences = line.expect(&wrong).expect_err("differences");
         let fields: Vec<_> = differences.iter().map(|difference| difference.field).collect();
         assert_eq!(fields, ["RESPONSE_FLAGS", "UPSTREAM_CLUSTER_RAW", "REQUESTED_SERVER_NAME"],);
+    }
+
+    #[test]
+    fn a_folded_line_stands_for_many() {
+        let with = |why: &str| {
+            let line = TLS.replace("- - - \"-\" 892", &format!("- - {why} \"-\" 892"));
+            Line::parse(&line).expect("a line").stands_for()
+        };
+        assert_eq!(
+            [with("-"), with("not_registered"), with("not_registered_17_times")],
+            [1, 1, 17]
+        );
     }
 
     #[test]

@@ -80,3 +80,9 @@ pub fn numbers(text: &str) -> impl Iterator<Item = (&str, u64)> {
 pub fn said(text: &str, word: &str) -> u64 {
     numbers(text).filter(|(have, _)| *have == word).map(|(_, number)| number).sum()
 }
+
+/// How many of a crowd were reset before they had done anything.
+#[must_use]
+pub fn reset_at_once(text: &str) -> u64 {
+    said(text, "ECONNRESET") + said(text, "connect-ECONNRESET") + said(text, "ended-after-0s")
+}

@@ -81,6 +81,13 @@ impl<'w> Interceptor<'w> {
         self
     }
 
+    /// Writes its access log here.
+    #[must_use]
+    pub fn log(mut self, path: &Path) -> Self {
+        self.log = path.to_owned();
+        self
+    }
+
     /// The name of its control socket.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -427,6 +434,14 @@ impl Running<'_> {
     pub fn wait(&mut self, limit: Duration) -> Result<i32> {
         let status = wait(&mut self.child, limit)?;
         Ok(exit_code(status.with_context(|| format!("still running after {limit:?}"))?))
+    }
+
+    /// Its exit status as a shell tells it, if it has ended.
+    ///
+    /// # Errors
+    /// When the process can't be waited for.
+    pub fn ended(&mut self) -> Result<Option<i32>> {
+        Ok(self.child.try_wait()?.map(exit_code))
     }
 
     /// Kills the daemon with SIGKILL; what it pinned stays.

@@ -9,12 +9,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use interceptor_tests::cgroup::Cgroup;
 use interceptor_tests::log::Line;
-use interceptor_tests::ongoing::{Ongoing, numbers, said};
+use interceptor_tests::ongoing::{Ongoing, numbers, reset_at_once, said};
+use interceptor_tests::process::{Held, processor_time};
 use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::servers::port;
 use interceptor_tests::world::{self, World, kernel_tests};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
+/// Idle connections of the big crowd, where the machine has the descriptors.
+const CROWD: u64 = 9_000;
+/// What of them is fewer than worth the name.
+const FEWEST: u64 = 1_000;
 /// Connections that the steady workload has at a time.
 const STEADY: u64 = 4;
 /// How long everything may take to be given back.
@@ -23,6 +29,8 @@ const GIVEN_BACK: Duration = Duration::from_secs(30);
 /// When slow ones are closed, in whole seconds: sniffing has 5, a head 10 from its first byte.
 const HELLO_SECONDS: [u64; 2] = [5, 6];
 const HEAD_SECONDS: [u64; 2] = [10, 11];
+/// Slow ones of each kind.
+const SLOW: u64 = 200;
 
 /// Two worlds with one daemon, whose workloads are a crowd and one that is steady.
 struct Scene {
@@ -131,37 +139,21 @@ fn expect_steady(text: &str, enough: u64) {
     assert!(answered * 1000 >= all * 999, "{text}");
 }
 
-/// How many of a crowd were reset before they had done anything.
-fn reset_at_once(text: &str) -> u64 {
-    said(text, "ECONNRESET") + said(text, "connect-ECONNRESET") + said(text, "ended-after-0s")
-}
-
 /// How many of a crowd of slow ones were closed in these seconds.
 fn within(text: &str, seconds: [u64; 2]) -> u64 {
     seconds.iter().map(|second| said(text, &format!("ended-after-{second}s"))).sum()
 }
 
-/// What a process holds: its file descriptors, and its memory in KiB.
-fn held(running: &Running<'_>) -> Result<(u64, u64)> {
-    let process = format!("/proc/{}", running.pid());
-    let descriptors = fs::read_dir(format!("{process}/fd"))?.count() as u64;
-    let status = fs::read_to_string(format!("{process}/status"))?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok((descriptors, resident.trim().trim_end_matches(" kB").parse()?))
-}
-
 /// Waits until no connection is open at the proxy but the steady workload's own, and the daemon holds
 /// at most a tenth more than `before`; what it holds then.
-fn given_back(running: &Running<'_>, before: Option<(u64, u64)>) -> Result<(u64, u64)> {
+fn given_back(running: &Running<'_>, before: Option<Held>) -> Result<Held> {
     let start = Instant::now();
     loop {
         let status = running.status()?;
         let open = status["connections"]["active"].as_u64().context("active")?;
         let handovers = running.entries("HANDOVERS")?;
-        let now = held(running)?;
-        let fits = before.is_none_or(|before| {
-            now.0 <= before.0 + before.0 / 10 && now.1 <= before.1 + before.1 / 10
-        });
+        let now = Held::by(running.pid())?;
+        let fits = before.is_none_or(|before| now.is_like(before));
         if open <= STEADY && handovers <= STEADY && fits {
             return Ok(now);
         }
@@ -181,23 +173,68 @@ fn refused_for(running: &Running<'_>, limit: &str) -> Result<u64> {
     row.and_then(|row| row["refused"].as_u64()).with_context(|| format!("{limit}: {status}"))
 }
 
-/// Field 8 of the lines that say that a limit was reached, each with its count.
-fn limit_lines(running: &Running<'_>) -> Vec<String> {
+/// The lines that say that a limit was reached.
+fn limit_lines(running: &Running<'_>) -> Vec<Line> {
     let lines = running.lines();
     let lines = lines.iter().map(|line| Line::parse(line).expect("a line"));
-    lines
-        .filter(|line| line.field("RESPONSE_FLAGS") == "OM")
-        .map(|line| line.field("CONNECTION_TERMINATION_DETAILS").to_owned())
-        .collect()
+    lines.filter(|line| line.field("RESPONSE_FLAGS") == "OM").collect()
 }
 
 /// Refusals that those lines stand for.
-fn refusals(lines: &[String]) -> u64 {
-    let count = |line: &String| {
-        let times = line.strip_suffix("_times").and_then(|line| line.rsplit_once('_'));
-        times.and_then(|(_, times)| times.parse().ok()).unwrap_or(1)
+fn refusals(lines: &[Line]) -> u64 {
+    lines.iter().map(Line::stands_for).sum()
+}
+
+/// Why they were, with how often.
+fn why(line: &Line) -> &str {
+    line.field("CONNECTION_TERMINATION_DETAILS")
+}
+
+/// Refusals for a limit so far, of any limit, by `status`.
+fn refused_in_all(running: &Running<'_>) -> Result<u64> {
+    let status = running.status()?;
+    let limits = status["limits"].as_array().context("limits")?;
+    Ok(limits.iter().filter_map(|row| row["refused"].as_u64()).sum())
+}
+
+/// Waits until the crowd has so many connections at the proxy.
+fn wait_until_open(running: &Running<'_>, count: u64) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = running.status()?;
+        let open = status["connections"]["active"].as_u64().context("active")?;
+        if open >= count {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{open} of {count}: {}", status["limits"]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// How many idle connections this machine can hold: two descriptors of the daemon's each, one of
+/// the client's, one of the servers' in this process.
+fn crowd_size() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let size = CROWD.min(hard.saturating_sub(1_000) * 9 / 19);
+    ensure!(size >= FEWEST, "the hard limit of {hard} open files is too low: 4,000 are needed");
+    if size < CROWD {
+        eprintln!("{size} connections instead of {CROWD}: the hard limit is {hard} open files");
+    }
+    Ok(size)
+}
+
+/// Slow ones were each reaped at their deadline, or refused before it, and told of as such.
+fn expect_slow_ends(ends: &str, deadline: u64, to: &str, lines: &[Line]) {
+    let told = lines.iter().filter(|line| line.field("DOWNSTREAM_LOCAL_ADDRESS") == to);
+    let told: u64 = told.map(Line::stands_for).sum();
+    let between = |seconds: std::ops::Range<u64>| -> u64 {
+        seconds.map(|second| said(ends, &format!("ended-after-{second}s"))).sum()
     };
-    lines.iter().map(count).sum()
+    let refused = said(ends, "connect-ECONNRESET") + between(0..deadline);
+    assert_eq!(refused, told, "to {to}: {ends}");
+    // Seconds more, where the machine is busy; t48 looks at the deadline itself.
+    assert_eq!(refused + between(deadline..deadline + 15), SLOW, "to {to}: {ends}");
 }
 
 fn echo() -> String {
@@ -213,13 +250,67 @@ fn t48_slow_hellos_and_heads_end_at_an_absolute_deadline() -> Result<()> {
     let scene = Scene::new("t48")?;
     let running = scene.daemon("", None)?;
     let steady = scene.requests()?;
-    let hellos = scene.crowd("hello", &format!("{}:443", world::GOOGLE), 200)?;
-    let heads = scene.crowd("head", &format!("{}:80", world::HTTPBIN), 200)?;
+    let hellos = scene.crowd("hello", &format!("{}:443", world::GOOGLE), SLOW)?;
+    let heads = scene.crowd("head", &format!("{}:80", world::HTTPBIN), SLOW)?;
     let (hellos, heads) = (hellos.end()?, heads.end()?);
-    assert_eq!(within(&hellos, HELLO_SECONDS), 200, "{hellos}");
-    assert_eq!(within(&heads, HEAD_SECONDS), 200, "{heads}");
+    assert_eq!(within(&hellos, HELLO_SECONDS), SLOW, "{hellos}");
+    assert_eq!(within(&heads, HEAD_SECONDS), SLOW, "{heads}");
     expect_steady(&steady.end()?, 20);
     given_back(&running, None)?;
+    Ok(())
+}
+
+/// T-48, T-49, T-51, T-52: the whole of it at once and twice, by the limits that hold where nobody set
+/// any. What is one workload's too many is refused to it, for a reason that is told.
+#[test]
+fn t49_nine_thousand_idle_connections_and_more_leave_the_other_workload_alone() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let size = crowd_size()?;
+    let scene = Scene::new("t49")?;
+    let running = scene.daemon("", None)?;
+    let (google, httpbin) = (format!("{}:443", world::GOOGLE), format!("{}:80", world::HTTPBIN));
+    let steady = scene.requests()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let before = Held::by(running.pid())?;
+    for round in 0..2 {
+        let lines_before = limit_lines(&running).len();
+        let refused_before = refused_in_all(&running)?;
+        let mut idle = scene.crowd("idle", &echo(), size)?;
+        idle.wait_for("connected")?;
+        wait_until_open(&running, size)?;
+        let mut hellos = scene.crowd("hello", &google, SLOW)?;
+        let mut heads = scene.crowd("head", &httpbin, SLOW)?;
+        hellos.wait_for("connected")?;
+        heads.wait_for("connected")?;
+        let resets = scene.crowd("reset", &echo(), 5_000)?.end()?;
+        assert_eq!(said(&resets, "reset") + reset_at_once(&resets), 5_000, "{resets}");
+        let full = Held::by(running.pid())?;
+        let (hellos, heads) = (hellos.end()?, heads.end()?);
+        let idle = idle.end()?;
+        assert_eq!(said(&idle, "held"), size, "{idle}; {}", running.status()?["limits"]);
+        let after = given_back(&running, Some(before))?;
+
+        let refused = refused_in_all(&running)? - refused_before;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut lines = limit_lines(&running).split_off(lines_before);
+        while refusals(&lines) < refused && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+            lines = limit_lines(&running).split_off(lines_before);
+        }
+        assert_eq!(refusals(&lines), refused, "each refusal is told of");
+        expect_slow_ends(&hellos, HELLO_SECONDS[0], &google, &lines);
+        expect_slow_ends(&heads, HEAD_SECONDS[0], &httpbin, &lines);
+        eprintln!(
+            "round {round}: {before:?}, {full:?} with the crowd, then {after:?}; {refused} refused; \
+             {hellos}; {heads}"
+        );
+    }
+    for limit in ["undecided", "undecided_per_workload"] {
+        assert_eq!(refused_for(&running, limit)?, 0, "{limit}");
+    }
+    expect_steady(&steady.end()?, 1_000);
     Ok(())
 }
 
@@ -272,7 +363,7 @@ fn t49_what_one_workload_has_too_many_is_refused_at_once() -> Result<()> {
     }
     assert!(lines.len() < 10, "{lines:?}");
     assert_eq!(refusals(&lines), 30, "{lines:?}");
-    assert_eq!(lines[0], "limit_reached{connections_per_workload}");
+    assert_eq!(why(&lines[0]), "limit_reached{connections_per_workload}");
     Ok(())
 }
 
@@ -310,11 +401,11 @@ fn t50_the_last_descriptors_are_the_daemon_s_own() -> Result<()> {
     while refused_for(&running, "descriptors")? == 0 {
         ensure!(Instant::now() < deadline, "{}", running.status()?);
     }
-    let (descriptors, _) = held(&running)?;
+    let descriptors = Held::by(running.pid())?.descriptors;
     assert!(descriptors <= 460, "{descriptors} of 600, of which 150 are the daemon's own");
-    let spent = processor_time(&running)?;
+    let spent = processor_time(running.pid())?;
     std::thread::sleep(Duration::from_secs(2));
-    let spent = processor_time(&running)? - spent;
+    let spent = processor_time(running.pid())? - spent;
     assert!(spent < Duration::from_millis(400), "{spent:?} of 2 s while nothing happens");
     assert_eq!(running.status()?["connections"]["accept_failures"], 0);
 
@@ -327,7 +418,10 @@ fn t50_the_last_descriptors_are_the_daemon_s_own() -> Result<()> {
     std::thread::sleep(Duration::from_secs(3));
     expect_steady(&steady.end()?, 20);
     let lines = limit_lines(&running);
-    assert!(lines.iter().any(|line| line.starts_with("limit_reached{descriptors}")), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| why(line).starts_with("limit_reached{descriptors}")),
+        "{lines:?}"
+    );
     Ok(())
 }
 
@@ -389,14 +483,4 @@ fn t53_names_that_nobody_knows_make_no_metric() -> Result<()> {
         assert!(!word.contains("example") && !word.contains('.'), "{series}");
     }
     Ok(())
-}
-
-/// What the daemon has used of the processors.
-fn processor_time(running: &Running<'_>) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", running.pid()))?;
-    let (_, fields) = stat.rsplit_once(") ").context("stat")?;
-    let fields: Vec<_> = fields.split(' ').collect();
-    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    // USER_HZ is 100 on every architecture that Linux still has.
-    Ok(Duration::from_millis(ticks * 10))
 }

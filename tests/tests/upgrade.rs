@@ -180,7 +180,8 @@ fn t60_twenty_upgrades_under_load_refuse_nothing_and_let_nothing_out() -> Result
     let [page, named, bypassed] =
         [at(world::EXAMPLE_V4, 80), at(world::GOOGLE, 443), at(world::HTTPBIN, 80)];
     let (kept, tried) = (at(world::GOOGLE, port::ECHO), at(world::CNN, 80));
-    let capture = Capture::start_for(&scene.world.internet, Some(world::CNN))?;
+    let capture =
+        Capture::keeping(&scene.world.internet, |packet| packet.destination == world::CNN)?;
     let inside = scene.dweller(&["--keep", &kept, "--attempt", &tried])?;
     let clients = [
         (&page, scene.client(&["steady", &page, "v4.example.com"])?),

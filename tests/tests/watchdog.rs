@@ -4,7 +4,6 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,35 +13,13 @@ use interceptor_tests::cgroup::Cgroup;
 use interceptor_tests::dweller::Dweller;
 use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::servers::port;
-use interceptor_tests::snapshot::BPFFS;
+use interceptor_tests::tamper::{detach, link, pins, unseen};
 use interceptor_tests::world::{self, World, kernel_tests};
-use nix::sys::signal::Signal;
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 
 /// What T-15 asks for.
 const LIMIT: Duration = Duration::from_secs(5);
-
-fn pins(running: &Running<'_>, kind: &str) -> Result<PathBuf> {
-    let root = PathBuf::from(BPFFS).join("interceptor").join(running.name());
-    let found = fs::read_dir(&root)?
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(kind));
-    Ok(found.with_context(|| format!("no {kind} in {}", root.display()))?.path())
-}
-
-/// The pinned link of a hook of the workload's cgroup.
-fn link(running: &Running<'_>, hook: &str, cgroup: &Cgroup) -> Result<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    let id = fs::metadata(cgroup.path())?.ino();
-    Ok(pins(running, "links")?.join(format!("{hook}-{id}")))
-}
-
-fn detach(link: &PathBuf) -> Result<()> {
-    let done = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(link).output()?;
-    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    Ok(())
-}
 
 /// Waits until standard error holds all of `words`; how long that took.
 fn until_said(running: &mut Running<'_>, words: &[&str]) -> Result<Duration> {
@@ -63,14 +40,6 @@ fn covered<'w>(world: &'w World, what: &[&str]) -> Result<(Cgroup, Dweller, Runn
     let running = product.cover(cgroup.path())?;
     let inside = Dweller::start(world, &world.workload, Some(&cgroup), CLIENT, what)?;
     Ok((cgroup, inside, running))
-}
-
-/// Does something while the daemon cannot look.
-fn unseen<T>(running: &Running<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    running.signal(Signal::SIGSTOP)?;
-    let done = work();
-    running.signal(Signal::SIGCONT)?;
-    done
 }
 
 /// What went to an address, but for the kernel's own reset in answer to a late packet.

@@ -15,6 +15,7 @@ mod shell;
 mod test;
 mod tidy;
 mod toolchain;
+mod torture;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ enum Task {
     Picture(picture::Args),
     Mutants(mutants::Args),
     Bench(bench::Args),
+    Torture(torture::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
     /// documents that no longer say what the code does
     Tidy,
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         Some(Task::Picture(args)) => picture::run(&args),
         Some(Task::Mutants(args)) => mutants::run(&args),
         Some(Task::Bench(args)) => bench::run(&args),
+        Some(Task::Torture(args)) => torture::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
     match done {

@@ -121,7 +121,11 @@ fn write_lines(
             thread::sleep(GATHER);
             line
         });
-        let Some(first) = first else { return };
+        let Some(first) = first else {
+            let lost = u64::from(!output.owed.is_empty());
+            shared.dropped.fetch_add(lost, Ordering::Relaxed);
+            return;
+        };
         batch.start(&first);
         while next.is_none() {
             let Ok(line) = lines.try_recv() else { break };
@@ -180,17 +184,22 @@ struct Output {
     /// Set where the target can be opened again.
     path: Option<PathBuf>,
     checked: Instant,
+    /// The end of a line whose beginning is in the file already, when the disk was full in the middle
+    /// of it: what comes next must not stand on the same line.
+    owed: Vec<u8>,
 }
 
 impl Output {
     /// A second handle to a standard stream: std's own is buffered and would split lines.
     fn descriptor(stream: impl AsFd) -> io::Result<Self> {
         let file = File::from(stream.as_fd().try_clone_to_owned()?);
-        Ok(Self { file, path: None, checked: Instant::now() })
+        Ok(Self { file, path: None, checked: Instant::now(), owed: Vec::new() })
     }
 
     fn path(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: append(path)?, path: Some(path.to_owned()), checked: Instant::now() })
+        let file = append(path)?;
+        let (path, checked) = (Some(path.to_owned()), Instant::now());
+        Ok(Self { file, path, checked, owed: Vec::new() })
     }
 
     /// How much is written with one call.
@@ -201,34 +210,54 @@ impl Output {
 
     /// Gives how many lines were lost.
     fn write_batch(&mut self, batch: &Batch) -> u64 {
-        self.follow_rotation();
+        let lost = self.follow_rotation();
+        let finished = write_whole(&mut self.file, &self.owed);
+        self.owed.drain(..finished);
+        if !self.owed.is_empty() {
+            return lost + batch.beyond(0);
+        }
         let mut written = write_whole(&mut self.file, &batch.text);
         let again = self.path.as_ref().filter(|_| written < batch.text.len());
         if let Some(file) = again.and_then(|path| append(path).ok()) {
+            if identity(&file) != identity(&self.file) {
+                // The line that was broken off is written again from its start.
+                written = batch.ends.iter().rfind(|end| **end <= written).copied().unwrap_or(0);
+            }
             self.file = file;
-            // The line that was broken off is written again from its start.
-            let whole = batch.ends.iter().rfind(|end| **end <= written).copied().unwrap_or(0);
-            written = whole + write_whole(&mut self.file, &batch.text[whole..]);
+            written += write_whole(&mut self.file, &batch.text[written..]);
         }
-        batch.beyond(written)
+        let whole = written == 0 || batch.ends.contains(&written);
+        let next = batch.ends.iter().copied().find(|end| *end > written);
+        if let Some(end) = next.filter(|_| !whole) {
+            self.owed.extend_from_slice(&batch.text[written..end]);
+            written = end;
+        }
+        lost + batch.beyond(written)
     }
 
-    /// Opens the path again once it names another file than ours, or none.
-    fn follow_rotation(&mut self) {
-        let Some(path) = &self.path else { return };
+    /// Opens the path again once it names another file than ours, or none. Gives how many lines were
+    /// lost by that: one whose end was owed to the old file.
+    fn follow_rotation(&mut self) -> u64 {
+        let Some(path) = &self.path else { return 0 };
         if self.checked.elapsed() < ROTATION_CHECK {
-            return;
+            return 0;
         }
         self.checked = Instant::now();
-        let ours = self.file.metadata().map(|m| (m.dev(), m.ino())).ok();
         let named = std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
         // Where the path cannot be opened the old file stays the better place.
-        if ours != named
+        if identity(&self.file) != named
             && let Ok(file) = append(path)
         {
             self.file = file;
+            return u64::from(!std::mem::take(&mut self.owed).is_empty());
         }
+        0
     }
+}
+
+/// Which file it is, whatever it is called.
+fn identity(file: &File) -> Option<(u64, u64)> {
+    file.metadata().map(|m| (m.dev(), m.ino())).ok()
 }
 
 fn append(path: &Path) -> io::Result<File> {
@@ -252,4 +281,42 @@ fn write_whole(file: &mut File, bytes: &[u8]) -> usize {
         }
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(lines: &[&str]) -> Batch {
+        let mut batch = Batch { room: BATCH_BYTES, ..Batch::default() };
+        lines.iter().for_each(|line| batch.add(line));
+        batch
+    }
+
+    /// T-57: a line that the disk had no room for is ended once there is room, and none is ever glued to
+    /// another. (A file larger than the process may write is refused byte by byte as a full disk is;
+    /// that limit is not to be set for other tests, so here the state after it is.)
+    #[test]
+    fn a_line_broken_off_is_ended_before_the_next() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let mut output = Output::path(&path).expect("open");
+        assert_eq!(output.write_batch(&batch(&["one\n", "tw"])), 0);
+        output.owed = b"o\n".to_vec();
+        assert_eq!(output.write_batch(&batch(&["three\n"])), 0);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "one\ntwo\nthree\n");
+
+        // What is owed to a file that is gone is lost, and is not written into the next.
+        output.owed = b"rest\n".to_vec();
+        std::fs::rename(&path, dir.path().join("old")).expect("renamed");
+        output.checked = Instant::now().checked_sub(ROTATION_CHECK).expect("up that long");
+        assert_eq!(output.write_batch(&batch(&["four\n"])), 1);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "four\n");
+
+        // While there is still no room, nothing else is written either.
+        let mut output = Output::path(Path::new("/dev/full")).expect("open");
+        output.owed = b"rest\n".to_vec();
+        assert_eq!(output.write_batch(&batch(&["five\n", "six\n"])), 2);
+        assert_eq!(output.owed, b"rest\n");
+    }
 }

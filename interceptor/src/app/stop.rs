@@ -62,7 +62,8 @@ impl Started {
         // Nothing is written in the kernel from here on.
         running.kernel.leave();
         running.sync.leave();
-        let tasks = [self.admin, self.reloader].into_iter().chain(self.watchdog).chain(self.background);
+        let tasks =
+            [self.admin, self.reloader].into_iter().chain(self.watchdog).chain(self.background);
         for task in tasks {
             task.abort();
             // Cancelled, as it was asked.

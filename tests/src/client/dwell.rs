@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,25 +17,24 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::error_name;
 use super::plain::request;
+use super::{error_name, tls};
 use crate::pattern;
 
 /// Bytes of one exchange with an echo service.
 const PIECE: usize = 256;
-/// Between two exchanges, and two connections.
-const PAUSE: Duration = Duration::from_millis(5);
 /// A kept connection without an answer for so long is silent.
 const SILENT: Duration = Duration::from_millis(500);
-/// How long one of the repeated connections may take.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one of the repeated connections may take, and one of those that are counted.
+const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 /// How often the report is written.
 const REPORT: Duration = Duration::from_millis(20);
 
 /// What [`super::Job::Dwell`] does until it is killed.
 #[derive(Args, Clone, Debug)]
 pub struct Dwell {
-    /// The file that says how it goes: `NAME STATE COUNT` a line, the name being the option's value
+    /// The file that says how it goes: `NAME STATE COUNT FAILURE` a line, the name being the option's
+    /// value, the failure the last one or `-`
     report: PathBuf,
     /// Connects to an echo service, keeps the connection and compares what comes back
     #[arg(long)]
@@ -52,6 +51,9 @@ pub struct Dwell {
     /// Gets a page over a connection of its own each time, ADDRESS/HOST
     #[arg(long)]
     get: Vec<String>,
+    /// The same by TLS, ADDRESS/NAME
+    #[arg(long)]
+    hello: Vec<String>,
     /// Tries to reach this address in several ways, and counts the tries
     #[arg(long)]
     attempt: Vec<SocketAddr>,
@@ -61,36 +63,62 @@ pub struct Dwell {
     /// Moves its main thread to this network namespace once everything is connected
     #[arg(long)]
     netns: Option<PathBuf>,
+    /// Milliseconds between two exchanges, and two connections
+    #[arg(long, default_value_t = 5)]
+    pause: u64,
+    /// Does everything so often and ends, instead of going on until it is killed
+    #[arg(long)]
+    times: Option<u64>,
 }
 
 /// How one of them is doing.
 #[derive(Clone, Debug)]
 struct Doing {
     name: String,
-    state: Arc<Mutex<(String, u64)>>,
+    state: Arc<Mutex<State>>,
+    pause: Duration,
+    patience: Duration,
+    times: u64,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    now: String,
+    count: u64,
+    failure: String,
 }
 
 impl Doing {
     fn set(&self, state: &str) {
-        let mut now = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.0 != state {
-            state.clone_into(&mut now.0);
+        let mut state_now = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state_now.now != state {
+            state.clone_into(&mut state_now.now);
         }
     }
 
     fn count(&self, state: &str) {
         self.set(state);
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).count += 1;
+    }
+
+    fn fail(&self, error: &io::Error) {
+        let name = error_name(error).replace(' ', "-");
+        self.set(&name);
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failure = name;
     }
 }
 
-/// Starts everything, and reports for ever.
+/// Starts everything, and reports for ever or until all is done.
 pub(super) fn dwell(what: &Dwell) -> Result<String> {
-    let mut all = Vec::new();
+    let (mut all, mut threads) = (Vec::new(), Vec::new());
+    let pause = Duration::from_millis(what.pause);
+    let times = what.times.unwrap_or(u64::MAX);
+    let patience = PATIENCE[usize::from(what.times.is_some())];
     let mut start = |name: String, work: Box<dyn FnOnce(&Doing) + Send>| {
-        let doing = Doing { name, state: Arc::new(Mutex::new(("new".to_owned(), 0))) };
+        let state = State { now: "new".to_owned(), count: 0, failure: "-".to_owned() };
+        let doing = Doing { name, state: Arc::new(Mutex::new(state)), pause, patience, times };
         all.push(doing.clone());
-        thread::spawn(move || work(&doing));
+        threads.push(thread::spawn(move || work(&doing)));
     };
     if let Some(port) = what.echo {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("echo")?;
@@ -113,12 +141,24 @@ pub(super) fn dwell(what: &Dwell) -> Result<String> {
         start(format!("udp/{to}"), Box::new(move |doing| datagrams(&socket, doing)));
     }
     for to in what.again.iter().copied() {
-        start(to.to_string(), Box::new(move |doing| again(doing, || exchange_once(to))));
+        start(
+            to.to_string(),
+            Box::new(move |doing| again(doing, || exchange_once(to, doing.patience))),
+        );
     }
     for page in &what.get {
-        let (to, host) = page.split_once('/').context("ADDRESS/HOST")?;
-        let (to, host): (SocketAddr, _) = (to.parse()?, host.to_owned());
-        start(page.clone(), Box::new(move |doing| again(doing, || get_once(to, &host))));
+        let (to, host) = place(page)?;
+        start(
+            page.clone(),
+            Box::new(move |doing| again(doing, || get_once(to, &host, doing.patience))),
+        );
+    }
+    for page in &what.hello {
+        let (to, name) = place(page)?;
+        start(
+            page.clone(),
+            Box::new(move |doing| again(doing, || tls_once(to, &name, doing.patience))),
+        );
     }
     for to in what.attempt.iter().copied() {
         start(to.to_string(), Box::new(move |doing| attempt(to, doing)));
@@ -130,14 +170,24 @@ pub(super) fn dwell(what: &Dwell) -> Result<String> {
     let (report, fresh) = (&what.report, what.report.with_extension("new"));
     loop {
         let mut text = String::new();
-        for Doing { name, state } in &all {
-            let (state, count) = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            writeln!(text, "{name} {state} {count}")?;
+        for Doing { name, state, .. } in &all {
+            let State { now, count, failure } =
+                state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            writeln!(text, "{name} {now} {count} {failure}")?;
         }
         fs::write(&fresh, text)?;
         fs::rename(&fresh, report)?;
+        if what.times.is_some() && threads.iter().all(JoinHandle::is_finished) {
+            return Ok("done".into());
+        }
         thread::sleep(REPORT);
     }
+}
+
+/// `ADDRESS/NAME`.
+fn place(text: &str) -> Result<(SocketAddr, String)> {
+    let (to, name) = text.split_once('/').with_context(|| format!("{text} is no ADDRESS/NAME"))?;
+    Ok((to.parse()?, name.to_owned()))
 }
 
 /// Sends back what comes, on every connection.
@@ -159,13 +209,13 @@ fn keep(mut stream: TcpStream, doing: &Doing) {
     let _ = stream.set_nodelay(true);
     let _ = stream.set_read_timeout(Some(SILENT));
     let mut offset = 0;
-    loop {
+    for _ in 0..doing.times {
         if let Err(error) = exchange(&mut stream, offset, doing) {
-            return doing.set(&error_name(&error).replace(' ', "-"));
+            return doing.fail(&error);
         }
         offset += PIECE as u64;
         doing.count("alive");
-        thread::sleep(PAUSE);
+        thread::sleep(doing.pause);
     }
 }
 
@@ -189,35 +239,35 @@ fn exchange(stream: &mut TcpStream, offset: u64, doing: &Doing) -> io::Result<()
 }
 
 fn datagrams(socket: &UdpSocket, doing: &Doing) {
-    loop {
+    for _ in 0..doing.times {
         match socket.send(b"anyone?").and_then(|_| socket.recv(&mut [0; 64])) {
             Ok(_) => doing.count("alive"),
-            Err(error) => doing.set(&error_name(&error)),
+            Err(error) => doing.fail(&error),
         }
-        thread::sleep(PAUSE);
+        thread::sleep(doing.pause);
     }
 }
 
-/// Does something for ever; counts how often it went well.
+/// Does something again and again; counts how often it went well.
 fn again(doing: &Doing, mut once: impl FnMut() -> io::Result<()>) {
-    loop {
+    for _ in 0..doing.times {
         match once() {
             Ok(()) => doing.count("ok"),
-            Err(error) => doing.set(&error_name(&error).replace(' ', "-")),
+            Err(error) => doing.fail(&error),
         }
-        thread::sleep(PAUSE);
+        thread::sleep(doing.pause);
     }
 }
 
-fn connect(to: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     Ok(stream)
 }
 
-fn exchange_once(to: SocketAddr) -> io::Result<()> {
-    let mut stream = connect(to)?;
+fn exchange_once(to: SocketAddr, patience: Duration) -> io::Result<()> {
+    let mut stream = connect(to, patience)?;
     let mut piece = [0; PIECE];
     pattern::fill(0, &mut piece);
     stream.write_all(&piece)?;
@@ -225,19 +275,29 @@ fn exchange_once(to: SocketAddr) -> io::Result<()> {
     if pattern::matches(0, &piece) { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
-fn get_once(to: SocketAddr, host: &str) -> io::Result<()> {
-    let mut stream = connect(to)?;
+fn get_once(to: SocketAddr, host: &str, patience: Duration) -> io::Result<()> {
+    let mut stream = connect(to, patience)?;
     stream.write_all(request(host).as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     if answer.starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
+fn tls_once(to: SocketAddr, name: &str, patience: Duration) -> io::Result<()> {
+    let mut stream = connect(to, patience)?;
+    let mut connection = tls::client(name, 0).map_err(io::Error::other)?;
+    let mut tls = rustls::Stream::new(&mut connection, &mut stream);
+    tls.write_all(request(name).as_bytes())?;
+    let mut status = [0; "HTTP/1.1 200 ".len()];
+    tls.read_exact(&mut status)?;
+    if status == *b"HTTP/1.1 200 " { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
+}
+
 /// An ordinary connection with a request, one with Fast Open, and a datagram, in turn.
 fn attempt(to: SocketAddr, doing: &Doing) {
-    loop {
-        let deadline = Instant::now() + PATIENCE;
-        if let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) {
+    for _ in 0..doing.times {
+        let deadline = Instant::now() + doing.patience;
+        if let Ok(mut stream) = TcpStream::connect_timeout(&to, doing.patience) {
             let _ = stream.set_read_timeout(Some(deadline - Instant::now().min(deadline)));
             let _ = stream.write_all(request("forbidden.test").as_bytes());
             let _ = stream.read(&mut [0; 64]);
@@ -245,7 +305,7 @@ fn attempt(to: SocketAddr, doing: &Doing) {
         let _ = fast_open(to);
         let _ = UdpSocket::bind(any(to)).and_then(|socket| socket.send_to(b"out?", to));
         doing.count("tried");
-        thread::sleep(PAUSE);
+        thread::sleep(doing.pause);
     }
 }
 

@@ -127,13 +127,18 @@ pub(super) fn echo(to: SocketAddr, name: Option<&str>, ech: bool, bytes: u64) ->
 
 /// A connection for `name` and the bytes of its hello, at least `grow` long.
 fn first_flight(name: &str, grow: usize) -> Result<(ClientConnection, Vec<u8>)> {
-    let name = ServerName::try_from(name.to_owned())?;
-    let mut connection = ClientConnection::new(Arc::new(client_config(grow)?), name)?;
+    let mut connection = client(name, grow)?;
     let mut bytes = Vec::new();
     while connection.wants_write() {
         connection.write_tls(&mut bytes)?;
     }
     Ok((connection, bytes))
+}
+
+/// A connection for `name` whose hello is at least `grow` bytes long.
+pub(super) fn client(name: &str, grow: usize) -> Result<ClientConnection> {
+    let name = ServerName::try_from(name.to_owned())?;
+    Ok(ClientConnection::new(Arc::new(client_config(grow)?), name)?)
 }
 
 /// A client whose hellos are at least `grow` long. The authority is the one in `SSL_CERT_FILE`.
