@@ -54,6 +54,8 @@ pub fn report_refusal(
         protocol,
         label: 0,
         marks: 0,
+        error: 0,
+        pad: 0,
     });
 }
 
@@ -82,6 +84,8 @@ pub fn report_refused_hello(
         protocol: TCP,
         label: 0,
         marks: if state.ech != 0 { Event::UNPROVEN | Event::ECH } else { Event::UNPROVEN },
+        error: 0,
+        pad: 0,
     };
     report_named(&maps::REFUSALS, Finding::RefusalLost, event, name);
 }

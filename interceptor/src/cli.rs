@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound};
+use crate::policy::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound};
 
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +147,12 @@ pub struct Run {
     /// [default: the InterceptorConfig's, else direct-tier].
     #[arg(long, value_enum, value_name = "TIER")]
     pub on_daemon_loss: Option<OnLoss>,
+
+    /// What happens while lines of the access log cannot be written: traffic goes on and lost lines
+    /// are counted, or new connections and requests are refused [default: the InterceptorConfig's,
+    /// else continue].
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub on_log_loss: Option<OnLogLoss>,
 
     /// Whether connections that need no proxy go direct, judged by the kernel [default: the
     /// InterceptorConfig's fastPath, else true].

@@ -94,6 +94,7 @@ fn sources(args: &cli::Run) -> Sources {
         enforcement: args.enforcement,
         on_removal: args.on_policy_removal,
         on_loss: args.on_daemon_loss,
+        on_log_loss: args.on_log_loss,
         fast_path: args.fast_path,
         ..Sources::default()
     }
@@ -140,7 +141,7 @@ struct Started {
     /// What looks after the hooks.
     watchdog: JoinHandle<()>,
     /// What keeps direct connections in order.
-    background: [JoinHandle<()>; 5],
+    background: [JoinHandle<()>; 6],
     stop_reporter: oneshot::Sender<()>,
 }
 
@@ -233,6 +234,7 @@ async fn start(
         tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
         tokio::spawn(hear(hints, Arc::clone(&sync))),
         tokio::spawn(enrol::sweep(Arc::clone(&kernel))),
+        tokio::spawn(watchdog::mind_log(log.clone(), Arc::clone(&policy), Arc::clone(&sync))),
     ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();
