@@ -58,9 +58,14 @@ pub struct Event {
     pub label: u32,
     /// [`Event::UNPROVEN`] and [`Event::ECH`].
     pub marks: u32,
+    /// Why a connection was not established, as a number of errno(3); 0: its program gave up first,
+    /// or the kernel does not tell.
+    pub error: u32,
+    /// Unused, 0.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Event>() == 120);
+const _: () = assert!(size_of::<Event>() == 128);
 
 impl Event {
     /// A name had to be shown and was not. In [`Event::marks`].
@@ -81,4 +86,4 @@ pub struct NamedEvent {
     pub name: ShownName,
 }
 
-const _: () = assert!(size_of::<NamedEvent>() == 376);
+const _: () = assert!(size_of::<NamedEvent>() == 384);

@@ -79,6 +79,8 @@ fn refused(kind: FlowKind, finding: Finding, netns: u64, dst: Endpoint, protocol
         protocol,
         label: 0,
         marks: 0,
+        error: 0,
+        pad: 0,
     }
 }
 
@@ -107,6 +109,8 @@ pub fn report_refused_hello(
         protocol: TCP,
         label: 0,
         marks: if state.ech != 0 { Event::UNPROVEN | Event::ECH } else { Event::UNPROVEN },
+        error: 0,
+        pad: 0,
     };
     report_named(&maps::REFUSALS, Finding::RefusalLost, event, name);
 }

@@ -193,6 +193,8 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
         protocol: TCP_PROTOCOL,
         label: state.label,
         marks: if proven { ech(state) } else { Event::UNPROVEN },
+        error: if was_established { 0 } else { ctx::socket_error(ctx) },
+        pad: 0,
     };
     if state.name_kept != 0
         && let Some(name) = ctx::shown_name(ctx)

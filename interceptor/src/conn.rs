@@ -6,6 +6,7 @@ mod cut;
 mod lasting;
 mod sniffed;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -71,15 +72,25 @@ pub struct Site {
 /// no room.
 pub fn take_in(accepted: Accepted, site: &Site) {
     match site.room.admit(&accepted.client) {
+        Ok(admitted) if site.policy.current().needs_log() && site.log.fails() => {
+            let record = unserved(&accepted, site, Reason::LogLost, admitted.number);
+            turn_away(accepted.client, record, Reason::LogLost.label().into(), site);
+        }
         Ok(admitted) => drop(tokio::spawn(serve(accepted, admitted, site.clone()))),
         Err((id, full)) => {
-            let ends = match site.kernel.handover(&accepted.client) {
-                Some(handover) => crate::kernel::ends(&handover),
-                None => (accepted.local, accepted.peer),
-            };
-            refuse_full(accepted.client, ends, site, id, full);
+            let record = unserved(&accepted, site, Reason::LimitReached, id);
+            refuse_full(accepted.client, record, full, site);
         }
     }
+}
+
+/// The record of a connection for which nothing more is done than that.
+fn unserved(accepted: &Accepted, site: &Site, reason: Reason, id: u64) -> Record {
+    let (dst, src) = match site.kernel.handover(&accepted.client) {
+        Some(handover) => crate::kernel::ends(&handover),
+        None => (accepted.local, accepted.peer),
+    };
+    refused(OriginalDst::new(dst).addr(), src, reason, id)
 }
 
 /// Serves one connection to its end.
@@ -95,21 +106,19 @@ async fn serve(accepted: Accepted, admitted: Admitted, site: Site) {
     }
 }
 
-/// A limit is reached (T-49, T-50): a reset, and one line for many of a destination.
-fn refuse_full(
-    client: TcpStream,
-    (dst, src): (SocketAddr, SocketAddr),
-    site: &Site,
-    id: u64,
-    full: Full,
-) {
-    let mut record = refused(OriginalDst::new(dst).addr(), src, Reason::LimitReached, id);
-    record.flags = vec![Flag::OM];
+/// A limit is reached (T-49, T-50).
+fn refuse_full(client: TcpStream, record: Record, full: Full, site: &Site) {
     let why = format!("{}{{{}}}", Reason::LimitReached.label(), full.label());
+    turn_away(client, record, why.into(), site);
+}
+
+/// A reset, and one line for many of a destination.
+fn turn_away(client: TcpStream, mut record: Record, why: Cow<'static, str>, site: &Site) {
+    record.flags = vec![Flag::OM];
     if site.policy.current().enforcement == Enforcement::Strict {
-        record.connection_termination_details = Some(why.clone().into());
+        record.connection_termination_details = Some(why.clone());
     }
-    let same = Same { dst: record.downstream_local_address, why: why.into(), name: None };
+    let same = Same { dst: record.downstream_local_address, why, name: None };
     site.folds.fold(same, record, 1);
     block::reset(client);
 }
@@ -164,8 +173,9 @@ async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
         place = match site.room.undecided() {
             Ok(place) => Some(place),
             Err(full) => {
-                let ends = (origin.dst.addr(), origin.src);
-                refuse_full(client, ends, &site, origin.id, full);
+                let (dst, src) = (origin.dst.addr(), origin.src);
+                let record = refused(dst, src, Reason::LimitReached, origin.id);
+                refuse_full(client, record, full, &site);
                 return None;
             }
         };
@@ -241,6 +251,7 @@ async fn act(
     let Sniffed { decision, bytes, began, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
+    account.address_of(site.tiers.name_of(origin.dst.addr().ip()), explain);
     if let Some(Hello::Tls(hello)) = &hello {
         if let Some(name) = &hello.sni {
             account.server_name(name.to_string());
@@ -250,13 +261,16 @@ async fn act(
         }
     }
     match decision.action {
-        Action::Block(Block::Reset) => {
-            block::reset(client);
-            account.close(0, 0);
-        }
-        Action::Block(Block::Close | Block::Http { .. }) => {
-            block::close(client).await;
-            account.close(0, 0);
+        Action::Block(how) => {
+            match how {
+                Block::Reset => block::reset(client),
+                Block::Close | Block::Http { .. } => block::close(client).await,
+            }
+            // In istio each has its line (LOG-5).
+            match explain {
+                true => account.close_refused(&site.folds),
+                false => account.close(0, 0),
+            }
         }
         Action::Relay(destinations) => {
             if decision.reason == Reason::AllowAny && !matches!(hello, Some(Hello::Malformed(_))) {
@@ -293,8 +307,8 @@ async fn act(
         Action::Http => {
             account.per_request();
             let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
-            let Site { policy, log, room, drain, .. } = site;
-            let context = HttpContext { carrier, policy, log, room, drain, began };
+            let Site { policy, log, folds, room, drain, .. } = site;
+            let context = HttpContext { carrier, policy, log, folds, room, drain, began };
             let client = Prefixed::new(bytes, client);
             return Some(Lasting::Http(Box::new(Requests { client, origin, context })));
         }

@@ -210,7 +210,14 @@ fn hidden_names_and_early_closes_have_words_of_their_own() -> Result<()> {
     let world = World::new()?;
     let port = port::ECHO.to_string();
     let entry = world.entry("v4.example.com", port::ECHO, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "-f", &entry];
+    // T-26: another entry may not have its names hidden.
+    let forbids = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: cnn\n  \
+         annotations: {{egress.interceptor.io/ech: forbid}}\nspec:\n  hosts: [edition.cnn.com]\n  \
+         ports: [{{number: {port}, name: t, protocol: TLS}}]\n  resolution: DNS\n"
+    );
+    let forbids = world.file("forbids.yaml", &forbids)?;
+    let flags = ["--outbound", "registry-only", "-f", &entry, "-f", &forbids];
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
     let to = SocketAddr::new(world::EXAMPLE_V4, port::ECHO).to_string();
     let shown = |outcome: interceptor_tests::product::Outcome| -> Result<[String; 4]> {
@@ -224,10 +231,11 @@ fn hidden_names_and_early_closes_have_words_of_their_own() -> Result<()> {
             field("REQUESTED_SERVER_NAME"),
         ])
     };
-    let echo = |name: &str, more: &[&str]| {
-        let words = [&[CLIENT, "echo", &to, "--bytes", "10", "--name", name], more].concat();
+    let echo_at = |to: &str, name: &str, more: &[&str]| {
+        let words = [&[CLIENT, "echo", to, "--bytes", "10", "--name", name], more].concat();
         running.exec(&words, 1)
     };
+    let echo = |name: &str, more: &[&str]| echo_at(&to, name, more);
     let cluster = format!("outbound|{port}||v4.example.com");
     let listed = "v4.example.com";
     assert_eq!(shown(echo(listed, &[])?)?, ["-", "-", &cluster, listed]);
@@ -239,10 +247,147 @@ fn hidden_names_and_early_closes_have_words_of_their_own() -> Result<()> {
         shown(echo("no.example.com", &["--ech"])?)?,
         ["UH", "not_registered,encrypted_client_hello", "BlackHoleCluster", "no.example.com"]
     );
+    let (cnn, name) = (SocketAddr::new(world::CNN, port::ECHO).to_string(), "edition.cnn.com");
+    let cluster = format!("outbound|{port}||{name}");
+    assert_eq!(shown(echo_at(&cnn, name, &[])?)?, ["-", "-", &cluster, name]);
+    assert_eq!(
+        shown(echo_at(&cnn, name, &["--ech"])?)?,
+        ["UH", "hidden_name,encrypted_client_hello", "BlackHoleCluster", name]
+    );
     let closes = format!("exec 3<>/dev/tcp/{}/{port}; exec 3>&-", world::EXAMPLE_V4);
     let begun = Instant::now();
     let outcome = running.exec(&["bash", "-c", &closes], 1)?;
     assert!(begun.elapsed() < Duration::from_secs(4), "not by the time limit");
     assert_eq!(shown(outcome)?, ["DC", "early_close", "-", "-"]);
+    Ok(())
+}
+
+/// LOG-54: a connect that fails says why, in the same words whoever made it: the workload's own socket,
+/// as a destination that its address allows, or the proxy.
+#[test]
+fn log_54_a_failed_connect_says_why_direct_or_not() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    const CLOSED: u16 = 4711;
+    for fast in ["true", "false"] {
+        let world = World::new()?;
+        // A reset, a neighbour that is not there, and silence.
+        let neighbour = "10.77.0.99".parse()?;
+        let ends = [world::HTTPBIN, neighbour, world::DEAD_V6];
+        let ends = ends.map(|ip| SocketAddr::new(ip, CLOSED));
+        let ports = format!("number: {CLOSED}, name: t, protocol: TCP");
+        let addresses = ends.map(|end| format!("'{}'", end.ip())).join(", ");
+        let more = format!("addresses: [{addresses}]\n  resolution: NONE");
+        let policy = world.file("policy.yaml", &entry("closed.test", &ports, &more))?;
+        let flags = ["--outbound", "registry-only", "--fast-path", fast, "-f", &policy];
+        let running = Interceptor::new(&world, &binary(), &flags).start()?;
+        let direct = fast == "true";
+        let mut expected = vec!["delayed_connect_error:_111", "delayed_connect_error:_113"];
+        if direct {
+            expected.push("delayed_connect_error:_110");
+        }
+        for (end, why) in ends.iter().zip(&expected) {
+            if end.ip() == world::DEAD_V6 {
+                // One more SYN than the first: three seconds.
+                let retries = "/proc/sys/net/ipv4/tcp_syn_retries";
+                world.workload.inside(|| fs::write(retries, "1"))??;
+            }
+            let script = format!("exec 3<>/dev/tcp/{}/{CLOSED} && read -u3 x", end.ip());
+            let outcome = running.exec(&["bash", "-c", &script], 1)?;
+            assert_ne!(outcome.finished.code, 0);
+            let line = outcome.log.first().context("a line")?;
+            let line = Line::parse(line).map_err(anyhow::Error::msg)?;
+            assert_eq!(line.field("UPSTREAM_TRANSPORT_FAILURE_REASON"), *why, "{line:?}");
+            assert_eq!(line.field("RESPONSE_FLAGS"), "UF,URX", "{line:?}");
+            assert_eq!(line.field("UPSTREAM_HOST"), end.to_string(), "{line:?}");
+            let cluster = format!("outbound|{CLOSED}||closed.test");
+            assert_eq!(line.field("UPSTREAM_CLUSTER_RAW"), cluster, "{line:?}");
+        }
+        assert_eq!(running.counter("direct")? > 0, direct, "the way that is meant");
+    }
+    Ok(())
+}
+
+/// T-57: with `onLogLoss: refuse` nothing new passes while the log cannot be written: direct connections,
+/// those by the proxy, and requests on one that is open. By default traffic goes on.
+#[test]
+fn t57_without_a_log_new_connections_are_refused_where_that_is_asked_for() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    for refuses in [true, false] {
+        let world = World::new()?;
+        let path = world.dir().join("access.log");
+        fs::write(&path, "")?;
+        let mut policy = entry(
+            "echo.test",
+            &format!("number: {}, name: t, protocol: TCP", port::ECHO),
+            &format!("addresses: [{}]\n  resolution: NONE", world::HTTPBIN),
+        );
+        let http = "number: 80, name: h, protocol: HTTP";
+        policy += &entry("httpbin.org", http, "resolution: DNS");
+        if refuses {
+            policy += "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
+                       metadata: {name: default}\nspec: {onLogLoss: refuse}\n";
+        }
+        let mesh = format!("accessLogFile: {}\n", path.display());
+        let running = start(&world, &mesh, &policy)?;
+        let at = world::HTTPBIN;
+        let echo = format!("exec 3<>/dev/tcp/{at}/{}; echo x >&3; read -t 5 -u3 x", port::ECHO);
+        let direct =
+            || Ok::<_, anyhow::Error>(running.exec(&["bash", "-c", &echo], 0)?.finished.code == 0);
+        let get = || {
+            Ok::<_, anyhow::Error>(
+                running.exec(&["curl", "-sf", "http://httpbin.org/"], 0)?.finished.code == 0,
+            )
+        };
+        assert!(direct()? && get()?, "while there is a log");
+        assert!(running.counter("direct")? > 0);
+        // A connection that was open before, and two requests on it.
+        let said = world.dir().join("said");
+        let ask = "printf 'HEAD / HTTP/1.1\\r\\nHost: httpbin.org\\r\\n\\r\\n' >&3; read -ru3 x; echo \"$x\" >>";
+        let rest = "while read -t 5 -ru3 y && [ ${#y} -gt 1 ]; do :; done";
+        let (file, go) = (said.display(), world.dir().join("go"));
+        let script = format!(
+            "exec 3<>/dev/tcp/{at}/80; {ask} {file}; {rest}; until [ -e {} ]; do sleep 0.05; done; {ask} {file}",
+            go.display()
+        );
+        let mut open = running.exec_command(&["bash", "-c", &script]);
+        let mut open = world.spawn(open.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        lines(&said, 1);
+
+        // The disk is full.
+        fs::remove_file(&path)?;
+        std::os::unix::fs::symlink("/dev/full", &path)?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while running.status()?["access_log_dropped"].as_u64() == Some(0) {
+            anyhow::ensure!(Instant::now() < deadline, "no line was ever lost");
+            direct()?;
+            sleep(Duration::from_millis(100));
+        }
+        // Looked at several times a second.
+        sleep(Duration::from_secs(1));
+        let capture = world.capture()?;
+        assert_eq!((direct()?, get()?), (!refuses, !refuses), "refuses: {refuses}");
+        let left = capture.packets_to(at);
+        assert_eq!(left == 0, refuses, "{left} packets left");
+        fs::write(&go, "")?;
+        assert!(wait(&mut open, Duration::from_secs(20))?.is_some(), "the request has an answer");
+        let answers = lines(&said, 2);
+        assert!(answers[0].contains(" 200 "), "{answers:?}");
+        assert_eq!(answers[1].contains(" 503 "), refuses, "{answers:?}");
+
+        // There is room again.
+        fs::remove_file(&path)?;
+        fs::write(&path, "")?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !(direct()? && get()?) {
+            anyhow::ensure!(Instant::now() < deadline, "never again");
+            sleep(Duration::from_millis(100));
+        }
+        let log = fs::read_to_string(&path)?;
+        assert_eq!(log.contains("log_lost"), refuses, "{log}");
+    }
     Ok(())
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use hickory_proto::op::{Message, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use interceptor_tests::log::expect_lines;
+use interceptor_tests::log::{Line, expect_lines};
 use interceptor_tests::product::{Interceptor, Running, binary};
+use interceptor_tests::servers::port;
 use interceptor_tests::shapes::passed;
 use interceptor_tests::world::{self, World, kernel_tests};
 
@@ -147,6 +148,47 @@ fn forged(name: &str, ip: Ipv4Addr) -> Result<Vec<u8>> {
     Ok(message.to_vec()?)
 }
 
+/// A resolver that is the workload's accomplice: whatever it is asked, it says `lie`.
+struct Accomplice {
+    ip: Ipv4Addr,
+    socket: UdpSocket,
+    lie: Vec<u8>,
+}
+
+impl Accomplice {
+    fn new(world: &World, lie: Vec<u8>) -> Result<Self> {
+        let ip = Ipv4Addr::new(203, 0, 113, 77);
+        world.internet.ip(&["addr", "add", &format!("{ip}/32"), "dev", "lo"])?;
+        let socket = world.internet.inside(|| UdpSocket::bind((ip, 53)))??;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        Ok(Self { ip, socket, lie })
+    }
+
+    /// Lies to the workload, until `heard` is done.
+    fn tells(&self, running: &Running<'_>, heard: impl FnOnce() -> Result<()>) -> Result<()> {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut buffer = [0; 512];
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    if let Ok((_, from)) = self.socket.recv_from(&mut buffer) {
+                        let _ = self.socket.send_to(&self.lie, from);
+                    }
+                }
+            });
+            let script = format!(
+                "exec 3<>/dev/udp/{}/53; echo ask >&3; read -t 5 -n 1 -u 3 x; echo heard",
+                self.ip
+            );
+            let asked = running.exec(&["bash", "-c", &script], 0);
+            let heard = heard();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            ensure!(asked?.finished.stdout.contains("heard"), "nothing was heard");
+            heard
+        })
+    }
+}
+
 /// Anybody may send what looks like an answer, from a resolver's address too: the daemon asks for the
 /// name, and only its own answer counts.
 #[test]
@@ -155,16 +197,12 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
         return Ok(());
     }
     let world = World::new()?;
-    // A resolver that is the workload's accomplice. The daemon asks the first one.
-    let (accomplice, evil) = (Ipv4Addr::new(203, 0, 113, 77), Ipv4Addr::new(203, 0, 113, 99));
-    world.internet.ip(&["addr", "add", "203.0.113.77/32", "dev", "lo"])?;
-    let socket = world.internet.inside(|| UdpSocket::bind((accomplice, 53)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let lie = forged("de.wikipedia.org.", evil)?;
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let evil = Ipv4Addr::new(203, 0, 113, 99);
+    let accomplice = Accomplice::new(&world, forged("de.wikipedia.org.", evil)?)?;
     let entry = world.entry("*.wikipedia.org", 443, "TLS", "  resolution: DYNAMIC_DNS\n")?;
+    // The daemon asks the first one.
     let resolver = world::DNS.to_string();
-    let second = accomplice.to_string();
+    let second = accomplice.ip.to_string();
     let flags = [
         "--outbound",
         "registry-only",
@@ -179,24 +217,7 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
     ];
     let running = Interceptor::new(&world, &binary(), &flags).start()?;
     let capture = world.capture()?;
-    std::thread::scope(|scope| -> Result<()> {
-        scope.spawn(|| {
-            let mut buffer = [0; 512];
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                    let _ = socket.send_to(&lie, from);
-                }
-            }
-        });
-        let script = format!(
-            "exec 3<>/dev/udp/{accomplice}/53; echo ask >&3; read -t 5 -n 1 -u 3 x; echo heard"
-        );
-        let asked = running.exec(&["bash", "-c", &script], 0);
-        let heard = until(&running, |status| names(status) == Some(1));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(asked?.finished.stdout.contains("heard"));
-        heard
-    })?;
+    accomplice.tells(&running, || until(&running, |status| names(status) == Some(1)))?;
     assert!(running.counter("hint_given")? >= 1);
     // To the forged address, with the name: the proxy's, and by it to where the name really is.
     let to = format!("{evil}:443");
@@ -212,6 +233,68 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
     expect_lines(&outcome.log, &[&passed(to, "outbound|443||*.wikipedia.org", "de.wikipedia.org")])
         .unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(running.counter("name_allowed")?, 1);
+    Ok(())
+}
+
+/// GAP-4: a connection that shows no name has that of its address in field 8, by the proxy and direct:
+/// what the workload looked up, and the daemon too. Field 23 has what a client shows and nothing else.
+#[test]
+fn gap_4_the_name_of_an_address_is_in_the_log_and_no_word_of_the_clients() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let lied_of = Ipv4Addr::new(203, 0, 113, 99);
+    let accomplice = Accomplice::new(&world, forged("www.google.com.", lied_of)?)?;
+    let (resolver, second) = (world::DNS.to_string(), accomplice.ip.to_string());
+    let flags = ["--fast-path", "true", "--resolver", &resolver, "--resolver", &second];
+    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let line = |to: SocketAddr| -> Result<Line> {
+        let to = to.to_string();
+        let outcome = running.exec(&[CLIENT, "echo", &to, "--bytes", "10"], 1)?;
+        ensure!(outcome.finished.code == 0, "{}", outcome.finished.stderr);
+        Line::parse(&outcome.log[0]).map_err(anyhow::Error::msg)
+    };
+    let details = |line: &Line| line.field("CONNECTION_TERMINATION_DETAILS").to_owned();
+    let to = SocketAddr::new(world::EXAMPLE_V4, port::ECHO);
+    // Nobody asked for a name.
+    assert_eq!(details(&line(to)?), "-");
+    running.exec(&["getent", "ahostsv4", NAME], 0)?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let expected = format!("address_of{{{NAME}}}");
+    loop {
+        let line = line(to)?;
+        assert_eq!(line.field("UPSTREAM_CLUSTER_RAW"), "PassthroughCluster");
+        assert_eq!(line.field("REQUESTED_SERVER_NAME"), "-", "nothing was shown");
+        if details(&line) == expected {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "never: {line:?}");
+    }
+    // The first one told the proxy that it is not HTTP; those after it went direct.
+    assert!(running.counter("direct")? > 0);
+    // By the proxy, what is no HTTP either.
+    let script = r"exec 3<>/dev/tcp/203.0.113.40/80; printf '\0\1\n\n' >&3; cat <&3";
+    let redirected = running.counter("redirected")?;
+    let outcome = running.exec(&["bash", "-c", script], 1)?;
+    assert_eq!(running.counter("redirected")?, redirected + 1);
+    let by_proxy = Line::parse(&outcome.log[0]).map_err(anyhow::Error::msg)?;
+    assert_eq!((by_proxy.field("REQUESTED_SERVER_NAME"), details(&by_proxy)), ("-", expected));
+    // A name that is shown needs no other.
+    let tls = SocketAddr::new(world::EXAMPLE_V4, 443).to_string();
+    let outcome = running.exec(&[CLIENT, "hello", &tls, NAME], 1)?;
+    let shown = Line::parse(&outcome.log[0]).map_err(anyhow::Error::msg)?;
+    assert_eq!((shown.field("REQUESTED_SERVER_NAME"), &*details(&shown)), (NAME, "-"));
+    // What only the workload's resolver says is no name; what the daemon's says of the same name is.
+    let google = SocketAddr::new(world::GOOGLE, port::ECHO);
+    accomplice.tells(&running, || {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while details(&line(google)?) != "address_of{www.google.com}" {
+            ensure!(Instant::now() < deadline, "the daemon never asked");
+        }
+        Ok(())
+    })?;
+    assert_eq!(details(&line(SocketAddr::new(lied_of.into(), port::ECHO))?), "-");
     Ok(())
 }
 

@@ -44,6 +44,10 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HAS_SKB_NETNS: Global<u8> = Global::new(0);
 
+/// Set by the loader: where the kernel keeps a socket's error; 0: it does not say.
+#[unsafe(no_mangle)]
+pub static SK_ERR_OFFSET: Global<u32> = Global::new(0);
+
 /// ENETUNREACH.
 pub const NETUNREACH: i32 = 101;
 

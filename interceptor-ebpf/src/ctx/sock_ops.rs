@@ -3,10 +3,11 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
+use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SockOpsContext;
 use interceptor_common::{Endpoint, Handover, ShownName, SocketState};
 
-use super::{Slot, addr_of_words, load, storage};
+use super::{SK_ERR_OFFSET, Slot, addr_of_words, load, storage};
 use crate::maps;
 
 /// The two ends of a sock_ops socket.
@@ -115,6 +116,28 @@ pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {
             ptr::read_volatile(&raw const (*ctx.ops).bytes_received),
         )
     }
+}
+
+/// Why the socket of a sock_ops hook failed, as a number of errno(3); 0: it did not, or this kernel
+/// does not tell where it keeps that.
+#[inline(always)]
+pub fn socket_error(ctx: &SockOpsContext) -> u32 {
+    let offset = SK_ERR_OFFSET.load();
+    if offset == 0 {
+        return 0;
+    }
+    let sk = sock_of_ops(ctx);
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: the helper takes a socket that is not null and gives the same one, typed, or null.
+    let socket = unsafe { helpers::bpf_skc_to_tcp_sock(sk.cast()) };
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: the offset is that of sk_err by the kernel's own type information; the verifier checks
+    // the load against that.
+    unsafe { ptr::read_volatile(socket.cast::<u8>().add(offset as usize).cast::<u32>()) }
 }
 
 /// TCP flags of the packet behind a header-option callback.

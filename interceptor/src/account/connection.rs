@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::account::{AccessLog, Flag, Pen, Record, TlsFields};
+use crate::account::{AccessLog, Flag, Folds, Pen, Record, TlsFields};
+use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Decision, Reason};
 use crate::origin::Origin;
 
@@ -17,6 +18,9 @@ pub struct ConnectionAccount {
     record: Option<Record>,
     /// The hello offered to hide the true name (T-26); shown where refusals are explained.
     ech: bool,
+    /// The name that the daemon knows the dialled address by, and whether lines say why (strict).
+    address_of: Option<HostName>,
+    explain: bool,
     accepted: tokio::time::Instant,
 }
 
@@ -29,7 +33,14 @@ impl ConnectionAccount {
         let mut record = Record::new(origin.accepted_wall, origin.dst.addr(), origin.src);
         record.more.connection_id = Some(origin.id);
         record.more.attempts = Some(0);
-        Self { pen: log.pen(), record: Some(record), ech: false, accepted: origin.accepted }
+        Self {
+            pen: log.pen(),
+            record: Some(record),
+            ech: false,
+            address_of: None,
+            explain: false,
+            accepted: origin.accepted,
+        }
     }
 
     /// What the decision says of the line. A refusal carries its reason where `explain` (strict,
@@ -67,6 +78,12 @@ impl ConnectionAccount {
     /// be the one that it means (T-26).
     pub fn offered_ech(&mut self) {
         self.ech = true;
+    }
+
+    /// The name that the daemon knows the dialled address by, for the log where the client shows none
+    /// (GAP-4). In strict a line says so: `explain`.
+    pub fn address_of(&mut self, name: Option<HostName>, explain: bool) {
+        (self.address_of, self.explain) = (name, explain);
     }
 
     /// The cluster that was chosen.
@@ -139,23 +156,33 @@ impl ConnectionAccount {
         self.write();
     }
 
+    /// Ends the account of a connection that was refused, of which there may be many (T-55).
+    pub fn close_refused(mut self, folds: &Folds) {
+        if let Some(record) = self.finished() {
+            folds.refused(record);
+        }
+    }
+
     /// No line: the connection is logged request by request (LOG-5).
     pub fn per_request(mut self) {
         self.record = None;
     }
 
     fn write(&mut self) {
-        if let Some(mut record) = self.record.take() {
-            record.duration = self.accepted.elapsed();
-            if self.ech {
-                let noted = match record.connection_termination_details.take() {
-                    Some(why) => Cow::Owned(format!("{why},{OFFERED_ECH}")),
-                    None => Cow::Borrowed(OFFERED_ECH),
-                };
-                record.connection_termination_details = Some(noted);
-            }
+        if let Some(record) = self.finished() {
             self.pen.write(record);
         }
+    }
+
+    /// The record with what is known at the end; `None`: it was taken before.
+    fn finished(&mut self) -> Option<Record> {
+        let mut record = self.record.take()?;
+        record.duration = self.accepted.elapsed();
+        if self.ech {
+            record.remark(OFFERED_ECH);
+        }
+        record.note_address_of(self.address_of.take().as_ref(), self.explain);
+        Some(record)
     }
 }
 

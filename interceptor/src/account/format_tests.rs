@@ -278,6 +278,7 @@ fn operators() {
                 peer_ip_san: Some("192.0.2.1".into()),
             }),
             upstream_socket: None,
+            address_of: None,
         },
         ..http_record()
     };

@@ -119,6 +119,8 @@ pub(super) enum Plain {
     UpstreamPeerIpSan,
     RequestTxDuration,
     LogType,
+    UpstreamName,
+    UpstreamNameWithoutPort,
 }
 
 /// Operators without arguments and their names.
@@ -171,6 +173,8 @@ const PLAIN: &[(&str, Plain)] = &[
     ("UPSTREAM_PEER_IP_SAN", Plain::UpstreamPeerIpSan),
     ("REQUEST_TX_DURATION", Plain::RequestTxDuration),
     ("ACCESS_LOG_TYPE", Plain::LogType),
+    ("UPSTREAM_HOST_NAME", Plain::UpstreamName),
+    ("UPSTREAM_HOST_NAME_WITHOUT_PORT", Plain::UpstreamNameWithoutPort),
 ];
 
 /// Operators of Envoy about things that this proxy never has: TLS is never terminated, filters and
@@ -223,8 +227,6 @@ const NEVER: &[&str] = &[
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_HEADER_BYTES_RECEIVED",
     "UPSTREAM_HEADER_BYTES_SENT",
-    "UPSTREAM_HOST_NAME",
-    "UPSTREAM_HOST_NAME_WITHOUT_PORT",
     "UPSTREAM_LOCAL_DNS_SAN",
     "UPSTREAM_LOCAL_IP_SAN",
     "UPSTREAM_LOCAL_SUBJECT",

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
 
 /// Everything that a line may print. `None` prints `-` (LOG-2) or `null` in JSON (LOG-31).
@@ -77,6 +78,8 @@ pub struct More {
     pub connection_id: Option<u64>,
     /// TLS that was originated towards the upstream.
     pub upstream_tls: Option<TlsFields>,
+    /// The name that the daemon knows the dialled address by (see [`Record::note_address_of`]).
+    pub address_of: Option<String>,
     /// The unix socket that stands in the place of `upstream_host`.
     pub upstream_socket: Option<Arc<Path>>,
 }
@@ -101,6 +104,36 @@ pub struct TlsFields {
 }
 
 impl Record {
+    /// The name that the client asked for: its SNI, or the Host of its request.
+    pub fn named(&self) -> Option<&str> {
+        let host = self.http.as_ref().and_then(|http| http.authority.as_deref());
+        self.requested_server_name.as_deref().or(host)
+    }
+
+    /// What is known of the dialled address without the client's word: it is one of `name`'s, for
+    /// which the workload asked its resolver and then the daemon its own. Where no name was shown, and
+    /// the cluster is none of one host, field 8 says so if `explain` (GAP-4).
+    pub fn note_address_of(&mut self, name: Option<&HostName>, explain: bool) {
+        let Some(name) = name else { return };
+        self.more.address_of = Some(name.to_string());
+        let of_host =
+            |cluster: &ClusterName| cluster.0.starts_with("outbound|") && !cluster.0.contains("|*");
+        let told = self.named().is_some() || self.upstream_cluster.as_ref().is_some_and(of_host);
+        if explain && !told {
+            self.remark(format!("address_of{{{name}}}"));
+        }
+    }
+
+    /// Adds a word to field 8.
+    pub fn remark(&mut self, word: impl Into<Cow<'static, str>>) {
+        let word = word.into();
+        self.connection_termination_details =
+            Some(match self.connection_termination_details.take() {
+                Some(before) => Cow::Owned(format!("{before},{word}")),
+                None => word,
+            });
+    }
+
     /// The record of something that went to `dst` from `src` and of which nothing else is known yet.
     pub fn new(start: SystemTime, dst: SocketAddr, src: SocketAddr) -> Self {
         Self {
@@ -193,4 +226,50 @@ pub enum Flag {
     DF,
     /// One of the daemon's own limits is reached.
     OM,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::Format;
+    use crate::account::format::tests::tcp_record;
+
+    /// GAP-4: the name of an address, which nobody showed; as in Envoy the address where there is none.
+    #[test]
+    fn upstream_host_name() {
+        let format = Format::text("%UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT%");
+        let format = format.expect("parses");
+        let mut record = tcp_record();
+        let dst = record.downstream_local_address;
+        record.upstream_host = Some(dst);
+        record.requested_server_name = None;
+        record.upstream_cluster = Some(ClusterName::passthrough());
+        assert_eq!(format.line(&record), format!("{dst} {}\n", dst.ip()));
+        let name = HostName::parse("db.test").expect("a name");
+        record.note_address_of(Some(&name), true);
+        assert_eq!(format.line(&record), "db.test db.test\n");
+        let details = |record: &Record| record.connection_termination_details.clone();
+        assert_eq!(details(&record).as_deref(), Some("address_of{db.test}"));
+        // Somewhere else.
+        record.upstream_host = Some("192.0.2.250:7".parse().expect("an address"));
+        assert_eq!(format.line(&record), "192.0.2.250:7 192.0.2.250\n");
+        // The line tells already, or the profile does not.
+        let told = |change: fn(&mut Record), explain| {
+            let mut record = Record { upstream_cluster: None, ..tcp_record() };
+            record.requested_server_name = None;
+            change(&mut record);
+            record.note_address_of(Some(&name), explain);
+            details(&record)
+        };
+        assert_eq!(told(|_| {}, false), None);
+        assert_eq!(told(|r| r.requested_server_name = Some("a.test".into()), true), None);
+        assert_eq!(
+            told(|r| r.upstream_cluster = Some(ClusterName::outbound(1, "a.test")), true),
+            None
+        );
+        let wide = told(|r| r.upstream_cluster = Some(ClusterName::outbound(1, "*.test")), true);
+        assert_eq!(wide.as_deref(), Some("address_of{db.test}"));
+        let twice = told(|r| r.remark("not_registered"), true);
+        assert_eq!(twice.as_deref(), Some("not_registered,address_of{db.test}"));
+    }
 }

@@ -200,6 +200,12 @@ impl AccessLog {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
+    /// Whether lines are being lost now: an output lost its newest one. The next that it writes ends
+    /// that.
+    pub fn fails(&self) -> bool {
+        self.pen().0.lines().any(|lines| lines.fails())
+    }
+
     /// Records so far by the label of their reason, whatever outputs there are.
     pub fn records(&self) -> Vec<(&'static str, u64)> {
         self.pen().0.tally.counts()
@@ -341,10 +347,29 @@ mod tests {
     #[tokio::test]
     async fn full_disk_is_counted() {
         let log = to_file(Path::new("/dev/full"));
+        assert!(!log.fails());
         log.write(tcp_record());
         log.write(tcp_record());
         log.flush().await;
         assert_eq!(log.dropped(), 2);
+        assert!(log.fails());
+    }
+
+    /// T-57: what could not be written yesterday says nothing of today.
+    #[tokio::test]
+    async fn a_target_that_takes_lines_again_fails_no_more() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        std::os::unix::fs::symlink("/dev/full", &path).expect("links");
+        let log = to_file(&path);
+        log.write(tcp_record());
+        log.flush().await;
+        assert!(log.fails());
+        std::fs::remove_file(&path).expect("removes");
+        log.write(tcp_record());
+        log.flush().await;
+        assert!(!log.fails());
+        assert_eq!(log.dropped(), 1);
     }
 
     /// T-57: a reader that never reads fills pipe and queue; the caller goes on, drops add up.
@@ -366,6 +391,7 @@ mod tests {
         let taken = lines.progress.handed_over.load(Ordering::Acquire);
         assert!(log.dropped() > 2000, "{}", log.dropped());
         assert_eq!(taken + log.dropped(), (QUEUE_LINES + 4096) as u64);
+        assert!(log.fails());
     }
 
     /// TEL-2: every provider has its own lines, in its own format, past its own filter.

@@ -103,11 +103,24 @@ impl Plain {
             Self::UpstreamPeerUriSan => tls(|tls| tls.peer_uri_san.as_deref()),
             Self::UpstreamPeerIpSan => tls(|tls| tls.peer_ip_san.as_deref()),
             Self::RequestTxDuration => millis(Point::UsTxEnd.of(record)),
+            // As in Envoy: the address, where no name is known.
+            Self::UpstreamName => name_or(record, Self::Address(End::UpstreamRemote)),
+            Self::UpstreamNameWithoutPort => name_or(record, Self::Ip(End::UpstreamRemote)),
             Self::LogType => Value::Text(Cow::Borrowed(match record.http {
                 Some(_) => "DownstreamEnd",
                 None => "TcpConnectionEnd",
             })),
         }
+    }
+}
+
+/// The name of the address that was connected to, or else what `address` prints.
+fn name_or(record: &Record, address: Plain) -> Value<'_> {
+    let dialled = record.downstream_local_address.ip();
+    let there = record.upstream_host.is_some_and(|upstream| upstream.ip() == dialled);
+    match record.more.address_of.as_deref().filter(|_| there) {
+        Some(name) => borrowed(Some(name)),
+        None => address.value(record),
     }
 }
 

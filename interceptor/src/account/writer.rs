@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,6 +45,15 @@ struct Shared {
     queued_bytes: AtomicUsize,
     /// Lines lost by all writers of one log.
     dropped: Arc<AtomicU64>,
+    /// Whether the last line was lost.
+    failing: AtomicBool,
+}
+
+impl Shared {
+    fn lost(&self, lines: u64) {
+        self.dropped.fetch_add(lines, Ordering::Relaxed);
+        self.failing.store(lines > 0, Ordering::Relaxed);
+    }
 }
 
 /// How far a writer has come.
@@ -83,8 +92,11 @@ impl Lines {
         };
         let (queue, lines) = sync_channel(QUEUE_LINES);
         let (progress, done) = watch::channel(0);
-        let shared =
-            Arc::new(Shared { queued_bytes: AtomicUsize::new(0), dropped: Arc::clone(dropped) });
+        let shared = Arc::new(Shared {
+            queued_bytes: AtomicUsize::new(0),
+            dropped: Arc::clone(dropped),
+            failing: AtomicBool::new(false),
+        });
         let writers_share = Arc::clone(&shared);
         thread::Builder::new()
             .name("access-log".into())
@@ -101,8 +113,14 @@ impl Lines {
             self.progress.handed_over.fetch_add(1, Ordering::Release);
         } else {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.lost(1);
         }
+    }
+
+    /// Whether lines are being lost: the newest was, for want of room or because the target refused
+    /// it.
+    pub(super) fn fails(&self) -> bool {
+        self.shared.failing.load(Ordering::Relaxed)
     }
 }
 
@@ -134,8 +152,7 @@ fn write_lines(
             }
         }
         shared.queued_bytes.fetch_sub(batch.text.len(), Ordering::Relaxed);
-        let lost = output.write_batch(&batch);
-        shared.dropped.fetch_add(lost, Ordering::Relaxed);
+        shared.lost(output.write_batch(&batch));
         progress.send_modify(|done| *done += batch.ends.len() as u64);
     }
 }

@@ -107,7 +107,7 @@ impl DialError {
     pub fn details(&self) -> String {
         if let Self::Connect { source, .. } | Self::Unix { source, .. } = self {
             if let Some(errno) = source.raw_os_error() {
-                return format!("delayed_connect_error:_{errno}");
+                return connect_error(errno);
             }
             if source.kind() == io::ErrorKind::TimedOut {
                 return "connection_timeout".to_owned();
@@ -115,6 +115,11 @@ impl DialError {
         }
         self.to_string().replace(' ', "_")
     }
+}
+
+/// A connect that failed with a number of errno(3), as the access log's field 9 prints it.
+pub fn connect_error(errno: i32) -> String {
+    format!("delayed_connect_error:_{errno}")
 }
 
 impl Dialer {

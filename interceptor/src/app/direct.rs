@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,12 +47,12 @@ impl DirectFlows for Direct {
         let mut record = connection(closed);
         record.more.attempts = Some(1);
         if closed.tier == (ClosedTier::Named { proven: false }) {
-            record.upstream_host = None;
-            record.upstream_local_address = None;
+            // Nobody was refused, and whose it would have been its name was to say.
             if !closed.established {
-                record.upstream_cluster = Some(ClusterName::black_hole());
                 return record;
             }
+            record.upstream_host = None;
+            record.upstream_local_address = None;
             let limit = self.policy.current().sniff_timeout;
             if limit.is_some_and(|limit| closed.duration >= limit) {
                 record.upstream_cluster = Some(ClusterName::black_hole());
@@ -65,15 +65,22 @@ impl DirectFlows for Direct {
             return record;
         }
         if closed.ech && self.is_strict() {
-            record.connection_termination_details = Some(Cow::Borrowed(OFFERED_ECH));
+            record.remark(OFFERED_ECH);
         }
         record.reason = Reason::Registered;
         let Some(label) = self.labels.get(closed.label) else { return record };
         record.upstream_cluster = label.cluster.clone().map(ClusterName);
         let told = label.shown.as_ref().filter(|pattern| !pattern.below);
-        record.requested_server_name =
-            closed.name.clone().or_else(|| told.map(|pattern| pattern.name.to_string()));
+        // What was noticed in passing may be an address, which is no name (T-20).
+        let shown = closed.name.as_deref().filter(|name| HostName::parse(name).is_ok());
+        let shown = shown.or_else(|| told.map(|pattern| pattern.name.as_str()));
+        record.requested_server_name = shown.map(str::to_owned);
+        record.note_address_of(self.name_of(closed.dst.ip()).as_ref(), self.is_strict());
         record
+    }
+
+    fn name_of(&self, ip: IpAddr) -> Option<HostName> {
+        self.sync.name_of(ip)
     }
 
     fn reason_of(&self, dst: SocketAddr) -> Reason {

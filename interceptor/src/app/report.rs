@@ -9,6 +9,8 @@ use interceptor_common::{Event, Finding};
 
 use super::cut::Ended;
 use crate::account::{AccessLog, FOLD, Flag, Folds, Record, Same};
+use crate::act::dial::connect_error;
+use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 use crate::policy::{Enforcement, Store};
@@ -27,6 +29,9 @@ pub(super) trait DirectFlows: Send + Sync {
 
     /// Why every connection to `dst` is refused.
     fn reason_of(&self, dst: SocketAddr) -> Reason;
+
+    /// The name that the daemon knows an address by.
+    fn name_of(&self, ip: IpAddr) -> Option<HostName>;
 }
 
 /// Writes lines for what the kernel reports.
@@ -97,6 +102,7 @@ impl Reporter {
                     if self.bypass_log && self.is_strict() {
                         let mut record = bypassed(&closed);
                         record.connection_termination_details = self.cut(&closed);
+                        record.note_address_of(self.direct.name_of(closed.dst.ip()).as_ref(), true);
                         self.log.pen_at(closed.start).write(record);
                     }
                 }
@@ -159,6 +165,7 @@ pub(super) fn connection(closed: &Closed) -> Record {
     record.upstream_local_address = closed.src;
     if !closed.established {
         record.flags = vec![Flag::UF, Flag::URX];
+        record.upstream_transport_failure_reason = closed.error.map(connect_error);
     }
     record
 }
@@ -215,6 +222,11 @@ mod tests {
 
         fn reason_of(&self, _dst: SocketAddr) -> Reason {
             Reason::NotRegistered
+        }
+
+        fn name_of(&self, ip: IpAddr) -> Option<HostName> {
+            (ip == IpAddr::from([192, 0, 2, 80]))
+                .then(|| HostName::parse("a.test").expect("a name"))
         }
     }
 
@@ -331,6 +343,7 @@ mod tests {
                 bytes_sent: 3,
                 bytes_received: 5,
                 established: false,
+                error: Some(111),
                 ech: false,
             })
         };
@@ -347,6 +360,8 @@ mod tests {
         assert_eq!(record.upstream_cluster, Some(ClusterName::bypass()));
         assert_eq!((record.bytes_received, record.bytes_sent), (3, 5));
         assert_eq!(record.flags, [Flag::UF, Flag::URX]);
+        let why = record.upstream_transport_failure_reason.as_deref();
+        assert_eq!(why, Some("delayed_connect_error:_111"));
         assert_eq!(record.route_name.as_deref(), Some("resolver"));
     }
 }

@@ -158,6 +158,7 @@ pub(super) async fn start(
         tokio::spawn(Arc::clone(&sync).follow(Arc::clone(&policy))),
         tokio::spawn(hear(hints, Arc::clone(&sync))),
         tokio::spawn(enrol::sweep(Arc::clone(&kernel))),
+        tokio::spawn(watchdog::mind_log(log.clone(), Arc::clone(&policy), Arc::clone(&sync))),
     ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();

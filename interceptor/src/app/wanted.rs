@@ -25,6 +25,7 @@ pub(super) fn sources(args: &cli::Run) -> Sources {
         enforcement: args.enforcement,
         on_removal: args.on_policy_removal,
         on_loss: args.on_daemon_loss,
+        on_log_loss: args.on_log_loss,
         fast_path: args.fast_path,
         ..Sources::default()
     }

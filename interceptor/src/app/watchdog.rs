@@ -11,14 +11,20 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::existing::Existing;
 use super::handler::Running;
+use crate::account::AccessLog;
 use crate::admin::report;
 use crate::kernel::{Kernel, Repair};
+use crate::policy::Store;
+use crate::tiers::Sync;
 
 /// How often attachments and pins are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// How often the kernel programs get a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How often it is asked whether the access log can be written.
+const LOG_LOOK: Duration = Duration::from_millis(200);
 
 /// `onDaemonLoss: closed`: a sign of life older than this counts for nothing.
 pub(super) const LOSS_LIMIT: Duration = Duration::from_secs(5);
@@ -49,6 +55,33 @@ pub(super) async fn beat(kernel: Arc<Kernel>) {
         tick.tick().await;
         if let Err(error) = kernel.tables().beat() {
             tracing::error!("no sign of life for the kernel programs: {error}");
+        }
+    }
+}
+
+/// Where nothing may pass that the access log cannot tell of, gives everything to the proxy, which
+/// refuses it, for as long as lines are lost (T-57). For ever.
+pub(super) async fn mind_log(log: AccessLog, policy: Arc<Store>, sync: Arc<Sync>) {
+    let mut tick = interval(LOG_LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut suspended = false;
+    loop {
+        tick.tick().await;
+        let snapshot = policy.current();
+        let fails = snapshot.needs_log() && log.fails();
+        if fails == suspended {
+            continue;
+        }
+        suspended = fails;
+        if let Err(error) = sync.suspend(&snapshot, suspended) {
+            tracing::error!("{error}");
+        }
+        match suspended {
+            true => tracing::error!(
+                "the access log cannot be written: new connections and requests are refused \
+                 (onLogLoss: refuse)"
+            ),
+            false => tracing::warn!("the access log is written again; nothing is refused for it"),
         }
     }
 }

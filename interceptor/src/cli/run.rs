@@ -12,7 +12,7 @@ use super::values::{
     LogTarget, parse_cidr, parse_label, parse_log_target, parse_name, parse_namespace,
     parse_resolver,
 };
-use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound};
+use crate::policy::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound};
 
 /// How long connections may go on by a daemon whose place was taken, in seconds: Envoy's and Istio's
 /// time for a hot restart.
@@ -61,6 +61,12 @@ pub struct Run {
     /// [default: the InterceptorConfig's, else direct-tier].
     #[arg(long, value_enum, value_name = "TIER")]
     pub on_daemon_loss: Option<OnLoss>,
+
+    /// What happens while lines of the access log cannot be written: traffic goes on and lost lines
+    /// are counted, or new connections and requests are refused [default: the InterceptorConfig's,
+    /// else continue].
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub on_log_loss: Option<OnLogLoss>,
 
     /// Whether connections that need no proxy go direct, judged by the kernel [default: the
     /// InterceptorConfig's fastPath, else true].

@@ -22,7 +22,7 @@ fn run_with_every_option() {
     let all = run("interceptor run -f a.yaml -f dir --mesh-config mesh.yaml --outbound \
                    registry-only --enforcement istio --bypass 203.0.113.0/24 --bypass ::1 \
                    --resolver 192.0.2.53 --resolver [2001:db8::53]:5353 --cgroup a/b \
-                   --netns blue --keep-existing --on-daemon-loss closed --access-log - --no-bypass-log --name ci-7 --keep-caps --wait \
+                   --netns blue --keep-existing --on-daemon-loss closed --on-log-loss refuse --access-log - --no-bypass-log --name ci-7 --keep-caps --wait \
                    --bpf-log -- curl -f --name x");
     assert_eq!(all.files, [PathBuf::from("a.yaml"), PathBuf::from("dir")]);
     assert_eq!(all.mesh_config, Some("mesh.yaml".into()));
@@ -37,6 +37,7 @@ fn run_with_every_option() {
     assert_eq!(all.access_log, Some(LogTarget::Stdout));
     assert_eq!(all.name, "ci-7");
     assert_eq!(all.on_daemon_loss, Some(OnLoss::Closed));
+    assert_eq!(all.on_log_loss, Some(OnLogLoss::Refuse));
     assert!(all.no_bypass_log && all.keep_caps && all.wait && all.bpf_log && all.keep_existing);
     assert_eq!(all.command, ["curl", "-f", "--name", "x"], "after -- all is the command's");
 }
@@ -57,7 +58,7 @@ fn run_defaults_leave_the_choice_to_the_configuration() {
     let plain = run("interceptor run -- true");
     assert_eq!((plain.outbound, plain.enforcement, plain.access_log), (None, None, None));
     assert_eq!(plain.name, "default");
-    assert_eq!(plain.on_daemon_loss, None);
+    assert_eq!((plain.on_daemon_loss, plain.on_log_loss), (None, None));
     assert!(!(plain.keep_caps || plain.wait || plain.bpf_log || plain.no_bypass_log));
     assert!(!plain.keep_existing);
 }

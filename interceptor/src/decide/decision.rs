@@ -276,11 +276,15 @@ pub enum Reason {
     NoRoute,
     /// There is no room for it: a limit of the daemon's is reached (T-49, T-50).
     LimitReached,
+    /// The access log cannot be written, and then nothing new may pass (T-57).
+    LogLost,
+    /// TLS that offers to hide the name it means, where the entry forbids that (T-26).
+    HiddenName,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Registered,
         Self::AllowAny,
         Self::NotRegistered,
@@ -300,6 +304,8 @@ impl Reason {
         Self::NoPolicy,
         Self::NoRoute,
         Self::LimitReached,
+        Self::LogLost,
+        Self::HiddenName,
     ];
 
     /// The label used in logs and metrics.
@@ -324,6 +330,8 @@ impl Reason {
             Self::NoPolicy => "no_policy",
             Self::NoRoute => "no_route",
             Self::LimitReached => "limit_reached",
+            Self::LogLost => "log_lost",
+            Self::HiddenName => "hidden_name",
         }
     }
 
@@ -374,6 +382,14 @@ impl Reason {
             Self::LimitReached => {
                 "a limit of interceptor's is reached, which `interceptor status` names; close \
                  connections, or raise it in `limits` of the InterceptorConfig"
+            }
+            Self::LogLost => {
+                "lines of the access log cannot be written, and onLogLoss is refuse; make room for \
+                 the log, or free whoever reads it"
+            }
+            Self::HiddenName => {
+                "its TLS hello offers encrypted_client_hello, which the ServiceEntry forbids; switch \
+                 ECH off in the client"
             }
         }
     }

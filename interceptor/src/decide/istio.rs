@@ -164,7 +164,9 @@ impl Tables {
             Handler::Bound(bound) => {
                 // LIS-26: bound to its address, even a TLS service takes any bytes.
                 let sniffed = rules.service(bound.service).group == Group::Sniffed;
-                (sniffed || !bound.chains.sni.is_empty(), bound.chains.pick(None))
+                let service = rules.service(bound.service);
+                let reads = sniffed || service.forbids_ech || !bound.chains.sni.is_empty();
+                (reads, bound.chains.pick(None))
             }
             Handler::Port(port) => (port.inspects, port.pick(dst, None)),
             // MESH-31: the mode looks for HTTP on every port.
@@ -205,6 +207,11 @@ impl Tables {
             }
             Handler::CatchAll => None,
         };
+        if let (Hello::Tls(hello), Some(id)) = (hello, picked.and_then(|n| self.service(n)))
+            && rules.service(id).forbids(hello)
+        {
+            return refuse(Block::Close, Reason::HiddenName);
+        }
         self.raw(rules, dst, name, picked)
     }
 

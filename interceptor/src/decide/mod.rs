@@ -214,6 +214,11 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
     }
 }
 
+/// The refusal of a request that the access log could not tell of (T-57).
+pub fn unlogged(profile: Enforcement) -> Decision {
+    refuse_request(503, profile, true, Reason::LogLost)
+}
+
 /// MESH-10.
 pub(crate) const CAPTURE_PORTS: [u16; 2] = [15001, 15006];
 

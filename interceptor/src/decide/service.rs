@@ -13,6 +13,7 @@ use super::route::{Destination, Forward, HeaderChanges, RouteActions};
 use super::traffic::{LoadBalancer, TrafficPolicy};
 use super::{Action, ClusterName, Decision, Reason, RuleId, Upstream};
 use crate::policy::Enforcement;
+use crate::sniff::ClientHello;
 
 /// Which handling a port's protocol asks for (LIS-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +48,8 @@ pub(crate) struct Service {
     pub(crate) chains: Arc<[StreamRule]>,
     /// What its own route does on failure (VS-40).
     pub(crate) actions: Arc<RouteActions>,
+    /// TLS to it may not offer encrypted_client_hello (T-26).
+    pub(crate) forbids_ech: bool,
     /// It stands for a host of a VirtualService that no entry has (VS-2): a name, not a cluster.
     pub(crate) nominal: bool,
 }
@@ -118,6 +121,11 @@ impl Service {
     /// Whether the entry names this address.
     pub(crate) fn lists(&self, ip: IpAddr) -> bool {
         self.cluster.lists(ip)
+    }
+
+    /// Whether the entry forbids what a hello offers (T-26).
+    pub(super) fn forbids(&self, hello: &ClientHello) -> bool {
+        self.forbids_ech && hello.ech
     }
 
     /// Every name of plaintext HTTP routing.

@@ -20,7 +20,7 @@ use super::{
     StreamRule, Target, Upstream, judge_requests, refuse,
 };
 use crate::policy::{Enforcement, Outbound};
-use crate::sniff::Hello;
+use crate::sniff::{ClientHello, Hello};
 
 #[derive(Debug, Default)]
 pub(super) struct Tables {
@@ -166,7 +166,7 @@ impl Tables {
     pub(super) fn by_hello(&self, rules: &Inner, dst: SocketAddr, hello: &Hello) -> Decision {
         let port = self.ports.get(&dst.port());
         match hello {
-            Hello::Tls(hello) => self.tls(port, rules, dst, hello.sni.as_ref()),
+            Hello::Tls(hello) => self.tls(port, rules, dst, hello),
             Hello::Http1 | Hello::Http2 => self.http(port, rules, dst),
             Hello::Opaque => {
                 let named = port.is_some_and(|port| !port.tls.is_empty() || !port.http.is_empty());
@@ -224,8 +224,9 @@ impl Tables {
         port: Option<&Port>,
         rules: &Inner,
         dst: SocketAddr,
-        sni: Option<&HostName>,
+        hello: &ClientHello,
     ) -> Decision {
+        let sni = hello.sni.as_ref();
         let claims = port.map(|port| &port.tcp_claims);
         let candidates =
             || sni.zip(port).into_iter().flat_map(|(name, port)| port.tls.matches(name));
@@ -237,7 +238,11 @@ impl Tables {
         if let Some((_, (number, name))) = best(named.chain(owner))
             && let Some(decision) = self.relay(rules, dst, name, number)
         {
-            return decision;
+            let (id, _) = self.chains[number as usize];
+            return match rules.service(id).forbids(hello) {
+                true => refuse(Block::Close, Reason::HiddenName),
+                false => decision,
+            };
         }
         let Some(name) = sni else {
             let otherwise = unknown(rules, dst, None, Block::Close, Reason::NoServerName);

@@ -243,6 +243,11 @@ pub fn by_name(policy: &Policy, flow: &Flow<'_>, name: &HostName) -> NameTier {
     if matches!(decision.action, Action::Block(_)) {
         return NameTier::Refused;
     }
+    // The kernel notes what a hello offers, and refuses none for it.
+    let hidden = ClientHello { sni: Some(name.clone()), ech: true, ..ClientHello::default() };
+    if matches!(by_hello(policy, flow, &Hello::Tls(hidden)).action, Action::Block(_)) {
+        return NameTier::Proxy(WhyProxy::Bytes);
+    }
     match leads_there(&decision, flow) {
         Ok(host) => {
             let host = host.cloned();

@@ -68,6 +68,9 @@ pub struct Closed {
     pub bytes_received: u64,
     /// Whether the connection was ever established.
     pub established: bool,
+    /// Why it was not, as a number of errno(3), where the kernel tells; `None` too where its program
+    /// gave up first.
+    pub error: Option<i32>,
     /// Whether its hello was seen to offer encrypted_client_hello.
     pub ech: bool,
 }
@@ -206,6 +209,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
             bytes_sent: event.bytes_sent,
             bytes_received: event.bytes_received,
             established: event.established != 0,
+            error: i32::try_from(event.error).ok().filter(|error| *error != 0),
             ech,
         })
     };

@@ -1,5 +1,6 @@
 //! The user side of BPF: load, attach, pin, adopt; tables and events. Never decides.
 
+mod btf;
 mod direct;
 mod events;
 mod hints;
@@ -302,11 +303,14 @@ fn load_object(
     let level = if log { DEBUG } else { SILENT };
     let has_set_retval = u8::from(version >= KernelVersion(5, 18));
     let has_skb_netns = u8::from(version >= KernelVersion(6, 12));
+    // 0: this kernel does not say, and lines of failed direct connections have no reason.
+    let sk_err_offset = btf::offset_of("sock", "sk_err").unwrap_or(0);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("AYA_LOG_LEVEL", &level, false)
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
-        .override_global("HAS_SKB_NETNS", &has_skb_netns, true);
+        .override_global("HAS_SKB_NETNS", &has_skb_netns, true)
+        .override_global("SK_ERR_OFFSET", &sk_err_offset, true);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.maps().join(name));
     }

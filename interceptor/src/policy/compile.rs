@@ -279,6 +279,7 @@ fn service(
         routes: None,
         chains: Arc::default(),
         actions: Arc::default(),
+        forbids_ech: entry.meta.forbids_ech,
         nominal: false,
     }
 }
@@ -360,6 +361,7 @@ pub(super) fn nominal(
         routes: Some(routes),
         chains: Arc::default(),
         actions: Arc::clone(actions),
+        forbids_ech: false,
         nominal: true,
     }
 }

@@ -22,7 +22,7 @@ use super::registry::Carriage;
 use super::resource::Resources;
 use super::virtual_service::compile::Settings;
 use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, OnLoss, OnRemoval, Outbound, Snapshot, telemetry};
+use super::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound, Snapshot, telemetry};
 use crate::decide::pattern::EntryHost;
 use crate::decide::{Group, Policy, Service};
 
@@ -45,6 +45,8 @@ pub struct Sources {
     pub on_removal: Option<OnRemoval>,
     /// Overrides `InterceptorConfig`'s `onDaemonLoss`.
     pub on_loss: Option<OnLoss>,
+    /// Overrides `InterceptorConfig`'s `onLogLoss`.
+    pub on_log_loss: Option<OnLogLoss>,
     /// Overrides `InterceptorConfig`'s `fastPath`.
     pub fast_path: Option<bool>,
     /// The workload's names are answered by the proxy (`ISTIO_META_DNS_CAPTURE`): entries without
@@ -280,6 +282,7 @@ fn load_once(
         credentials: resources.secrets.keyring(namespace),
         on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
         on_loss: sources.on_loss.or(resources.on_loss).unwrap_or_default(),
+        on_log_loss: sources.on_log_loss.or(resources.on_log_loss).unwrap_or_default(),
         fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(true),
         limits: resources.limits.unwrap_or_default(),
     };

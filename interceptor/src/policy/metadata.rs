@@ -15,7 +15,13 @@ pub(super) struct Meta {
     pub(super) created: Arc<str>,
     /// Sorted by key.
     pub(super) labels: Vec<(String, String)>,
+    /// Its owner forbids hellos that offer to hide the name they mean (T-26), by [`ECH`].
+    pub(super) forbids_ech: bool,
 }
+
+/// The annotation of a ServiceEntry that says whether TLS to its hosts may offer
+/// encrypted_client_hello: `allow` (the default) or `forbid`.
+const ECH: &str = "egress.interceptor.io/ech";
 
 impl Meta {
     /// Whether its owner lets automatic addresses be allocated (RES-18).
@@ -65,6 +71,7 @@ pub(super) fn read_meta(
         namespace: namespace.into(),
         created: given.and_then(|m| m.get_text("creationTimestamp")).unwrap_or_default().into(),
         labels: Vec::new(),
+        forbids_ech: false,
     };
     let Some(metadata) = top.take("metadata") else {
         if NAMED.contains(&kind) {
@@ -80,7 +87,17 @@ pub(super) fn read_meta(
     f.text("creationTimestamp", cx, out);
     meta.labels = string_map(f.entries("labels", cx, out), cx, out);
     meta.labels.sort();
-    string_map(f.entries("annotations", cx, out), cx, out);
+    let annotations = string_map(f.entries("annotations", cx, out), cx, out);
+    if let Some((_, value)) = annotations.iter().find(|(key, _)| key == ECH) {
+        match (kind, value.as_str()) {
+            ("ServiceEntry", "forbid") => meta.forbids_ech = true,
+            ("ServiceEntry", "allow") => {}
+            _ => {
+                let message = format!("{ECH} is allow or forbid, of a ServiceEntry");
+                out.errors.push(cx.notice(metadata.at, "metadata.annotations", message));
+            }
+        }
+    }
     // What the API server adds and what nothing here depends on.
     for other in [
         "uid",

@@ -106,6 +106,16 @@ pub enum OnLoss {
     Closed,
 }
 
+/// What happens while lines of the access log cannot be written (`onLogLoss`, T-57).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum OnLogLoss {
+    /// Traffic goes on, and lost lines are counted.
+    #[default]
+    Continue,
+    /// New connections and requests are refused.
+    Refuse,
+}
+
 /// One compiled, immutable set of rules and settings.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -140,10 +150,19 @@ pub struct Snapshot {
     pub on_removal: OnRemoval,
     /// What may still go direct while no daemon lives.
     pub on_loss: OnLoss,
+    /// What happens while lines of the access log cannot be written.
+    pub on_log_loss: OnLogLoss,
     /// Whether connections that need no proxy go direct.
     pub fast_path: bool,
     /// How much one workload, and all together, may take.
     pub limits: Limits,
+}
+
+impl Snapshot {
+    /// Whether nothing new may pass that the access log cannot tell of (T-57).
+    pub fn needs_log(&self) -> bool {
+        self.on_log_loss == OnLogLoss::Refuse
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +182,7 @@ impl Snapshot {
             credentials: Keyring::default(),
             on_removal: OnRemoval::default(),
             on_loss: OnLoss::default(),
+            on_log_loss: OnLogLoss::default(),
             fast_path: false,
             udp_allowed: Vec::new(),
             limits: Limits::default(),

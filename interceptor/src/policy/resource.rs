@@ -20,7 +20,7 @@ use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
 use super::virtual_service::VirtualService;
 use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, OnLoss, OnRemoval};
+use super::{Enforcement, OnLogLoss, OnLoss, OnRemoval};
 
 /// Everything that the files hold, as written.
 #[derive(Debug, Default)]
@@ -42,6 +42,7 @@ pub(super) struct Resources {
     pub(super) gateways: Vec<Gateway>,
     pub(super) on_removal: Option<OnRemoval>,
     pub(super) on_loss: Option<OnLoss>,
+    pub(super) on_log_loss: Option<OnLogLoss>,
     pub(super) fast_path: Option<bool>,
     pub(super) limits: Option<Limits>,
     /// Documents read, understood or not.
@@ -422,6 +423,11 @@ impl Resources {
         let found = spec.text("onDaemonLoss", cx, out);
         if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
             self.on_loss = Some(value);
+        }
+        let names = [("continue", OnLogLoss::Continue), ("refuse", OnLogLoss::Refuse)];
+        let found = spec.text("onLogLoss", cx, out);
+        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
+            self.on_log_loss = Some(value);
         }
         if let Some(value) = spec.boolean("fastPath", cx, out) {
             self.fast_path = Some(value.value);

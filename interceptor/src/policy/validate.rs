@@ -35,6 +35,7 @@ pub(super) fn check(
     let endpoints = check.endpoints(&ports);
     check.resolution(&hosts);
     check.protocols(&ports);
+    check.ech(&ports);
     check.export_to();
     check.hints(&hosts, &ports);
     if !check.good {
@@ -77,6 +78,20 @@ impl Check<'_> {
     fn warn<T>(&mut self, at: &Located<T>, message: impl Into<String>) {
         let notice = self.entry.context.notice(at.at, &at.path, message);
         self.out.warnings.push(notice);
+    }
+
+    /// T-26: what is not read cannot be forbidden.
+    fn ech(&mut self, ports: &[ServicePort]) {
+        let entry = self.entry;
+        let unread =
+            ports.iter().find(|port| matches!(port.protocol, Protocol::Stream(Group::Tcp, _)));
+        if let Some(port) = unread.filter(|_| entry.meta.forbids_ech) {
+            let message = format!(
+                "ech: forbid, but what is said on port {} is not read; its protocol should be TLS",
+                port.number
+            );
+            self.reject(&entry.spec, message);
+        }
     }
 
     /// SEV-1 to SEV-3.

@@ -9,6 +9,7 @@ pub mod compile;
 mod fallback;
 mod hints;
 mod labels;
+mod learned;
 mod rows;
 mod survey;
 mod sync;

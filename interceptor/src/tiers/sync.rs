@@ -14,12 +14,13 @@ use super::compile::{compile, spoken};
 use super::fallback::Fallbacks;
 use super::hints::Heard;
 use super::labels::Labels;
+use super::learned::Learned;
 use super::rows::{Compiled, NameSet, Row};
 use super::survey::{Survey, network_of};
 use crate::decide::host::HostName;
 use crate::decide::tier::WhyProxy;
 use crate::kernel::{DirectTables, EndpointRow, Inherited, Kernel, NameRow, TableError};
-use crate::policy::{Snapshot, Store};
+use crate::policy::{Enforcement, Snapshot, Store};
 use crate::resolve::Resolver;
 
 /// The one policy that `run` has. Pods will have one each.
@@ -63,7 +64,17 @@ pub struct Sync {
     namespace: Arc<str>,
     enabled: bool,
     questions: Arc<Semaphore>,
+    learned: Arc<Mutex<Learned>>,
     state: Mutex<State>,
+}
+
+/// Why a name is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// A workload did so.
+    Heard,
+    /// The tables need its addresses.
+    Policy,
 }
 
 #[derive(Default)]
@@ -73,6 +84,10 @@ struct State {
     /// Generation of the policy that was compiled last; 0: none.
     generation: u64,
     avoided: VecDeque<(SocketAddr, Instant)>,
+    /// Nothing goes direct for now.
+    suspended: bool,
+    /// The log has names for what no entry claims: those are asked for too.
+    names_all: bool,
     /// Where a client spoke, and not HTTP.
     spoken: HashMap<SocketAddr, Instant>,
     heard: Heard,
@@ -112,6 +127,7 @@ impl Sync {
             namespace: namespace.into(),
             enabled,
             questions: Arc::new(Semaphore::new(QUESTIONS)),
+            learned: Arc::default(),
             state: Mutex::default(),
         }
     }
@@ -143,6 +159,15 @@ impl Sync {
     /// # Errors
     /// [`SyncError`].
     pub fn apply(&self, snapshot: &Snapshot) -> Result<(), SyncError> {
+        self.update(snapshot, true)
+    }
+
+    /// Gives everything to the proxy while `suspended`, whatever `snapshot` lets go direct.
+    ///
+    /// # Errors
+    /// [`SyncError`].
+    pub fn suspend(&self, snapshot: &Snapshot, suspended: bool) -> Result<(), SyncError> {
+        self.state().suspended = suspended;
         self.update(snapshot, true)
     }
 
@@ -178,7 +203,7 @@ impl Sync {
     /// direct.
     pub fn spoke(&self, snapshot: &Snapshot, dst: SocketAddr) {
         let mut state = self.state();
-        let enabled = self.enabled && snapshot.fast_path && !state.left;
+        let enabled = self.enabled && snapshot.fast_path && !state.left && !state.suspended;
         let known = state.spoken.contains_key(&dst);
         let avoided = state.avoided.iter().any(|(avoided, _)| *avoided == dst);
         let stale = snapshot.generation != state.generation;
@@ -205,27 +230,40 @@ impl Sync {
         }
     }
 
-    /// The workload got an answer for `name`: if policy could use its addresses, the daemon asks for
-    /// them itself.
+    /// The workload got an answer for `name`: if policy could use its addresses, or the log may have
+    /// to tell what they are (GAP-4), the daemon asks for them itself.
     pub fn hear(&self, name: HostName) {
         {
             let mut state = self.state();
-            if !state.survey.could_use(&name) {
+            if state.survey.could_use(&name) {
+                state.heard.note(name.clone(), Instant::now());
+            } else if !state.names_all {
                 return;
             }
-            state.heard.note(name.clone(), Instant::now());
         }
-        if !self.resolver.remembers(&name) {
-            self.look_up(&name);
-        }
+        self.look_up(&name, Why::Heard);
+    }
+
+    /// The name for which the workload, and then the daemon itself, was last given this address.
+    pub fn name_of(&self, ip: IpAddr) -> Option<HostName> {
+        self.learned().get(ip.to_canonical()).cloned()
+    }
+
+    fn learned(&self) -> MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for a name, unless enough questions are under way.
-    fn look_up(&self, name: &HostName) -> bool {
+    fn look_up(&self, name: &HostName, why: Why) -> bool {
         let Ok(room) = Arc::clone(&self.questions).try_acquire_owned() else { return false };
         let (resolver, name) = (Arc::clone(&self.resolver), name.clone());
+        let learned = Arc::clone(&self.learned);
         tokio::spawn(async move {
-            let _ = resolver.lookup(&name).await;
+            let found = resolver.lookup(&name).await;
+            if let (Ok(addresses), Why::Heard) = (found, why) {
+                let mut learned = learned.lock().unwrap_or_else(PoisonError::into_inner);
+                learned.note(&name, &addresses, Instant::now());
+            }
             drop(room);
         });
         true
@@ -265,7 +303,8 @@ impl Sync {
             names.into_iter().partition(|name| first.as_ref().is_some_and(|first| *name < first));
         let mut names = later.into_iter().chain(earlier);
         // Those that find no room now are asked for at the next turn.
-        let left = names.find(|name| !self.resolver.remembers(name) && !self.look_up(name));
+        let left =
+            names.find(|name| !self.resolver.remembers(name) && !self.look_up(name, Why::Policy));
         self.state().ask_first = left.cloned();
     }
 
@@ -275,11 +314,13 @@ impl Sync {
         if state.left || !always && snapshot.generation < state.generation {
             return Ok(());
         }
-        let enabled = self.enabled && snapshot.fast_path;
+        let enabled = self.enabled && snapshot.fast_path && !state.suspended;
         let now = Instant::now();
         let mut changed = always || state.generation != snapshot.generation;
         if changed {
             state.generation = snapshot.generation;
+            state.names_all =
+                snapshot.enforcement == Enforcement::Strict && snapshot.outbound.is_open();
             state.survey =
                 Arc::new(if enabled { Survey::of(&snapshot.policy) } else { Survey::default() });
         }

@@ -150,6 +150,17 @@ fn where_names_do_not_decide_alone_it_is_the_proxys() {
     }
 }
 
+/// T-26: the kernel reads what a hello offers, but refuses none for it.
+#[test]
+fn t_26_where_encrypted_client_hello_is_forbidden_it_is_the_proxys() {
+    let known: &[(&str, &[&str])] = &[("a.test", &["192.0.2.1"])];
+    let spec = format!("hosts: [a.test], {TLS}, resolution: DNS");
+    let yaml = entry("a, annotations: {egress.interceptor.io/ech: forbid}", &spec);
+    assert_eq!(strict(&yaml, known), [""; 0]);
+    assert_eq!(strict(&yaml.replace("forbid", "allow"), known), ["443 192.0.2.1/32 named a.test"]);
+    assert_eq!(why(&yaml, known, Outbound::RegistryOnly, "192.0.2.1:443"), "bytes");
+}
+
 /// GAP-1: any bytes to the addresses of a DNS entry are its own, so no byte has to be read.
 #[test]
 fn gap_1_opaque_dns_entries_go_direct_at_their_own_addresses() {

@@ -16,7 +16,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
 use crate::account::wanted::Wanted;
-use crate::account::{Flag, Pen, Record};
+use crate::account::{Flag, Folds, Pen, Record};
 use crate::act::cluster::{Busy, Permit};
 
 use super::canon;
@@ -34,6 +34,8 @@ struct Late;
 pub(super) struct Entry {
     pen: Pen,
     record: Option<Record>,
+    /// Set where it may be one of many refusals.
+    folds: Option<Arc<Folds>>,
     started: Instant,
     /// When the last of the request had come.
     pub(super) complete: Arc<OnceLock<Instant>>,
@@ -49,6 +51,7 @@ impl Entry {
         Self {
             pen,
             record: Some(record),
+            folds: None,
             started: Instant::now(),
             complete: Arc::default(),
             received: Arc::default(),
@@ -66,6 +69,11 @@ impl Entry {
         if let Some(record) = &mut self.record {
             change(record);
         }
+    }
+
+    /// The request is refused by policy: its record may be folded.
+    pub(super) fn refused(&mut self, folds: Option<Arc<Folds>>) {
+        self.folds = folds;
     }
 
     /// What the log wants to know.
@@ -102,7 +110,10 @@ impl Entry {
                 self.complete.get().map(|end| end.saturating_duration_since(self.started));
             record.bytes_received = self.received.load(Ordering::Relaxed);
             record.bytes_sent = self.sent.load(Ordering::Relaxed);
-            self.pen.write(record);
+            match &self.folds {
+                Some(folds) => folds.refused(record),
+                None => self.pen.write(record),
+            }
         }
     }
 }

@@ -215,6 +215,7 @@ impl<W: World> Session<W> {
                 Err(Reply::of_rule(rule, entry.record(), &parts.headers))
             }
             Action::Block(Block::Http { status, explain, close }) => {
+                entry.refused(self.world.folds());
                 // What follows a CONNECT can not be read as requests.
                 let close = *close || parts.method == Method::CONNECT;
                 Err(Reply::refused(*status, close, explanation(*explain), named))

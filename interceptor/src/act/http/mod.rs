@@ -37,7 +37,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::account::{AccessLog, Flag, HttpFields, Record};
+use crate::account::{AccessLog, Flag, Folds, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::admit::Room;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
@@ -62,6 +62,8 @@ pub struct HttpContext {
     pub policy: Arc<Store>,
     /// Where lines go.
     pub log: AccessLog,
+    /// Refusals that repeat.
+    pub folds: Arc<Folds>,
     /// The workload's places.
     pub room: Arc<Room>,
     /// When connections end because another daemon has taken over.
@@ -99,12 +101,21 @@ trait World: Send + Sync + 'static {
     fn drain(&self) -> Option<&Drain> {
         None
     }
+
+    /// Where refusals go that may repeat; `None`: each has its line.
+    fn folds(&self) -> Option<Arc<Folds>> {
+        None
+    }
 }
 
 impl World for HttpContext {
     fn judge(&self, flow: &Flow<'_>, head: &RequestHead<'_>) -> (Decision, Enforcement) {
         let snapshot = self.policy.current();
-        (decide::by_request(&snapshot.policy, flow, head), snapshot.enforcement)
+        let profile = snapshot.enforcement;
+        match snapshot.needs_log() && self.log.fails() {
+            true => (decide::unlogged(profile), profile),
+            false => (decide::by_request(&snapshot.policy, flow, head), profile),
+        }
     }
 
     fn carrier(&self) -> &Carrier {
@@ -122,6 +133,12 @@ impl World for HttpContext {
 
     fn drain(&self) -> Option<&Drain> {
         Some(&self.drain)
+    }
+
+    fn folds(&self) -> Option<Arc<Folds>> {
+        // In istio each has its line (LOG-5).
+        let strict = self.policy.current().enforcement == Enforcement::Strict;
+        strict.then(|| Arc::clone(&self.folds))
     }
 }
 

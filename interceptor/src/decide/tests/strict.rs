@@ -349,3 +349,36 @@ fn t_13_special_addresses() {
         );
     }
 }
+
+/// T-26: an entry may forbid hellos that hide the name they mean; by default only the log tells.
+#[test]
+fn t_26_an_entry_may_forbid_encrypted_client_hello() {
+    let hidden = |name: &str| {
+        let sni = HostName::parse(name).ok();
+        Hello::Tls(ClientHello { sni, ech: true, ..ClientHello::default() })
+    };
+    let tls_port = port(443, "TLS");
+    let with = |value: &str, host: &str, more: &str| {
+        let metadata = format!("a, annotations: {{egress.interceptor.io/ech: {value}}}");
+        entry(&metadata, &format!("hosts: ['{host}'], {tls_port}, {more}"))
+    };
+    for profile in [Strict, Istio] {
+        let given = "addresses: [192.0.2.1], resolution: NONE";
+        for (host, shown, more) in
+            [("a.com", "a.com", DNS), ("a.com", "a.com", given), ("*.a.com", "b.a.com", given)]
+        {
+            let allowed = policy(&with("allow", host, more), profile, RegistryOnly);
+            let verdict = |policy: &Policy, hello: &Hello| connect(policy, "192.0.2.1:443", hello);
+            let plain = verdict(&allowed, &tls(shown));
+            assert!(plain.starts_with("relay "), "{plain}");
+            assert_eq!(verdict(&allowed, &hidden(shown)), plain);
+            let forbidden = policy(&with("forbid", host, more), profile, RegistryOnly);
+            assert_eq!(verdict(&forbidden, &tls(shown)), plain);
+            assert_eq!(
+                verdict(&forbidden, &hidden(shown)),
+                "close BlackHoleCluster hidden_name",
+                "{profile:?} {host} {more}"
+            );
+        }
+    }
+}

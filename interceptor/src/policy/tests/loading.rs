@@ -373,6 +373,23 @@ fn interceptor_config_says_what_goes_on_without_a_daemon_and_the_flag_overrides_
 }
 
 #[test]
+fn interceptor_config_says_what_happens_without_a_log_and_the_flag_overrides_it() {
+    let config = "apiVersion: egress.interceptor.io/v1alpha1\nkind: InterceptorConfig\n\
+                  metadata: {name: default}\nspec: {onLogLoss: refuse}\n";
+    let with = |text: &str, on_log_loss| {
+        load_from(text, |file| Sources { files: vec![file], on_log_loss, ..Sources::default() })
+            .expect("accepted")
+            .snapshot
+            .on_log_loss
+    };
+    assert_eq!(with(config, None), OnLogLoss::Refuse);
+    assert_eq!(with(config, Some(OnLogLoss::Continue)), OnLogLoss::Continue);
+    assert_eq!(with(GOOD, None), OnLogLoss::Continue, "the default");
+    let bad = errors(&config.replace("refuse", "drop"));
+    assert!(bad[0].contains("spec.onLogLoss"), "{bad:?}");
+}
+
+#[test]
 fn a_losing_entry_is_named_with_the_winner() {
     let later =
         GOOD.replace("name: a\n", "name: b\n").replace("resolution: DNS", "resolution: NONE");
