@@ -22,6 +22,7 @@ pub mod workloads;
 pub mod netns;
 pub mod descriptors;
 
+pub mod agent;
 pub mod scenario;
 pub mod selftest;
 

@@ -1,5 +1,6 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
+mod agent;
 mod cut;
 mod direct;
 mod enrol;
@@ -56,6 +57,8 @@ enum AppError {
     Isolate(#[from] IsolateError),
     #[error(transparent)]
     Selftest(#[from] SelftestError),
+    #[error("the Kubernetes API cannot be used: {0}")]
+    Cluster(String),
     #[error("{what}: {source}")]
     Busy { what: String, source: std::io::Error },
     #[error("{what}: {source}")]
@@ -74,6 +77,7 @@ impl AppError {
             Self::Admin(error) => error.exit(),
             Self::Exec(error) => error.exit(),
             Self::Selftest(error) => error.exit(),
+            Self::Cluster(_) => Exit::Failure,
             Self::Busy { .. } => Exit::Busy,
             Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
         }
@@ -171,6 +175,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         }
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Agent(args) => agent::run(*args).await,
         Verb::Test(test) => self::test::run(&test),
         Verb::Selftest(args) => selftest::run(&args).await,
         // Done before the runtime was made.
