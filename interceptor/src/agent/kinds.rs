@@ -201,7 +201,22 @@ impl Object {
         for (field, value) in content(kind, object) {
             kept[field] = value;
         }
-        Some(Self { name, text: one_line(&kept) })
+        Some(Self { name, text: one_line(kept) })
+    }
+
+    /// The mesh configuration's ConfigMap, of which nothing but the key `mesh` is kept; `None` where
+    /// it has none.
+    pub fn of_mesh(object: &Value) -> Option<Self> {
+        let mesh = object.pointer("/data/mesh")?.clone();
+        let mut kept = Self::of(Kind::ConfigMap, "v1", object)?;
+        let whole = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata(Kind::ConfigMap, object),
+            "data": {"mesh": mesh},
+        });
+        kept.text = one_line(whole);
+        Some(kept)
     }
 
     /// Reads a line that [`Self::of`] wrote; `None` where it is none.
@@ -300,23 +315,6 @@ fn content(kind: Kind, object: &Value) -> Map<String, Value> {
     kept
 }
 
-impl Object {
-    /// The mesh configuration's ConfigMap, of which nothing but the key `mesh` is kept; `None` where
-    /// it has none.
-    pub fn of_mesh(object: &Value) -> Option<Self> {
-        let mesh = object.pointer("/data/mesh")?.clone();
-        let mut kept = Self::of(Kind::ConfigMap, "v1", object)?;
-        let whole = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": metadata(Kind::ConfigMap, object),
-            "data": {"mesh": mesh},
-        });
-        kept.text = one_line(&whole);
-        Some(kept)
-    }
-}
-
 fn keep(kept: &mut Map<String, Value>, field: &str, value: Option<&Value>) {
     if let Some(value) = value.filter(|value| !value.is_null()) {
         kept.insert(field.to_owned(), value.clone());
@@ -337,9 +335,35 @@ fn each(kept: &mut Value, object: &Value, list: &str, fields: &[&str]) {
     }
 }
 
+/// Longer keys are cut: no field, label (317) or key of a Secret (253) is as long as this.
+const LONGEST_KEY: usize = 400;
+
+/// Makes each key one that YAML can have: at most 1024 characters on its line, escapes included. One
+/// that it cannot would make the whole set unreadable.
+fn tame_keys(value: &mut Value) {
+    let is_tame = |c: char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\' | '&');
+    match value {
+        Value::Object(fields) => {
+            if fields.keys().any(|key| key.len() > LONGEST_KEY || !key.chars().all(is_tame)) {
+                let all = std::mem::take(fields).into_iter();
+                // No name of anything has a question mark.
+                let tamed = |key: String| -> String {
+                    let kept = key.chars().take(LONGEST_KEY);
+                    kept.map(|c| if is_tame(c) { c } else { '?' }).collect()
+                };
+                *fields = all.map(|(key, value)| (tamed(key), value)).collect();
+            }
+            fields.values_mut().for_each(tame_keys);
+        }
+        Value::Array(items) => items.iter_mut().for_each(tame_keys),
+        _ => {}
+    }
+}
+
 /// JSON that YAML reads as the same document, cut from its neighbours by `---`: what YAML gives a
 /// meaning, or cannot have, is escaped.
-fn one_line(value: &Value) -> String {
+fn one_line(mut value: Value) -> String {
+    tame_keys(&mut value);
     let json = value.to_string();
     let plain = |c: char| {
         matches!(c, ' '..='~' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
@@ -427,12 +451,16 @@ mod tests {
     #[test]
     fn odd_characters_stay_within_their_line() {
         let odd = "a&b\u{feff}\u{85}\u{2028}\u{7f}\n---\n# \u{1f600}é\t\"\\";
-        let object = json!({"metadata": {"name": "e"}, "spec": {"x": odd}});
+        let long = "k".repeat(5000);
+        let wild = "\u{1}".repeat(300);
+        let object = json!({"metadata": {"name": "e"}, "spec": {"x": odd, long.as_str(): odd, wild.as_str(): odd}});
         let kept = Object::of(Kind::ServiceEntry, "v1", &object).expect("kept").text;
         assert!(kept.chars().all(|c| !c.is_control() && c != '&' && c != '\u{feff}'), "{kept}");
         let json: Value = serde_json::from_str(&kept).expect("JSON");
         assert_eq!(json["spec"]["x"], odd);
         let yaml: Value = serde_saphyr::from_str(&kept).expect("YAML");
         assert_eq!(yaml["spec"]["x"], odd);
+        assert_eq!(yaml["spec"][&long[..LONGEST_KEY]], odd, "and no longer: {kept}");
+        assert_eq!(yaml["spec"]["?".repeat(300)], odd, "{kept}");
     }
 }

@@ -161,8 +161,11 @@ impl Agent {
                     self.due = Some((latest, now + QUIET));
                 }
             }
+            // Said once, whatever else goes wrong with it.
             Some(Told::Failing(what, why)) => {
-                if self.failing.get(&what) != Some(&why) {
+                if let Some(before) = self.failing.get_mut(&what) {
+                    *before = why;
+                } else {
                     self.first
                         .push(format!("{what} cannot be watched; what is known stays: {why}"));
                     self.failing.insert(what, why);

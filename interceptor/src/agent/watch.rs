@@ -133,7 +133,7 @@ impl Watcher {
                 Ok(_) => {}
                 Err(error) if status(&error) == Some(404) => {}
                 Err(error) => {
-                    let told = Told::Failing(feed.to_string(), error.to_string());
+                    let told = Told::Failing(feed.to_string(), why(&error));
                     let _ = self.out.send(told).await;
                     return None;
                 }
@@ -266,7 +266,7 @@ where
             }
             // 410 is the server's way to ask for a new list, and no trouble.
             if code != Some(410)
-                && out.send(Told::Failing(what.to_owned(), error.to_string())).await.is_err()
+                && out.send(Told::Failing(what.to_owned(), why_not(&error))).await.is_err()
             {
                 return Ended::Unheard;
             }
@@ -292,6 +292,31 @@ fn kind_of(error: &watcher::Error) -> (Option<u16>, bool) {
         watcher::Error::WatchFailed(error) => (status(error), false),
         watcher::Error::WatchError(status) => (Some(status.code), false),
         watcher::Error::NoResourceVersion => (None, false),
+    }
+}
+
+/// What people are told of an error.
+fn why_not(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => why(error),
+        watcher::Error::WatchError(status) => format!("{} ({})", status.message, status.code),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}
+
+fn why(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        // The outer ones name layers of the client only.
+        error => {
+            let mut inner: &dyn std::error::Error = error;
+            while let Some(source) = inner.source() {
+                inner = source;
+            }
+            inner.to_string()
+        }
     }
 }
 

@@ -17,7 +17,6 @@ use crate::policy::{Outbound, Sources};
 
 /// A node with its agent.
 pub(crate) struct Node {
-    pub(crate) fake: Fake,
     pub(crate) agent: Agent,
     /// All that it said.
     pub(crate) said: Vec<String>,
@@ -46,7 +45,7 @@ impl Node {
             disk: kept,
         };
         let agent = Agent::start(fake.client(), options);
-        Self { fake: fake.clone(), agent, said: Vec::new(), disk }
+        Self { agent, said: Vec::new(), disk }
     }
 
     /// Lets the agent do what it wants to for a minute at least. What it said.
