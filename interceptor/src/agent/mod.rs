@@ -172,9 +172,8 @@ impl Agent {
                 }
             }
             Some(Told::Working(what)) => {
-                if self.failing.remove(&what).is_some() {
-                    self.first.push(format!("{what} can be watched again"));
-                }
+                let was_failing = self.failing.remove(&what).is_some();
+                self.first.extend(was_failing.then(|| format!("{what} can be watched again")));
             }
             // The watcher itself holds one end.
             None => {}

@@ -184,12 +184,12 @@ impl Pod {
         let (mode, because) = match labelled {
             None => (default, "the default".to_owned()),
             Some((whose, value)) => match Mode::parse(value) {
-                Some(mode) => (mode, format!("{whose}")),
+                Some(mode) => (mode, whose.to_owned()),
                 None => {
                     notes.push(format!(
                         "{MODE}: \"{value}\" is not enforce, audit or disabled; taken as enforce"
                     ));
-                    (Mode::Enforce, format!("{whose}"))
+                    (Mode::Enforce, whose.to_owned())
                 }
             },
         };
@@ -304,8 +304,9 @@ mod tests {
     #[test]
     fn what_is_covered() {
         use Mode::{Audit, Disabled, Enforce};
+        type Row = (Option<&'static str>, Option<&'static str>, Mode, Mode, &'static str);
         // The pod's label, the namespace's, the default; the mode, and who decided.
-        let table: &[(Option<&str>, Option<&str>, Mode, Mode, &str)] = &[
+        let table: &[Row] = &[
             (None, None, Disabled, Disabled, "the default"),
             (None, None, Enforce, Enforce, "the default"),
             (None, Some("enforce"), Disabled, Enforce, "the namespace's label"),

@@ -18,6 +18,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::documents::{Event, Feed};
 use super::kinds::{Kind, Name, Object};
@@ -27,6 +28,10 @@ const PAGE: u32 = 500;
 
 /// The longest wait between two attempts where the library's own back-off ends.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// A watch on which nothing changes says nothing. After an error it is taken to work again when none
+/// followed for this long, which is more than a connection may take to be made.
+const CALM: Duration = Duration::from_secs(40);
 
 /// What a watch says.
 #[derive(Debug)]
@@ -185,12 +190,7 @@ impl Watcher {
         let event = match event {
             watcher::Event::Init => Some(Event::ListBegins),
             watcher::Event::InitApply(one) => object(&one).map(Event::Listed),
-            watcher::Event::InitDone => {
-                return vec![
-                    Told::Event(feed.clone(), Event::ListEnds),
-                    Told::Working(feed.to_string()),
-                ];
-            }
+            watcher::Event::InitDone => Some(Event::ListEnds),
             // What is left of it may be nothing, as of a mesh configuration without `mesh`.
             watcher::Event::Apply(one) => {
                 Some(object(&one).map_or_else(|| Event::Gone(name(&one)), Event::Put))
@@ -216,7 +216,6 @@ async fn definitions(
             watcher::Event::InitApply(one) => _ = listing.insert(one.name_any()),
             watcher::Event::InitDone => {
                 defined.send_replace(Some(std::mem::take(&mut listing)));
-                return vec![Told::Working(WHAT.to_owned())];
             }
             // Each change of one counts: it may be served only now.
             watcher::Event::Apply(one) => {
@@ -245,10 +244,27 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut backoff = DefaultBackoff::default();
+    // Something before may have failed.
+    let mut is_failing = true;
     loop {
         let mut events = pin!(watcher(api.clone(), config.clone()));
-        // The watcher's stream has no end.
-        while let Some(event) = events.next().await {
+        loop {
+            let calm = if is_failing { CALM } else { Duration::MAX };
+            let event = timeout(calm, events.next()).await;
+            let works = match &event {
+                // A list that begins was only asked for.
+                Ok(Some(event)) => event.as_ref().is_ok_and(|event| !is_begin(event)),
+                Ok(None) => false,
+                Err(_) => true,
+            };
+            if is_failing && works {
+                is_failing = false;
+                if out.send(Told::Working(what.to_owned())).await.is_err() {
+                    return Ended::Unheard;
+                }
+            }
+            // The watcher's stream has no end.
+            let Ok(Some(event)) = event else { continue };
             let error = match event {
                 Ok(event) => {
                     for told in hear(event) {
@@ -265,6 +281,7 @@ where
                 return Ended::NotServed;
             }
             // 410 is the server's way to ask for a new list, and no trouble.
+            is_failing |= code != Some(410);
             if code != Some(410)
                 && out.send(Told::Failing(what.to_owned(), why_not(&error))).await.is_err()
             {
@@ -277,6 +294,10 @@ where
             }
         }
     }
+}
+
+fn is_begin<K>(event: &watcher::Event<K>) -> bool {
+    matches!(event, watcher::Event::Init)
 }
 
 /// How long to wait before the next attempt, jitter included.

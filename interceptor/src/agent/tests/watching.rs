@@ -78,7 +78,7 @@ async fn a_silent_server_is_not_stormed() {
     assert_eq!(said.matches("serviceentries cannot").count(), 1, "said once: {said}");
     fake.put(entry("shop", "b", "b.example.com"));
     fake.set_down(false);
-    node.settle().await;
+    node.pass(3 * MINUTE).await;
     assert_eq!(node.services("shop/web"), hosts(&["a", "b"]));
     assert!(node.agent.troubles().is_empty(), "{:?}", node.agent.troubles());
 }
