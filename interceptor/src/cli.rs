@@ -1,6 +1,7 @@
 //! The command line: what can be asked for. Parsing only reads; it opens, resolves and changes
 //! nothing.
 
+mod agent;
 mod run;
 mod values;
 
@@ -12,6 +13,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+pub use self::agent::Agent;
 use crate::policy::{Enforcement, Outbound};
 pub use run::{Run, WorkloadArgs};
 use values::parse_name;
@@ -102,6 +104,9 @@ pub enum Verb {
     Explain(Box<Explain>),
     /// Remove what a killed interceptor left: links, maps, cgroups and what still runs in them.
     Detach(Detach),
+    /// Follow policy and this node's pods in the Kubernetes API, and keep the last good state. Covers
+    /// no pod yet.
+    Agent(Box<Agent>),
     /// Run policy tests: scenario files through the rules, without any network.
     Test(Test),
     /// Try every known way out from inside a covered room against canaries of its own. Needs root.

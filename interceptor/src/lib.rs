@@ -23,6 +23,7 @@ pub mod netns;
 pub mod descriptors;
 pub mod drain;
 
+pub mod agent;
 pub mod scenario;
 pub mod selftest;
 

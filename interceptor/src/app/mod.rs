@@ -1,5 +1,6 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
+mod agent;
 mod command;
 mod cut;
 mod direct;
@@ -62,6 +63,8 @@ enum AppError {
     Isolate(#[from] IsolateError),
     #[error(transparent)]
     Selftest(#[from] SelftestError),
+    #[error("the Kubernetes API cannot be used: {0}")]
+    Cluster(String),
     #[error("{what}: {source}")]
     Busy { what: String, source: std::io::Error },
     #[error("{what}: {source}")]
@@ -80,6 +83,7 @@ impl AppError {
             Self::Admin(error) => error.exit(),
             Self::Exec(error) => error.exit(),
             Self::Selftest(error) => error.exit(),
+            Self::Cluster(_) => Exit::Failure,
             Self::Busy { .. } => Exit::Busy,
             Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
         }
@@ -132,8 +136,9 @@ pub fn main() -> ExitCode {
 fn init_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let bpf_log = matches!(&cli.verb, Verb::Run(run) if run.bpf_log);
-    // The reader of netlink warns of every attribute that is younger than itself.
-    let mut default = "warn,netlink_packet_route=error".to_owned();
+    // The reader of netlink warns of every attribute that is younger than itself. The Kubernetes client
+    // shows answers that it cannot read, Secrets included; the agent says itself what goes wrong.
+    let mut default = "warn,netlink_packet_route=error,kube_client=off,kube_runtime=off".to_owned();
     if bpf_log {
         default.push_str(",interceptor_ebpf=debug");
     }
@@ -178,6 +183,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         }
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Agent(args) => agent::run(*args).await,
         Verb::Test(test) => self::test::run(&test),
         Verb::Selftest(args) => selftest::run(&args).await,
         // Done before the runtime was made.

@@ -1,30 +1,22 @@
 //! Files to a snapshot: read everything, report everything, then compile.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::compile::{Compiled, Input, Mesh, compile};
-use super::destination_rule::{self, Defaults, Rules as DestinationRules};
-use super::entry::{Entry, ServicePort};
+use super::checked::Checked;
 use super::fields::{Context, Findings};
 use super::inventory::{Inventory, Substitutes};
-use super::mesh::MeshConfig;
 use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
 use super::parts::Known;
-use super::registry::Carriage;
 use super::resource::Resources;
-use super::virtual_service::compile::Settings;
-use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound, Snapshot, telemetry};
+use super::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound, Snapshot};
 use crate::decide::pattern::EntryHost;
-use crate::decide::{Group, Policy, Service};
 
 /// Where rules come from, and what overrides them.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +25,8 @@ pub struct Sources {
     pub files: Vec<PathBuf>,
     /// A mesh configuration: bare, as `meshConfig` of an IstioOperator, or Istio's ConfigMap.
     pub mesh_config: Option<PathBuf>,
-    /// Resources given as text, after the files, each under the name that messages call it by.
+    /// Resources given as text, after the files, each under the name that messages call it by; with
+    /// an empty one they begin with the resource.
     pub texts: Vec<(PathBuf, String)>,
     /// A mesh configuration given as text, likewise.
     pub mesh_text: Option<(PathBuf, String)>,
@@ -58,7 +51,7 @@ pub struct Sources {
 }
 
 /// The workload that the rules are compiled for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Caller {
     /// Its namespace: visibility (SE-9), Sidecars (SC-1), `sourceNamespace` (VS-14).
     pub namespace: String,
@@ -121,9 +114,6 @@ impl fmt::Display for Summary {
     }
 }
 
-/// T-28: strict's wait for first bytes where nothing is configured.
-const STRICT_SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Reads, validates and compiles `sources` for `caller`.
 ///
 /// # Errors
@@ -145,20 +135,28 @@ pub fn load_over(
     caller: &Caller,
     before: &Inventory,
 ) -> Result<Loaded, LoadErrors> {
+    check_over(sources, before).map(|checked| checked.compile(caller))
+}
+
+/// Reads and validates what is to follow `before`, for whichever workload it is compiled then.
+///
+/// # Errors
+/// As for [`load`].
+pub fn check_over(sources: &Sources, before: &Inventory) -> Result<Checked, LoadErrors> {
     let again = !before.is_empty();
     let known = before.known();
-    let loaded = load_once(sources, caller, again, Substitutes::new(), &known)?;
-    let names = loaded.rejected.iter().filter_map(|notice| notice.resource.as_deref());
+    let checked = check_once(sources, again, Substitutes::new(), &known)?;
+    let names = checked.rejected.iter().filter_map(|notice| notice.resource.as_deref());
     let substitutes = before.documents(names);
     if substitutes.is_empty() {
-        return Ok(loaded);
+        return Ok(checked);
     }
     let mut kept: Vec<_> = substitutes.keys().cloned().collect();
-    let mut second = load_once(sources, caller, again, substitutes, &known)?;
+    let mut second = check_once(sources, again, substitutes, &known)?;
     // What was good once need not be beside other settings.
     kept.retain(|id| second.rejected.iter().all(|notice| notice.resource.as_deref() != Some(id)));
     second.inventory.keep(before, kept.iter());
-    for mut notice in loaded.rejected {
+    for mut notice in checked.rejected {
         let is_kept = |id: &str| kept.iter().any(|kept| **kept == *id);
         if notice.resource.as_deref().is_some_and(is_kept) {
             notice.message.push_str("; its last good version stays");
@@ -169,14 +167,12 @@ pub fn load_over(
     Ok(second)
 }
 
-fn load_once(
+fn check_once(
     sources: &Sources,
-    caller: &Caller,
     again: bool,
     substitutes: Substitutes,
     known: &Arc<Known>,
-) -> Result<Loaded, LoadErrors> {
-    let namespace = caller.namespace.as_str();
+) -> Result<Checked, LoadErrors> {
     let mut out = Findings::default();
     let known = Arc::clone(known);
     let mut resources = Resources { substitutes, known, ..Resources::default() };
@@ -221,7 +217,7 @@ fn load_once(
     let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
     let written = std::mem::take(&mut resources.service_entries).into_iter();
     let mut known = Known::with_capacity(written.len());
-    let mut entries: Vec<_> =
+    let entries: Vec<_> =
         written.filter_map(|entry| entry.check(profile, &mut known, &mut out)).collect();
     reject_partial(&mut resources, profile, &mut out);
     if !out.errors.is_empty() {
@@ -231,145 +227,41 @@ fn load_once(
         return Err(LoadErrors(all));
     }
 
-    let mesh = resources.meshes.pop().unwrap_or_default();
-    let summary = Summary {
-        documents: resources.documents,
-        service_entries: entries.len(),
-        services: 0,
-        telemetries: resources.telemetries.len(),
-        virtual_services: resources.virtual_services.len(),
-        sidecars: resources.sidecars.len(),
-    };
-    let rules = destination_rules(&mut resources, &mesh, profile, &mut out);
-    let virtual_services = std::mem::take(&mut resources.virtual_services);
-    let slices = &resources.endpoint_slices;
-    entries.extend(resources.services.iter().filter_map(|service| {
-        service.to_entry(slices, |host| {
-            let routed = virtual_services.iter().flat_map(|routes| &routes.hosts);
-            let mut routed = routed.filter_map(EntryHost::exact);
-            rules.concern(caller, host.as_str(), &service.meta.namespace)
-                || routed.any(|routed| routed == host)
-        })
-    }));
-    let workloads = resources.workload_entries.iter().filter_map(WorkloadEntry::to_workload);
-    let workloads = workloads.chain(std::mem::take(&mut resources.pods));
-    let input = Input {
-        entries,
-        virtual_services,
-        sidecars: std::mem::take(&mut resources.sidecars),
-        gateways: std::mem::take(&mut resources.gateways),
-        workloads: workloads.collect(),
-    };
-    let compiled = compile_for(caller, input, &mesh, sources, &rules, &mut out);
-    out.warnings.extend(double_tls(&rules, caller, &compiled.rules.services));
-    let services = compiled.rules.services.iter().filter(|service| !service.nominal).count();
-    let summary = Summary { services, ..summary };
-    let outbound = compiled.rules.outbound;
-    let logged = telemetry::Logged { namespace, labels: &caller.labels };
-    let access_log = telemetry::outputs(&resources.telemetries, &mesh, logged, &mut out);
-    let snapshot = Snapshot {
-        generation: 1,
-        policy: Policy::new(namespace, profile, compiled.rules),
-        enforcement: profile,
-        outbound,
-        sniff_timeout: sniff_timeout(&mesh, profile, &mut out),
-        connect_timeout: mesh.connect_timeout.unwrap_or(Duration::from_secs(10)),
-        dns_refresh: mesh.dns_refresh.unwrap_or(Duration::from_secs(60)),
-        access_log,
-        log_format: mesh.log_format,
-        udp_allowed: compiled.udp,
-        refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
-        credentials: resources.secrets.keyring(namespace),
-        on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
-        on_loss: sources.on_loss.or(resources.on_loss).unwrap_or_default(),
-        on_log_loss: sources.on_log_loss.or(resources.on_log_loss).unwrap_or_default(),
-        fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(true),
-        limits: resources.limits.unwrap_or_default(),
-    };
     let inventory = {
         let rejected: HashSet<_> =
             out.rejected.iter().filter_map(|notice| notice.resource.as_deref()).collect();
-        Inventory::of(resources.seen, &texts, |id| rejected.contains(id)).with_known(known)
+        let seen = std::mem::take(&mut resources.seen);
+        Inventory::of(seen, &texts, |id| rejected.contains(id)).with_known(known)
     };
-    Ok(Loaded { snapshot, warnings: out.warnings, rejected: out.rejected, summary, inventory })
+    Ok(Checked::new(sources.overrides(), profile, entries, resources, inventory, out))
 }
 
-/// MESH-8 where the mesh configuration says nothing.
-fn or_all(items: &[String]) -> Vec<String> {
-    if items.is_empty() { vec!["*".to_owned()] } else { items.to_vec() }
-}
-
-fn destination_rules(
-    resources: &mut Resources,
-    mesh: &MeshConfig,
-    profile: Enforcement,
-    out: &mut Findings,
-) -> DestinationRules {
-    let defaults = Defaults {
-        root_namespace: mesh.root_namespace.clone().unwrap_or_else(|| "istio-system".to_owned()),
-        export_to: or_all(&mesh.destination_rule_export),
-        profile,
-    };
-    DestinationRules::new(std::mem::take(&mut resources.destination_rules), defaults, out)
-        .in_mesh(mesh.h2_upgrade, mesh.default_policy.clone())
-}
-
-/// GAP-18: rules that wrap what is TLS already.
-fn double_tls(rules: &DestinationRules, caller: &Caller, services: &[Service]) -> Vec<Notice> {
-    if rules.is_empty() {
-        return Vec::new();
+impl Sources {
+    /// What it says over the documents, without them.
+    fn overrides(&self) -> Self {
+        let Self {
+            outbound,
+            enforcement,
+            on_removal,
+            on_loss,
+            on_log_loss,
+            fast_path,
+            dns_capture,
+            gateway,
+            ..
+        } = *self;
+        Self {
+            outbound,
+            enforcement,
+            on_removal,
+            on_loss,
+            on_log_loss,
+            fast_path,
+            dns_capture,
+            gateway,
+            ..Self::default()
+        }
     }
-    let mut ports: BTreeMap<(String, &str), Vec<(u16, bool)>> = BTreeMap::new();
-    for service in services {
-        let host = service.cluster.host.to_string();
-        let port = (service.port, service.group == Group::Tls);
-        ports.entry((host, &service.rule.namespace)).or_default().push(port);
-    }
-    let found = ports
-        .iter()
-        .filter_map(|((host, namespace), ports)| rules.double_tls(caller, host, namespace, ports));
-    found.collect()
-}
-
-fn compile_for(
-    caller: &Caller,
-    input: Input,
-    config: &MeshConfig,
-    sources: &Sources,
-    rules: &DestinationRules,
-    out: &mut Findings,
-) -> Compiled {
-    let profile = rules.profile();
-    // DestinationRules are asked here and nowhere else: what carries the traffic of this port, or of
-    // a subset of it (VS-21: `None` where no rule defines the subset).
-    let carriage = |entry: &Entry, host: &EntryHost, port: &ServicePort, subset: Option<&str>| {
-        let host = host.to_string();
-        let service = destination_rule::ServicePort::of(entry, &host, port);
-        let found = rules.lookup(caller, &service, subset);
-        let labels = found.subset_labels.unwrap_or_default();
-        (!found.missing_subset).then_some(Carriage { traffic: found.traffic, labels })
-    };
-    let service_export: Vec<String> =
-        config.default_export.iter().flatten().map(|item| item.value.clone()).collect();
-    let mesh = Mesh {
-        root: config.root_namespace.as_deref().unwrap_or("istio-system"),
-        service_export: or_all(&service_export),
-        virtual_service_export: or_all(&config.virtual_service_export),
-        outbound: sources.outbound.or(config.outbound).unwrap_or_default(),
-        dns_capture: sources.dns_capture || config.dns_capture,
-        gateway: sources.gateway,
-        dynamic_tls: config.dynamic_tls.clone(),
-        unknown: rules.of_unknown(),
-        settings: Settings {
-            caller,
-            gateway: None,
-            profile,
-            normalization: config.normalization,
-            retries: config.retries.clone(),
-        },
-        carriage: &carriage,
-    };
-    compile(input, &mesh, out)
 }
 
 /// T-22: strict takes no host that also matches names of other owners.
@@ -385,23 +277,6 @@ fn reject_partial(resources: &mut Resources, profile: Enforcement, out: &mut Fin
         }
         partial.is_none()
     });
-}
-
-/// MESH-5: 0 waits for ever in istio; strict never does (T-28).
-fn sniff_timeout(mesh: &MeshConfig, profile: Enforcement, out: &mut Findings) -> Option<Duration> {
-    let given = mesh.detection_timeout.as_ref();
-    match (given, profile) {
-        (Some(timeout), _) if !timeout.value.is_zero() => Some(timeout.value),
-        (_, Enforcement::Istio) => None,
-        (None, Enforcement::Strict) => Some(STRICT_SNIFF_TIMEOUT),
-        (Some(timeout), Enforcement::Strict) => {
-            if let Some(context) = &mesh.context {
-                let message = "0 would wait for ever; strict waits 5s (T-28)";
-                out.warnings.push(context.notice(timeout.at, &timeout.path, message));
-            }
-            Some(STRICT_SNIFF_TIMEOUT)
-        }
-    }
 }
 
 /// The files that a path stands for; none where that is an error.

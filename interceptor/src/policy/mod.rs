@@ -1,6 +1,7 @@
 //! Where rules come from: resources as written, validated, compiled into one snapshot.
 
 mod base64;
+mod checked;
 mod compile;
 mod destination_rule;
 mod entry;
@@ -36,10 +37,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+pub use self::checked::Checked;
 pub use self::inventory::{Changes, Inventory};
 pub use self::kubernetes::{Credentials, Keyring};
 pub use self::limits::Limits;
-pub use self::load::{Caller, Loaded, Sources, Summary, load, load_over};
+pub use self::load::{Caller, Loaded, Sources, Summary, check_over, load, load_over};
 pub use self::notice::{LoadErrors, Notice, Place};
 pub use self::watch::Watch;
 use crate::account::{Format, LogSettings};

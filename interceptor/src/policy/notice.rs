@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// A position in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// The file, as it was given.
+    /// The file, as it was given; empty where the resource came from elsewhere and names itself.
     pub file: PathBuf,
     /// Line, from 1; 0 where the whole file is meant.
     pub line: usize,
@@ -50,7 +50,9 @@ impl Notice {
 
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        if !self.place.file.as_os_str().is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
         if let Some(resource) = &self.resource {
             write!(f, "{resource}: ")?;
         }

@@ -53,11 +53,20 @@ pub enum Fault {
 /// # Errors
 /// [`Fault`]: the case did not pass.
 pub fn run(case: &Case, profile: Enforcement) -> Result<(), Fault> {
+    run_by(case, profile, &rules)
+}
+
+/// Where the rules of a case come from.
+type RulesOf<'r> = dyn Fn(&Setting, Enforcement) -> Result<Loaded, LoadErrors> + 'r;
+
+fn run_by(case: &Case, profile: Enforcement, rules: &RulesOf<'_>) -> Result<(), Fault> {
     let question = case.question.as_ref().map_err(|error| Fault::Broken(error.clone()))?;
     let Question { setting, kind, expect } = question;
     let differences = match kind {
         Kind::Validation(layer) => validate(setting, *layer, expect, profile),
-        Kind::Flow { network, flow } => judge(setting, network, flow, expect, profile)?,
+        Kind::Flow { network, flow } => {
+            judge(rules(setting, profile), setting, network, flow, expect, profile)?
+        }
     };
     if differences.is_empty() { Ok(()) } else { Err(Fault::Differs(differences)) }
 }
@@ -134,13 +143,14 @@ fn validate(
 
 /// Sends the case's flow and compares.
 fn judge(
+    loaded: Result<Loaded, LoadErrors>,
     setting: &Setting,
     network: &Network,
     flow: &Flow,
     expect: &Expect,
     profile: Enforcement,
 ) -> Result<Vec<Difference>, Fault> {
-    let loaded = rules(setting, profile).map_err(|errors| Fault::Broken(errors.to_string()))?;
+    let loaded = loaded.map_err(|errors| Fault::Broken(errors.to_string()))?;
     let snapshot = &loaded.snapshot;
     let habits = Habits {
         connect_timeout: snapshot.connect_timeout.max(Duration::from_millis(1)),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
+mod cluster;
 mod fields;
 
 /// Examples that do not pass yet, each with what they wait for. A case that passes has to leave

@@ -1,0 +1,245 @@
+//! What the API server said, folded into a set of documents. Pure: the watching is in `watch`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::kinds::{Kind, Name, Object, Shelf};
+
+/// What is watched together: all objects of a kind that the agent may see, or one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Feed {
+    /// What.
+    pub kind: Kind,
+    /// The only one that is watched, where it is one only.
+    pub only: Option<Name>,
+}
+
+impl Feed {
+    /// All objects of `kind`.
+    pub fn all(kind: Kind) -> Self {
+        Self { kind, only: None }
+    }
+
+    /// One object.
+    pub fn one(kind: Kind, name: Name) -> Self {
+        Self { kind, only: Some(name) }
+    }
+}
+
+impl std::fmt::Display for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.only {
+            None => write!(f, "{}", self.kind.plural()),
+            Some(name) => write!(f, "{} {name}", self.kind),
+        }
+    }
+}
+
+/// What a watch has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A list begins. Until it is complete, what was known before holds.
+    ListBegins,
+    /// An object of the list.
+    Listed(Object),
+    /// The list is complete: what was not in it is gone.
+    ListEnds,
+    /// An object is new or different.
+    Put(Object),
+    /// An object is gone.
+    Gone(Name),
+}
+
+/// The documents, and how far they are known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Documents {
+    feeds: BTreeMap<Feed, Held>,
+}
+
+/// What is known by one feed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Held {
+    objects: BTreeMap<Name, String>,
+    /// The list that is under way.
+    listing: Option<BTreeMap<Name, String>>,
+    /// The API server gave a whole list since the start. Before, it is what the disk had.
+    is_fresh: bool,
+}
+
+/// What an event changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// A document is other than it was.
+    pub content: bool,
+    /// A feed has its first list.
+    pub freshness: bool,
+}
+
+impl Documents {
+    /// None yet, of `feeds`.
+    pub fn new(feeds: impl IntoIterator<Item = Feed>) -> Self {
+        Self { feeds: feeds.into_iter().map(|feed| (feed, Held::default())).collect() }
+    }
+
+    /// Adds what a disk kept. It holds until the API server gives a list of its own.
+    pub fn restore(&mut self, feed: Feed, object: Object) {
+        self.feeds.entry(feed).or_default().objects.insert(object.name, object.text);
+    }
+
+    /// Folds one event in. Those of a feed that is not known (any more) change nothing.
+    pub fn apply(&mut self, feed: &Feed, event: Event) -> Changed {
+        let Some(held) = self.feeds.get_mut(feed) else { return Changed::default() };
+        let only_content = |content| Changed { content, freshness: false };
+        match event {
+            Event::ListBegins => {
+                held.listing = Some(BTreeMap::new());
+                Changed::default()
+            }
+            Event::Listed(object) => {
+                if let Some(listing) = &mut held.listing {
+                    listing.insert(object.name, object.text);
+                }
+                Changed::default()
+            }
+            Event::ListEnds => {
+                let Some(listing) = held.listing.take() else { return Changed::default() };
+                let content = listing != held.objects;
+                let freshness = !std::mem::replace(&mut held.is_fresh, true);
+                held.objects = listing;
+                Changed { content, freshness }
+            }
+            Event::Put(Object { name, text }) => {
+                let before = held.objects.insert(name, text.clone());
+                only_content(before.as_deref() != Some(text.as_str()))
+            }
+            Event::Gone(name) => only_content(held.objects.remove(&name).is_some()),
+        }
+    }
+
+    /// Sets which single objects of `kinds` are watched beside the feeds from the start; the others
+    /// are forgotten. Whether a document went with them.
+    pub fn set_wanted(&mut self, wanted: &BTreeSet<Feed>, fixed: &BTreeSet<Feed>) -> bool {
+        let before = self.feeds.values().map(|held| held.objects.len()).sum::<usize>();
+        self.feeds.retain(|feed, _| wanted.contains(feed) || fixed.contains(feed));
+        for feed in wanted {
+            self.feeds.entry(feed.clone()).or_default();
+        }
+        before != self.feeds.values().map(|held| held.objects.len()).sum::<usize>()
+    }
+
+    /// The feeds that have not given a list since the start.
+    pub fn stale(&self) -> impl Iterator<Item = &Feed> {
+        self.feeds.iter().filter(|(_, held)| !held.is_fresh).map(|(feed, _)| feed)
+    }
+
+    /// Every object of a kind, with its document.
+    pub fn of(&self, kind: Kind) -> impl Iterator<Item = (&Name, &str)> {
+        let feeds = self.feeds.iter().filter(move |(feed, _)| feed.kind == kind);
+        feeds.flat_map(|(_, held)| &held.objects).map(|(name, text)| (name, text.as_str()))
+    }
+
+    /// The documents of a shelf as one text, in an order of their own: a policy file.
+    pub fn text(&self, shelf: Shelf) -> String {
+        let mut text = String::new();
+        let mut seen = BTreeSet::new();
+        for (feed, held) in self.feeds.iter().filter(|(feed, _)| feed.kind.shelf() == shelf) {
+            for (name, document) in &held.objects {
+                // Two feeds may show the same object.
+                if seen.insert((feed.kind, name)) {
+                    // Writing to a string cannot fail.
+                    let _ = writeln!(text, "---\n{document}");
+                }
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str, text: &str) -> Object {
+        Object { name: named(name), text: format!("{{\"x\":\"{text}\"}}") }
+    }
+
+    fn named(name: &str) -> Name {
+        Name { namespace: "shop".to_owned(), name: name.to_owned() }
+    }
+
+    fn feed() -> Feed {
+        Feed::all(Kind::ServiceEntry)
+    }
+
+    fn names(documents: &Documents) -> Vec<&str> {
+        documents.of(Kind::ServiceEntry).map(|(name, _)| name.name.as_str()).collect()
+    }
+
+    const CONTENT: Changed = Changed { content: true, freshness: false };
+    const NOTHING: Changed = Changed { content: false, freshness: false };
+
+    #[test]
+    fn a_list_takes_effect_as_a_whole() {
+        let mut documents = Documents::new([feed()]);
+        documents.restore(feed(), object("old", "1"));
+        documents.restore(feed(), object("both", "1"));
+        assert_eq!(documents.stale().count(), 1);
+        assert_eq!(documents.apply(&feed(), Event::ListBegins), NOTHING);
+        assert_eq!(documents.apply(&feed(), Event::Listed(object("new", "1"))), NOTHING);
+        assert_eq!(documents.apply(&feed(), Event::Listed(object("both", "1"))), NOTHING);
+        assert_eq!(names(&documents), ["both", "old"], "the last good state until the list ends");
+        let changed = documents.apply(&feed(), Event::ListEnds);
+        assert_eq!(changed, Changed { content: true, freshness: true });
+        assert_eq!(names(&documents), ["both", "new"]);
+        assert_eq!(documents.stale().count(), 0);
+    }
+
+    #[test]
+    fn a_list_that_breaks_off_has_no_effect() {
+        let mut documents = Documents::new([feed()]);
+        let list = |documents: &mut Documents, names: &[&str]| {
+            documents.apply(&feed(), Event::ListBegins);
+            for name in names {
+                documents.apply(&feed(), Event::Listed(object(name, "1")));
+            }
+        };
+        list(&mut documents, &["a", "b"]);
+        documents.apply(&feed(), Event::ListEnds);
+        list(&mut documents, &["a"]);
+        assert_eq!(names(&documents), ["a", "b"]);
+        // The next one begins anew.
+        list(&mut documents, &["b"]);
+        assert_eq!(documents.apply(&feed(), Event::ListEnds), CONTENT);
+        assert_eq!(names(&documents), ["b"]);
+        // An end without a beginning is none.
+        assert_eq!(documents.apply(&feed(), Event::ListEnds), NOTHING);
+        assert_eq!(names(&documents), ["b"]);
+    }
+
+    #[test]
+    fn what_says_nothing_new_changes_nothing() {
+        let mut documents = Documents::new([feed()]);
+        assert_eq!(documents.apply(&feed(), Event::Put(object("a", "1"))), CONTENT);
+        assert_eq!(documents.apply(&feed(), Event::Put(object("a", "1"))), NOTHING);
+        assert_eq!(documents.apply(&feed(), Event::Put(object("a", "2"))), CONTENT);
+        assert_eq!(documents.apply(&feed(), Event::Gone(named("a"))), CONTENT);
+        assert_eq!(documents.apply(&feed(), Event::Gone(named("a"))), NOTHING);
+        let other = Feed::all(Kind::Sidecar);
+        assert_eq!(documents.apply(&other, Event::Put(object("a", "1"))), NOTHING, "unknown feed");
+    }
+
+    #[test]
+    fn single_objects_come_and_go() {
+        let fixed: BTreeSet<_> = [feed()].into();
+        let secret = Feed::one(Kind::Secret, named("cred"));
+        let mut documents = Documents::new(fixed.clone());
+        documents.restore(secret.clone(), object("cred", "1"));
+        assert!(!documents.set_wanted(&[secret.clone()].into(), &fixed));
+        assert_eq!(documents.text(Shelf::Secrets), "---\n{\"x\":\"1\"}\n");
+        assert_eq!(documents.text(Shelf::Policy), "");
+        assert!(documents.set_wanted(&BTreeSet::new(), &fixed), "a document went");
+        assert_eq!(documents.text(Shelf::Secrets), "");
+        // A watch that is not yet stopped has no say any more.
+        assert_eq!(documents.apply(&secret, Event::Put(object("cred", "2"))), NOTHING);
+    }
+}

@@ -1,0 +1,243 @@
+//! The node agent: policy from the Kubernetes API for the pods of one node, and the last good state
+//! of it on disk. It covers no pod itself yet: it says which would be, and what with, and keeps a
+//! policy file that `run -f` and `explain -f` read (docs/agent.md).
+//!
+//! `watch` asks the API server; `kinds` says what of an object is kept, `documents` folds events into
+//! a set, `state` makes of it each pod's policy (`pods`, `policies`); `disk` keeps it; `cgroups` knows
+//! where a pod is on the node.
+
+pub mod cgroups;
+mod disk;
+mod documents;
+pub(crate) mod kinds;
+pub mod pods;
+mod policies;
+mod state;
+#[cfg(test)]
+pub(crate) mod tests;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+
+pub use self::disk::{BadState, Disk};
+use self::documents::Feed;
+pub use self::kinds::Name;
+use self::pods::Mode;
+pub use self::state::{Covered, State};
+use self::watch::{Told, Watcher};
+use crate::policy::Sources;
+
+/// Events that belong together come within this.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Events that never rest are seen to after this long all the same.
+const RESTLESS: Duration = Duration::from_secs(1);
+
+/// The state is written at most this often: endpoints change all the time in a large cluster.
+const WRITE_EVERY: Duration = Duration::from_secs(10);
+
+/// Events that wait to be folded in. Beyond them the watches wait.
+const QUEUE: usize = 1024;
+
+/// What the agent is told at its start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The node whose pods it covers.
+    pub node: String,
+    /// The ConfigMap with the mesh configuration.
+    pub mesh: Name,
+    /// The mode of pods that neither their label nor their namespace's gives one.
+    pub default: Mode,
+    /// What flags say over the resources.
+    pub overrides: Sources,
+    /// Where the last good state is kept, if it is.
+    pub disk: Option<Disk>,
+}
+
+/// The agent of one node, watching.
+pub struct Agent {
+    state: Arc<Mutex<State>>,
+    disk: Option<Disk>,
+    watcher: Watcher,
+    told: mpsc::Receiver<Told>,
+    /// Watches of single objects, beside those that always run.
+    singles: BTreeMap<Feed, AbortHandle>,
+    always: Vec<AbortHandle>,
+    /// What does not work, each said once.
+    failing: BTreeMap<String, String>,
+    /// When what changed is to be seen to: at the latest, and if nothing comes any more.
+    due: Option<(Instant, Instant)>,
+    /// When the state may be written again.
+    may_write: Instant,
+    to_write: bool,
+    /// What is still to be said of the start.
+    first: Vec<String>,
+}
+
+impl Agent {
+    /// Takes up the state on disk, if there is one, and starts to watch. Must be called within a
+    /// runtime.
+    pub fn start(client: Client, options: Options) -> Self {
+        let Options { node, mesh, default, overrides, disk } = options;
+        let mut state = State::new(mesh.clone(), default, overrides);
+        let kept = disk.as_ref().map_or(Ok(Vec::new()), Disk::read);
+        let first = match kept {
+            Ok(objects) if objects.is_empty() => Vec::new(),
+            Ok(objects) => {
+                let count = objects.len();
+                let mut lines = vec![format!("took up the last state on disk: {count} objects")];
+                lines.extend(state.restore(objects));
+                lines
+            }
+            Err(bad) => vec![format!("the last state on disk is left aside: {bad}")],
+        };
+        let (out, told) = mpsc::channel(QUEUE);
+        let watcher = Watcher::start(client, node, mesh, out);
+        let always = state.fixed().iter().map(|feed| watcher.follow(feed.clone())).collect();
+        let mut agent = Self {
+            state: Arc::new(Mutex::new(state)),
+            disk,
+            watcher,
+            told,
+            singles: BTreeMap::new(),
+            always,
+            failing: BTreeMap::new(),
+            due: None,
+            may_write: Instant::now(),
+            to_write: false,
+            first,
+        };
+        agent.watch_singles();
+        agent
+    }
+
+    /// What it knows.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the API server was asked for and has not answered, or does not answer any more.
+    pub fn troubles(&self) -> Vec<String> {
+        let failing = self.failing.iter().map(|(what, why)| format!("{what}: {why}"));
+        let awaited: Vec<_> = self.state().awaited().map(ToString::to_string).collect();
+        let silent = awaited.into_iter().filter(|feed| !self.failing.contains_key(feed));
+        failing.chain(silent.map(|feed| format!("{feed}: no answer yet"))).collect()
+    }
+
+    /// Waits until there is something to say, having done what there was to do.
+    pub async fn next(&mut self) -> Vec<String> {
+        loop {
+            let first = std::mem::take(&mut self.first);
+            if !first.is_empty() {
+                return first;
+            }
+            let due = self.due.map(|(latest, quiet)| latest.min(quiet));
+            let write = self.to_write.then_some(self.may_write);
+            tokio::select! {
+                told = self.told.recv() => self.hear(told),
+                () = at(due) => {
+                    self.due = None;
+                    self.settle().await;
+                }
+                () = at(write) => self.write().await,
+            }
+        }
+    }
+
+    fn hear(&mut self, told: Option<Told>) {
+        match told {
+            Some(Told::Event(feed, event)) => {
+                let changed = self.state().apply(&feed, event);
+                if changed {
+                    let now = Instant::now();
+                    let latest = self.due.map_or(now + RESTLESS, |(latest, _)| latest);
+                    self.due = Some((latest, now + QUIET));
+                }
+            }
+            // Said once, whatever else goes wrong with it.
+            Some(Told::Failing(what, why)) => {
+                if let Some(before) = self.failing.get_mut(&what) {
+                    *before = why;
+                } else {
+                    self.first
+                        .push(format!("{what} cannot be watched; what is known stays: {why}"));
+                    self.failing.insert(what, why);
+                }
+            }
+            Some(Told::Working(what)) => {
+                let was_failing = self.failing.remove(&what).is_some();
+                self.first.extend(was_failing.then(|| format!("{what} can be watched again")));
+            }
+            // The watcher itself holds one end.
+            None => {}
+        }
+    }
+
+    /// Compiles beside the runtime: a large set takes a while.
+    async fn settle(&mut self) {
+        let state = Arc::clone(&self.state);
+        let settle = move || state.lock().unwrap_or_else(PoisonError::into_inner).settle();
+        match tokio::task::spawn_blocking(settle).await {
+            Ok(lines) => self.first.extend(lines),
+            Err(panic) => self.first.push(format!("compiling broke off: {panic}")),
+        }
+        crate::memory::give_back();
+        self.to_write = true;
+        self.watch_singles();
+    }
+
+    /// Watches the credentials that rules name, and no others.
+    fn watch_singles(&mut self) {
+        let wanted: BTreeSet<Feed> = self.state().wanted();
+        self.singles.retain(|feed, handle| {
+            let stays = wanted.contains(feed);
+            if !stays {
+                handle.abort();
+                self.failing.remove(&feed.to_string());
+            }
+            stays
+        });
+        for feed in wanted {
+            let watcher = &self.watcher;
+            self.singles.entry(feed).or_insert_with_key(|feed| watcher.follow(feed.clone()));
+        }
+    }
+
+    /// Keeps what is in force, if that is all that is known.
+    pub async fn write(&mut self) {
+        self.to_write = false;
+        self.may_write = Instant::now() + WRITE_EVERY;
+        let Some(disk) = self.disk.clone() else { return };
+        let state = Arc::clone(&self.state);
+        let write = move || {
+            let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.in_force().map_or(Ok(()), |documents| disk.write(documents))
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(bad)) => self.first.push(format!("the state cannot be kept: {bad}")),
+            Err(panic) => self.first.push(format!("keeping the state broke off: {panic}")),
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.always.iter().chain(self.singles.values()).for_each(AbortHandle::abort);
+    }
+}
+
+/// Waits until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,93 @@
+//! The policies of the node's workloads: one set of documents, compiled for each of them. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::policy::{
+    Caller, Changes, Checked, Inventory, LoadErrors, Loaded, Notice, Snapshot, Sources, Store,
+    Summary, check_over,
+};
+
+/// What is in force, for whom.
+#[derive(Debug)]
+pub(super) struct Policies {
+    /// What flags say over the documents.
+    overrides: Sources,
+    checked: Option<Arc<Checked>>,
+    generation: u64,
+    stores: HashMap<Caller, Compiled>,
+}
+
+/// One workload's policy.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// The snapshot in force, swapped whole.
+    pub store: Arc<Store>,
+    /// What it is made of.
+    pub summary: Summary,
+    /// What there is to say of it.
+    pub warnings: Vec<Notice>,
+}
+
+impl Policies {
+    /// None yet. Nothing has a policy until documents are set.
+    pub(super) fn new(overrides: Sources) -> Self {
+        Self { overrides, checked: None, generation: 0, stores: HashMap::new() }
+    }
+
+    /// Puts `documents` in force for every workload: all of them or, where they cannot be used,
+    /// none; then what was in force stays. A resource that is rejected keeps its last good version.
+    ///
+    /// # Errors
+    /// As of [`crate::policy::load`].
+    pub(super) fn set_documents(&mut self, documents: String) -> Result<Changes, LoadErrors> {
+        let before = self.inventory().cloned().unwrap_or_default();
+        let texts = vec![(PathBuf::new(), documents)];
+        let sources = Sources { texts, ..self.overrides.clone() };
+        let checked = check_over(&sources, &before)?;
+        let changes = before.changes(checked.inventory());
+        self.generation += 1;
+        for (caller, compiled) in &mut self.stores {
+            let Loaded { snapshot, summary, warnings, .. } = checked.compile(caller);
+            let generation = self.generation;
+            compiled.store.replace(Snapshot { generation, ..snapshot });
+            (compiled.summary, compiled.warnings) = (summary, warnings);
+        }
+        self.checked = Some(Arc::new(checked));
+        Ok(changes)
+    }
+
+    /// Compiles for those of `callers` that have no policy, and forgets everybody else.
+    pub(super) fn set_callers(&mut self, callers: &BTreeSet<Caller>) {
+        self.stores.retain(|caller, _| callers.contains(caller));
+        let Some(checked) = &self.checked else { return };
+        for caller in callers {
+            if !self.stores.contains_key(caller) {
+                let Loaded { snapshot, summary, warnings, .. } = checked.compile(caller);
+                let snapshot = Snapshot { generation: self.generation, ..snapshot };
+                let store = Arc::new(Store::new(snapshot));
+                self.stores.insert(caller.clone(), Compiled { store, summary, warnings });
+            }
+        }
+    }
+
+    /// The policy of a workload, if it has one.
+    pub(super) fn of(&self, caller: &Caller) -> Option<&Compiled> {
+        self.stores.get(caller)
+    }
+
+    /// Counts up with each set of documents that came into force; 0 before the first.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Resources of the set in force that are left out.
+    pub(super) fn rejected(&self) -> &[Notice] {
+        self.checked.as_ref().map_or(&[], |checked| checked.rejected())
+    }
+
+    fn inventory(&self) -> Option<&Inventory> {
+        self.checked.as_ref().map(|checked| checked.inventory())
+    }
+}

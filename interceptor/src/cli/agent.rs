@@ -1,0 +1,125 @@
+//! `interceptor agent`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::agent::Name;
+use crate::agent::pods::Mode;
+use crate::policy::{Enforcement, Outbound};
+
+/// `interceptor agent`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:
+  What would be covered on a node, and by which policy:
+    interceptor agent --node node-7 --once
+  Follow the cluster; another interceptor follows the policy file:
+    interceptor agent --node node-7
+    interceptor run -f /var/lib/interceptor/policy.yaml --namespace shop --cgroup kubepods.slice/...
+The API server is the one of the pod's service account, or of $KUBECONFIG or ~/.kube/config.
+Exit status: 0 ended by a signal, or all was answered with --once; 1 the API server does not answer;
+64 usage; 65 the resources cannot be used; 70 internal.")]
+pub struct Agent {
+    /// The node whose pods are meant, as its Node object is called.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = parse_node)]
+    pub node: String,
+
+    /// What becomes of pods where neither they nor their namespace have the label
+    /// egress.interceptor.io/mode.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Disabled)]
+    pub default_mode: Mode,
+
+    /// The ConfigMap with the mesh config.
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "istio-system/istio", value_parser = parse_object)]
+    pub mesh_config_map: Name,
+
+    /// As with `run`.
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub outbound: Option<Outbound>,
+
+    /// As with `run`.
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    pub enforcement: Option<Enforcement>,
+
+    /// Where the last good state is kept: policy.yaml and workloads.yaml.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/interceptor")]
+    pub state_dir: PathBuf,
+
+    /// Where secrets.yaml is kept; in memory, so that no key is on a disk.
+    #[arg(long, value_name = "DIR", default_value = "/run/interceptor/agent")]
+    pub secrets_dir: PathBuf,
+
+    /// kubelet's --cgroup-root.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub cgroup_root: PathBuf,
+
+    /// Wait until everything is known, print the node's pods, and end. Keeps nothing.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// A node's name goes into a field selector, where other characters mean something.
+fn parse_node(text: &str) -> Result<String, String> {
+    match Name::is_plain(text) {
+        true => Ok(text.to_owned()),
+        false => Err("1 to 253 of a-z, 0-9, - and .".to_owned()),
+    }
+}
+
+fn parse_object(text: &str) -> Result<Name, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if Name::is_plain(namespace) && Name::is_plain(name) => {
+            Ok(Name { namespace: namespace.to_owned(), name: name.to_owned() })
+        }
+        _ => Err("write NAMESPACE/NAME".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cli, Exit, Verb, parse};
+    use super::*;
+
+    fn agent(line: &str) -> Result<Agent, Exit> {
+        match parse(line.split_whitespace()) {
+            Ok(Cli { verb: Verb::Agent(agent) }) => Ok(*agent),
+            Ok(other) => panic!("{line}: {other:?}"),
+            Err(error) => Err(error.exit),
+        }
+    }
+
+    #[test]
+    fn options() {
+        let all = agent(
+            "interceptor agent --node n-1.example --default-mode audit --mesh-config-map a/b \
+             --outbound registry-only --enforcement istio --state-dir s --secrets-dir t \
+             --cgroup-root /kubelet --once",
+        )
+        .expect("accepted");
+        assert_eq!((all.node.as_str(), all.default_mode), ("n-1.example", Mode::Audit));
+        assert_eq!(all.mesh_config_map.to_string(), "a/b");
+        assert_eq!(
+            (all.outbound, all.enforcement),
+            (Some(Outbound::RegistryOnly), Some(Enforcement::Istio))
+        );
+        assert_eq!((all.state_dir, all.secrets_dir), ("s".into(), "t".into()));
+        assert!(all.once && all.cgroup_root == std::path::Path::new("/kubelet"));
+        let plain = agent("interceptor agent --node n").expect("accepted");
+        assert_eq!((plain.default_mode, plain.once), (Mode::Disabled, false));
+        assert_eq!(plain.mesh_config_map.to_string(), "istio-system/istio");
+    }
+
+    #[test]
+    fn what_would_mean_something_else_in_a_selector() {
+        for line in [
+            "interceptor agent --node a,b",
+            "interceptor agent --node a=b",
+            "interceptor agent --node N",
+            "interceptor agent --node n --mesh-config-map istio",
+            "interceptor agent --node n --mesh-config-map a/b/c",
+            "interceptor agent --node n --default-mode off",
+        ] {
+            assert_eq!(agent(line), Err(Exit::Usage), "{line}");
+        }
+    }
+}
