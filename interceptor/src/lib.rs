@@ -31,3 +31,6 @@ pub mod app;
 pub mod cli;
 
 mod memory;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -144,18 +144,24 @@ async fn converse(client: UnixStream, handler: Arc<dyn Handler>) -> io::Result<(
 }
 
 async fn answer(line: Vec<u8>, handler: Arc<dyn Handler>) -> Answer {
-    if line.last() != Some(&b'\n') {
-        return Answer::Error("the request is cut off or too long".to_owned());
-    }
-    match serde_json::from_slice(&line) {
+    match read(&line) {
         Ok(request) => spawn_blocking(move || perform(request, handler.as_ref()))
             .await
             .unwrap_or_else(|_| Answer::Error("internal error".to_owned())),
-        Err(error) => Answer::Error(format!("the request cannot be read: {error}")),
+        Err(why) => Answer::Error(why),
     }
 }
 
-fn perform(request: Request, handler: &dyn Handler) -> Answer {
+/// The request in a line; otherwise what is wrong with it.
+pub(crate) fn read(line: &[u8]) -> Result<Request, String> {
+    if line.last() != Some(&b'\n') {
+        return Err("the request is cut off or too long".to_owned());
+    }
+    serde_json::from_slice(line).map_err(|error| format!("the request cannot be read: {error}"))
+}
+
+/// Does what is asked, now.
+pub(crate) fn perform(request: Request, handler: &dyn Handler) -> Answer {
     let done = match request {
         Request::Status {} => return Answer::Status(Box::new(handler.status())),
         Request::BypassList {} => {

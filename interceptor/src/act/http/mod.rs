@@ -17,11 +17,15 @@ mod exchange;
 mod forward;
 mod frames;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod http2;
 mod mirror;
 mod pool;
 mod reply;
 mod retry;
+#[cfg(any(test, fuzzing))]
+mod second;
 mod shape;
 mod tunnel;
 mod upload;
@@ -137,11 +141,7 @@ async fn requests<W: World>(
 ) -> hyper::Result<()> {
     loop {
         let serving = Arc::clone(session);
-        let connection = http1::Builder::new()
-            .auto_date_header(false)
-            .header_read_timeout(None::<Duration>)
-            .max_headers(framing::HEADERS_MAX)
-            .preserve_header_case(true)
+        let connection = library()
             .serve_connection(
                 TokioIo::new(wire),
                 service_fn(move |request| Arc::clone(&serving).answer(request)),
@@ -163,6 +163,17 @@ async fn requests<W: World>(
             () = session.pool.rest() => {}
         }
     }
+}
+
+/// The HTTP library's server.
+fn library() -> http1::Builder {
+    let mut library = http1::Builder::new();
+    library
+        .auto_date_header(false)
+        .header_read_timeout(None::<Duration>)
+        .max_headers(framing::HEADERS_MAX)
+        .preserve_header_case(true);
+    library
 }
 
 /// The record of bytes that never became a request.
