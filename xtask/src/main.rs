@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod fuzz;
 mod install;
 mod lint;
 mod mutants;
@@ -41,6 +42,7 @@ enum Task {
     Lint(lint::Args),
     Picture(picture::Args),
     Mutants(mutants::Args),
+    Fuzz(fuzz::Args),
     Bench(bench::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
     /// documents that no longer say what the code does
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Some(Task::Lint(args)) => lint::run(&args),
         Some(Task::Picture(args)) => picture::run(&args),
         Some(Task::Mutants(args)) => mutants::run(&args),
+        Some(Task::Fuzz(args)) => fuzz::run(&args),
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
