@@ -30,6 +30,7 @@ pub mod explain;
 pub mod app;
 pub mod cli;
 
+mod clock;
 mod memory;
 
 #[cfg(any(test, fuzzing))]

@@ -1,9 +1,9 @@
 //! `cargo xtask fuzz`: what others wrote, made up by a fuzzer that is led by coverage.
 //!
-//! cargo-fuzz builds the targets with the user's own compiler, stable or not: the coverage is a pass
-//! of LLVM that every rustc has, and a sanitizer of memory, which would need a nightly, finds little
-//! in code without `unsafe`. What a target checks stands in interceptor/src/fuzzing, and `cargo xtask
-//! test` plays the kept inputs again.
+//! The coverage is a pass of LLVM that every rustc has, so the user's own compiler does, stable or not,
+//! and nothing is installed. (A sanitizer of memory would need a nightly, and finds little in code
+//! without `unsafe`; `tests/fuzz` has cargo-fuzz's layout for those who want one.) What a target checks
+//! stands in interceptor/src/fuzzing, and `cargo xtask test` plays the kept inputs again.
 
 mod corpus;
 
@@ -16,12 +16,23 @@ use std::{env, fmt, thread};
 
 use anyhow::{Context, Result, bail};
 
-use crate::install::Install;
-use crate::shell::{Shown, cargo, check, command, find, is_executable, root, say};
-use crate::toolchain::tools;
+use crate::shell::{Shown, cargo, check, command, find, root, say};
 
-/// The cargo-fuzz that is installed where none is found.
-const CARGO_FUZZ: &str = "0.13.2";
+/// How the targets and all that they stand on are compiled: what libFuzzer counts and compares by
+/// (those of cargo-fuzz), `cfg(fuzzing)`, and the checks of a debug build.
+const FLAGS: [&str; 11] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "--cfg",
+    "fuzzing",
+    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
+    "-Cllvm-args=-sanitizer-coverage-stack-depth",
+    "-Cdebug-assertions",
+    "-Ccodegen-units=16",
+];
 
 /// Longest input, in bytes: what is kept lies in the repository.
 const LONGEST: usize = 4096;
@@ -40,14 +51,11 @@ pub(crate) struct Args {
     /// Afterwards choose anew what lies in tests/fuzz/corpus, from there and from what was found
     #[arg(long)]
     keep: bool,
-    #[command(flatten)]
-    install: Install,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let targets = chosen(&args.targets)?;
-    let tool = cargo_fuzz(&args.install)?;
-    build(&tool, &targets)?;
+    build(&targets)?;
     say(format_args!(
         "{} targets, {} min each, {} at a time; output in target/fuzz/NAME.log",
         targets.len(),
@@ -86,12 +94,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Target(String);
 
 impl Target {
-    /// What cargo-fuzz left.
+    /// What [`build`] left.
     fn program(&self) -> PathBuf {
-        // Of the C library that we ourselves are built for, as cargo-fuzz has it.
-        let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
-        let triple = format!("{}-unknown-linux-{libc}", env::consts::ARCH);
-        root().join("target/fuzz").join(triple).join("release").join(&self.0)
+        root().join("target/fuzz").join(triple()).join("release").join(&self.0)
     }
 
     /// Inputs in the repository.
@@ -202,42 +207,25 @@ fn chosen(names: &[String]) -> Result<Vec<Target>> {
     Ok(all.into_iter().map(Target).collect())
 }
 
-/// cargo-fuzz: the repository's own, or PATH's, or installed now.
-fn cargo_fuzz(allowed: &Install) -> Result<PathBuf> {
+/// The target of the compiler: named, since flags would be for build scripts too otherwise.
+fn triple() -> String {
+    let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
+    format!("{}-unknown-linux-{libc}", env::consts::ARCH)
+}
+
+fn build(targets: &[Target]) -> Result<()> {
     if find("c++").is_none() {
         bail!("libFuzzer is C++, and there is no c++ here: install a compiler (Debian: g++)");
     }
-    let own = tools().join("bin/cargo-fuzz");
-    if is_executable(&own) {
-        return Ok(own);
-    }
-    if let Some(theirs) = find("cargo-fuzz") {
-        return Ok(theirs);
-    }
-    let mut install = cargo("install");
-    install.args(["cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root"]).arg(tools());
-    let scratch = tools().join("build");
-    install.env("CARGO_TARGET_DIR", &scratch);
-    let typed = Shown(&install).to_string();
-    if allowed.no_install {
-        bail!("cargo-fuzz is missing and --no-install forbids getting it. Type:\n  {typed}");
-    }
-    say(format_args!("cargo-fuzz is missing; this gets it:\n  {typed}"));
-    check(&mut install)?;
-    fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
-    Ok(own)
-}
-
-fn build(tool: &Path, targets: &[Target]) -> Result<()> {
-    for target in targets {
-        let mut build = command(tool);
-        build.args(["build", "--fuzz-dir", "tests/fuzz", "--target-dir", "target/fuzz"]);
-        build.args(["--sanitizer", "none", "--codegen-units", "16"]).arg(&target.0);
-        // No kernel side is needed.
-        build.env("INTERCEPTOR_BPF_OBJECT", "/dev/null").env_remove("CARGO_TARGET_DIR");
-        check(&mut build).context("the fuzz targets do not compile")?;
-    }
-    Ok(())
+    let mut build = cargo("build");
+    build.args(["--release", "--locked", "--manifest-path", "tests/fuzz/Cargo.toml"]);
+    build.args(["--target", &triple()]);
+    build.args(targets.iter().flat_map(|target| ["--bin", &target.0]));
+    build.env("CARGO_TARGET_DIR", root().join("target/fuzz"));
+    build.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+    // No kernel side is needed.
+    build.env("INTERCEPTOR_BPF_OBJECT", "/dev/null");
+    check(&mut build).context("the fuzz targets do not compile")
 }
 
 #[cfg(test)]

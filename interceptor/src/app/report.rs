@@ -90,13 +90,13 @@ impl Reporter {
                         record.connection_termination_details = Some(why);
                     }
                     // MESH-20.
-                    self.log.pen_at(closed.start).write(record);
+                    self.log.pen_at(closed.opened).write(record);
                 }
                 ClosedTier::Bypassed | ClosedTier::Resolver => {
                     if self.bypass_log && self.is_strict() {
                         let mut record = bypassed(&closed);
                         record.connection_termination_details = self.cut(&closed);
-                        self.log.pen_at(closed.start).write(record);
+                        self.log.pen_at(closed.opened).write(record);
                     }
                 }
             },
@@ -222,7 +222,7 @@ mod tests {
 
     fn refused(protocol: u32) -> KernelEvent {
         KernelEvent::Refused(Refused {
-            at: std::time::SystemTime::now(),
+            at: crate::clock::wall(),
             dst: DST.parse().expect("an address"),
             why: "refused_datagram",
             protocol,
@@ -258,7 +258,7 @@ mod tests {
         let (mut reporter, captured) = reporter(Enforcement::Strict, true);
         let hello = |name: &str| {
             KernelEvent::RefusedHello(RefusedHello {
-                start: std::time::SystemTime::now(),
+                start: crate::clock::wall(),
                 duration: Duration::ZERO,
                 socket: crate::kernel::SocketId {
                     netns: 1,
@@ -290,7 +290,8 @@ mod tests {
                 tier: ClosedTier::Resolver,
                 label: 0,
                 name: None,
-                start: std::time::SystemTime::now(),
+                start: crate::clock::wall(),
+                opened: std::time::Instant::now(),
                 duration: Duration::from_millis(7),
                 src: None,
                 dst: DST.parse().expect("an address"),

@@ -32,7 +32,7 @@ mod upload;
 mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -44,6 +44,7 @@ use tokio::time::Instant;
 use crate::account::{AccessLog, Flag, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::admit::Room;
+use crate::clock;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
 use crate::origin::Origin;
 use crate::policy::{Enforcement, OnRemoval, Store};
@@ -209,7 +210,7 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
 
 /// A record of something that starts now on the connection of `origin`.
 fn blank_record(origin: &Origin) -> Record {
-    let mut record = Record::new(SystemTime::now(), origin.dst.addr(), origin.src);
+    let mut record = Record::new(clock::wall(), origin.dst.addr(), origin.src);
     record.reason = Reason::Malformed;
     record.more.connection_id = Some(origin.id);
     record.more.attempts = Some(0);
