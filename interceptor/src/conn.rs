@@ -9,7 +9,6 @@ mod sniffed;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpStream;
@@ -25,6 +24,7 @@ use crate::act::http::HttpContext;
 use crate::act::tls::TlsSession;
 use crate::act::{block, pick};
 use crate::admit::{Admitted, Full, Room};
+use crate::clock;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{HashKey, LoadBalancer, TrafficPolicy};
 use crate::decide::{self, Action, Block, ByAddress, Claim, ClusterName, Decision, Reason};
@@ -135,7 +135,7 @@ fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Ac
         src,
         workload: Arc::clone(&site.workload),
         accepted: Instant::now(),
-        accepted_wall: SystemTime::now(),
+        accepted_wall: clock::wall(),
     };
     Ok(Intercepted { client: accepted.client, origin })
 }
@@ -152,7 +152,7 @@ fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
 
 /// The record of a connection that came no further than being accepted.
 fn refused(dst: SocketAddr, src: SocketAddr, reason: Reason, id: u64) -> Record {
-    let mut record = Record::new(SystemTime::now(), dst, src);
+    let mut record = Record::new(clock::wall(), dst, src);
     record.upstream_cluster = Some(ClusterName::black_hole());
     record.flags = vec![Flag::UH];
     record.reason = reason;

@@ -32,4 +32,8 @@ pub mod explain;
 pub mod app;
 pub mod cli;
 
+mod clock;
 mod memory;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

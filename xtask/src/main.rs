@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod fuzz;
 mod install;
 mod lint;
 mod mutants;
@@ -42,6 +43,7 @@ enum Task {
     Lint(lint::Args),
     Picture(picture::Args),
     Mutants(mutants::Args),
+    Fuzz(fuzz::Args),
     Bench(bench::Args),
     Torture(torture::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Some(Task::Lint(args)) => lint::run(&args),
         Some(Task::Picture(args)) => picture::run(&args),
         Some(Task::Mutants(args)) => mutants::run(&args),
+        Some(Task::Fuzz(args)) => fuzz::run(&args),
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Torture(args)) => torture::run(&args),
         Some(Task::Tidy) => tidy::run(),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -71,7 +71,7 @@ struct Shared {
     /// Lines lost so far, because a queue was full or a target refused them.
     dropped: Arc<AtomicU64>,
     /// Earlier settings, each with when it went out of force.
-    before: Mutex<VecDeque<(SystemTime, Pen)>>,
+    before: Mutex<VecDeque<(Instant, Pen)>>,
     /// Writers of earlier settings: whatever began under these may still write.
     earlier: Mutex<Vec<Progress>>,
 }
@@ -151,7 +151,7 @@ impl AccessLog {
 
     /// The settings that were in force when something began that is heard of only now: of the last
     /// [`BEFORE`] ones.
-    pub fn pen_at(&self, begun: SystemTime) -> Pen {
+    pub fn pen_at(&self, begun: Instant) -> Pen {
         let before = self.shared.before.lock().unwrap_or_else(PoisonError::into_inner);
         let then = before.iter().find(|(until, _)| *until > begun).map(|(_, pen)| pen.clone());
         then.unwrap_or_else(|| self.pen())
@@ -170,7 +170,7 @@ impl AccessLog {
         self.shared.outputs.store(Arc::clone(&outputs));
         {
             let mut all = self.shared.before.lock().unwrap_or_else(PoisonError::into_inner);
-            all.push_back((SystemTime::now(), Pen(Arc::clone(&before))));
+            all.push_back((Instant::now(), Pen(Arc::clone(&before))));
             if all.len() > BEFORE {
                 all.pop_front();
             }
@@ -289,7 +289,7 @@ mod tests {
     use std::fs::OpenOptions;
     use std::path::Path;
     use std::sync::atomic::Ordering;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use crate::account::format::tests::tcp_record;
@@ -323,6 +323,27 @@ mod tests {
             assert!(line.contains(&format!("\"-\" 892 {n} 2082 -")), "{line}");
         }
         assert_eq!(log.dropped(), 0);
+    }
+
+    /// T-63, MESH-20: what settings were in force when is not asked of a clock that can be set; what
+    /// began before a change is written as it was then, whatever its start reads as.
+    #[tokio::test]
+    async fn t63_a_clock_that_jumps_sends_no_line_astray() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [old, new] = ["old.log", "new.log"].map(|name| dir.path().join(name));
+        let log = to_file(&old);
+        let before = Instant::now();
+        log.replace(&[text_to(LogTarget::File(new.clone()))]).await.expect("opens");
+        let day = Duration::from_secs(24 * 3600);
+        let now = crate::clock::wall();
+        for start in [now - day, now, now + day] {
+            log.pen_at(before).write(Record { start, ..tcp_record() });
+            log.pen_at(Instant::now()).write(Record { start, ..tcp_record() });
+        }
+        log.flush().await;
+        for path in [&old, &new] {
+            assert_eq!(std::fs::read_to_string(path).expect("reads").lines().count(), 3);
+        }
     }
 
     /// T-57: a rotated file is left for a new one of the old name.

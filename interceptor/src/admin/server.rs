@@ -164,7 +164,7 @@ async fn converse(
     let answer = if allowed {
         let mut line = Vec::new();
         BufReader::new((&mut client).take(MAX_REQUEST)).read_until(b'\n', &mut line).await?;
-        match request(&line) {
+        match read(&line) {
             Ok(Request::TakeOver { contract }) => {
                 let client = client.into_std()?;
                 client.set_nonblocking(false)?;
@@ -182,20 +182,22 @@ async fn converse(
     Ok(None)
 }
 
-fn request(line: &[u8]) -> Result<Request, String> {
-    if line.last() != Some(&b'\n') {
-        return Err("the request is cut off or too long".to_owned());
-    }
-    serde_json::from_slice(line).map_err(|error| format!("the request cannot be read: {error}"))
-}
-
 async fn answer(request: Request, handler: Arc<dyn Handler>) -> Answer {
     spawn_blocking(move || perform(request, handler.as_ref()))
         .await
         .unwrap_or_else(|_| Answer::Error("internal error".to_owned()))
 }
 
-fn perform(request: Request, handler: &dyn Handler) -> Answer {
+/// The request in a line; otherwise what is wrong with it.
+pub(crate) fn read(line: &[u8]) -> Result<Request, String> {
+    if line.last() != Some(&b'\n') {
+        return Err("the request is cut off or too long".to_owned());
+    }
+    serde_json::from_slice(line).map_err(|error| format!("the request cannot be read: {error}"))
+}
+
+/// Does what is asked, now.
+pub(crate) fn perform(request: Request, handler: &dyn Handler) -> Answer {
     let done = match request {
         Request::Status {} => return Answer::Status(Box::new(handler.status())),
         Request::BypassList {} => {

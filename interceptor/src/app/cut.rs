@@ -10,12 +10,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use ipnet::IpNet;
 
 use super::handler::Running;
 use crate::account::{Flag, Record};
+use crate::clock;
 use crate::decide::host::HostName;
 use crate::decide::tier::withdrawn;
 use crate::decide::{ClusterName, Flow, Reason};
@@ -160,7 +160,7 @@ fn is_local(socket: &Connected) -> bool {
 
 /// The kernel accounts for TCP only.
 fn record(running: &Running, socket: &Connected) -> Record {
-    let mut record = Record::new(SystemTime::now(), socket.peer, socket.local);
+    let mut record = Record::new(clock::wall(), socket.peer, socket.local);
     record.upstream_cluster = Some(ClusterName::black_hole());
     record.flags = vec![Flag::UH];
     record.reason = Reason::NotRegistered;

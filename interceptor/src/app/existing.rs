@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use interceptor_common::{SocketState, Tier};
 use ipnet::IpNet;
@@ -17,6 +16,7 @@ use ipnet::IpNet;
 use super::cut::{Covered, allows};
 use super::handler::{CoveredNamespace, Running};
 use crate::account::{Flag, Record};
+use crate::clock;
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{TableError, Tables, socket_state};
 use crate::netns::NetNs;
@@ -383,7 +383,7 @@ impl Said {
 }
 
 fn record(running: &Running, socket: &Connected, fate: Fate) -> Record {
-    let mut record = Record::new(SystemTime::now(), socket.peer, socket.local);
+    let mut record = Record::new(clock::wall(), socket.peer, socket.local);
     if fate == Fate::Kept {
         record.upstream_host = Some(socket.peer);
         record.reason = Reason::Bypassed;

@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use interceptor_common::Settings;
 use time::OffsetDateTime;
@@ -15,6 +14,7 @@ use super::handler::Running;
 use super::wanted::{caller, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
+use crate::clock;
 use crate::descriptors;
 use crate::memory;
 use crate::policy::{
@@ -169,7 +169,7 @@ pub(super) fn said(warnings: &[Notice], rejected: &[Notice]) -> Vec<String> {
 }
 
 fn now() -> String {
-    let now = OffsetDateTime::from(SystemTime::now());
+    let now = OffsetDateTime::from(clock::wall());
     // Only a year beyond 9999 cannot be written so.
     now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }

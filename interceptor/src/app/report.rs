@@ -96,14 +96,14 @@ impl Reporter {
                         record.connection_termination_details = Some(why);
                     }
                     // MESH-20.
-                    self.log.pen_at(closed.start).write(record);
+                    self.log.pen_at(closed.opened).write(record);
                 }
                 ClosedTier::Bypassed | ClosedTier::Resolver => {
                     if self.bypass_log && self.is_strict() {
                         let mut record = bypassed(&closed);
                         record.connection_termination_details = self.cut(&closed);
                         record.note_address_of(self.direct.name_of(closed.dst.ip()).as_ref(), true);
-                        self.log.pen_at(closed.start).write(record);
+                        self.log.pen_at(closed.opened).write(record);
                     }
                 }
             },
@@ -240,7 +240,7 @@ mod tests {
 
     fn refused(protocol: u32) -> KernelEvent {
         KernelEvent::Refused(Refused {
-            at: std::time::SystemTime::now(),
+            at: crate::clock::wall(),
             src: None,
             dst: DST.parse().expect("an address"),
             why: "refused_datagram",
@@ -304,7 +304,7 @@ mod tests {
         let (mut reporter, captured) = reporter(Enforcement::Strict, true);
         let hello = |name: &str| {
             KernelEvent::RefusedHello(RefusedHello {
-                start: std::time::SystemTime::now(),
+                start: crate::clock::wall(),
                 duration: Duration::ZERO,
                 socket: crate::kernel::SocketId {
                     netns: 1,
@@ -336,7 +336,8 @@ mod tests {
                 tier: ClosedTier::Resolver,
                 label: 0,
                 name: None,
-                start: std::time::SystemTime::now(),
+                start: crate::clock::wall(),
+                opened: std::time::Instant::now(),
                 duration: Duration::from_millis(7),
                 src: None,
                 dst: DST.parse().expect("an address"),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::OnLoss;
+use crate::policy::{OnLogLoss, OnLoss};
 
 fn parse_line(line: &str) -> Result<Cli, ParseExit> {
     parse(line.split_whitespace())

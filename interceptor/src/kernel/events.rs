@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::direct::SocketId;
+use crate::clock;
 
 /// How long closed flows gather after some were read: one wake-up for all of them, where many
 /// connections close, instead of one each.
@@ -56,6 +57,8 @@ pub struct Closed {
     pub name: Option<String>,
     /// When it was opened.
     pub start: SystemTime,
+    /// The same, on the clock that nobody sets.
+    pub opened: std::time::Instant,
     /// Open to close.
     pub duration: Duration,
     /// The workload's end; `None` if it never got one.
@@ -194,7 +197,8 @@ pub(super) fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
 
 fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
     let dst = socket_addr(&event.dst);
-    let start = wall_clock(event.started_ns);
+    let age = age(event.started_ns);
+    let start = clock::wall_before(age);
     let finding = Finding::ALL.get(event.finding as usize).copied();
     let ech = event.marks & Event::ECH != 0;
     let closed = |tier| {
@@ -203,6 +207,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
             label: event.label,
             name: shown(name),
             start,
+            opened: earlier(age),
             duration: Duration::from_nanos(event.duration_ns),
             src: (event.established != 0).then(|| socket_addr(&event.src)),
             dst,
@@ -273,12 +278,16 @@ pub(super) fn socket_addr(endpoint: &Endpoint) -> SocketAddr {
     SocketAddr::new(IpAddr::from(endpoint.addr()).to_canonical(), endpoint.port())
 }
 
-/// When a monotonic time was, on the wall clock: records may be read long after the fact.
-fn wall_clock(monotonic_ns: u64) -> SystemTime {
-    let now = SystemTime::now();
-    let Ok(monotonic_now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return now };
-    let age = Duration::from(monotonic_now).saturating_sub(Duration::from_nanos(monotonic_ns));
+/// So long ago.
+fn earlier(age: Duration) -> std::time::Instant {
+    let now = std::time::Instant::now();
     now.checked_sub(age).unwrap_or(now)
+}
+
+/// How long ago a monotonic time was: records may be read long after the fact.
+fn age(monotonic_ns: u64) -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now.saturating_sub(Duration::from_nanos(monotonic_ns))
 }
 
 #[expect(unsafe_code, reason = "AsyncFd::register asks for a promise about the descriptor")]

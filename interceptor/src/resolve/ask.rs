@@ -37,7 +37,7 @@ pub(super) struct Servers {
 }
 
 /// What one family's question gave.
-enum Family {
+pub(super) enum Family {
     Found {
         addresses: Vec<IpAddr>,
         ttl: Duration,
@@ -172,7 +172,7 @@ async fn second(first: &Family, rest: impl Future<Output = Family>) -> Family {
 
 /// The addresses at the end of the CNAME chain that begins at `name`, and the chain's lowest TTL.
 /// Records of other owners are none of our business, whoever put them there.
-fn addresses_of(name: &Name, records: &[Record]) -> Family {
+pub(super) fn addresses_of(name: &Name, records: &[Record]) -> Family {
     let mut owner = name;
     let mut ttl = u32::MAX;
     for _ in 0..MAX_CHAIN {

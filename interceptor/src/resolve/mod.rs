@@ -2,6 +2,8 @@
 
 mod ask;
 mod cache;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

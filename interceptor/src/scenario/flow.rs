@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::carry::{CLIENT_PORT, RelayFailure, Speech, UPSTREAM_PORT, near, relay};
 use super::case::{FirstBytes, Flow, Setting, Transport};
@@ -15,6 +15,7 @@ use super::series;
 use super::world::{Nowhere, World};
 use crate::account::{AccessLog, ConnectionAccount, Encoding, Flag, HttpFields, More, Record};
 use crate::act::http::refusal_body;
+use crate::clock;
 use crate::decide::route::Destination;
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
@@ -127,7 +128,7 @@ impl<'a> Site<'a> {
             src: near(dst.addr(), CLIENT_PORT),
             workload: Arc::clone(&self.workload),
             accepted: tokio::time::Instant::now(),
-            accepted_wall: SystemTime::now(),
+            accepted_wall: clock::wall(),
         };
         let first = hello(flow, request.as_ref());
         match self.sniff(&origin, first) {
@@ -365,7 +366,7 @@ impl<'a> Site<'a> {
     }
 
     fn record(&self, dst: SocketAddr) -> Record {
-        Record::new(SystemTime::now(), dst, near(dst, CLIENT_PORT))
+        Record::new(clock::wall(), dst, near(dst, CLIENT_PORT))
     }
 
     fn black_hole(&self, dst: SocketAddr, reason: Reason) -> Record {

@@ -170,7 +170,9 @@ impl Reader {
 
 #[cfg(test)]
 pub(crate) mod sample;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
+#[cfg(any(test, fuzzing))]
 mod second;
 #[cfg(test)]
 mod tests;

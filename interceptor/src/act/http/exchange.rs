@@ -167,24 +167,14 @@ impl<W: World> Session<W> {
 
     /// The verdict: where the request goes and the Host that it goes with, or the refusal.
     fn judge(&self, parts: &Parts, entry: &mut Entry) -> Result<Allowed, Reply> {
-        let hosts = hosts(parts);
-        let authority = parts.uri.authority().map(|a| a.as_str());
-        let http2 = parts.version == Version::HTTP_2;
         let (decision, enforcement) = self.verdict(parts);
         entry.edit(|record| {
             record.upstream_cluster.clone_from(&decision.cluster);
             record.route_name.clone_from(&decision.route);
             record.reason = decision.reason;
         });
-        let named = hosts.len() + usize::from(authority.is_some());
-        // Held here too: a request is forwarded with one name or not at all (T-30).
-        let effective = match (authority, hosts.as_slice()) {
-            // T-36: HTTP/2 has no absolute form that would explain a difference.
-            (Some(authority), [host]) if http2 && *host != authority => None,
-            (Some(authority), [] | [_]) => Some(authority),
-            (None, [host]) => Some(*host),
-            _ => None,
-        };
+        let named = hosts(parts).len() + usize::from(parts.uri.authority().is_some());
+        let effective = effective(parts);
         let port = self.origin.dst.addr().port();
         let explanation = |explain: bool| match explain {
             true => refusal_body(effective.unwrap_or(""), port, &decision),
@@ -194,11 +184,7 @@ impl<W: World> Session<W> {
             Action::Forward(forward) if parts.method != Method::CONNECT => {
                 let destination = pick(&forward.destinations);
                 entry.edit(|record| record.upstream_cluster.clone_from(&destination.cluster));
-                // What is forwarded is what was judged: the name in its one form (R4, T-20).
-                let host = effective
-                    .and_then(canonical_host)
-                    .and_then(|name| HeaderValue::try_from(name).ok());
-                match host {
+                match effective.and_then(passed_on) {
                     Some(host) => Ok(Allowed {
                         destination: destination.clone(),
                         route: Arc::clone(&forward.route),
@@ -273,6 +259,24 @@ impl<W: World> Session<W> {
 fn hosts(parts: &Parts) -> Vec<&str> {
     let hosts = parts.headers.get_all(HOST).iter();
     hosts.map(|host| host.to_str().unwrap_or("\u{fffd}")).collect()
+}
+
+/// The one name that a request is for. It is forwarded with that or not at all (T-30).
+pub(super) fn effective(parts: &Parts) -> Option<&str> {
+    let authority = parts.uri.authority().map(|a| a.as_str());
+    match (authority, hosts(parts).as_slice()) {
+        // T-36: HTTP/2 has no absolute form that would explain a difference.
+        (Some(authority), [host]) if parts.version == Version::HTTP_2 && *host != authority => None,
+        (Some(authority), [] | [_]) => Some(authority),
+        (None, [host]) => Some(*host),
+        _ => None,
+    }
+}
+
+/// The Host that a request for `name` is forwarded with. What is forwarded is what was judged: the
+/// name in its one form (R4, T-20).
+pub(super) fn passed_on(name: &str) -> Option<HeaderValue> {
+    HeaderValue::try_from(canonical_host(name)?).ok()
 }
 
 /// Our own answer as a response; `head_only`: to HEAD, which has the length of the body and not the

@@ -54,6 +54,17 @@ pub(super) fn check(parts: &Parts) -> Result<(), Reply> {
     if one_length && has_target { Ok(()) } else { Err(Reply::bad_head()) }
 }
 
+/// The HTTP library's server.
+pub(super) fn library() -> http2::Builder<TokioExecutor> {
+    let mut library = http2::Builder::new(TokioExecutor::new());
+    library
+        .auto_date_header(false)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX as u32)
+        .max_send_buf_size(SEND_BUFFER);
+    library
+}
+
 /// Serves `client` until it ends. The library bounds what a head may be made of, and resets of
 /// requests that it has not passed on; [`Watched`] bounds the rest.
 pub(super) async fn serve<W: World>(
@@ -65,17 +76,10 @@ pub(super) async fn serve<W: World>(
     let shared = Arc::new(Shared::default());
     let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
     let serving = Arc::clone(&session);
-    let mut connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
-            .auto_date_header(false)
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(HEAD_MAX as u32)
-            .max_send_buf_size(SEND_BUFFER)
-            .serve_connection(
-                TokioIo::new(Watched::new(client, Arc::clone(&shared))),
-                service_fn(move |request| Arc::clone(&serving).answer(request)),
-            )
-    );
+    let mut connection = pin!(library().serve_connection(
+        TokioIo::new(Watched::new(client, Arc::clone(&shared))),
+        service_fn(move |request| Arc::clone(&serving).answer(request)),
+    ));
     let mut draining = pin!(draining(&session));
     // The first request has the deadline of a head; after that the connection may idle.
     let (mut limit, mut leaving) = (HEAD_DEADLINE, false);

@@ -17,18 +17,22 @@ mod exchange;
 mod forward;
 mod frames;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod http2;
 mod mirror;
 mod pool;
 mod reply;
 mod retry;
+#[cfg(any(test, fuzzing))]
+mod second;
 mod shape;
 mod tunnel;
 mod upload;
 mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -40,6 +44,7 @@ use tokio::time::Instant;
 use crate::account::{AccessLog, Flag, Folds, HttpFields, Record};
 use crate::act::carrier::Carrier;
 use crate::admit::Room;
+use crate::clock;
 use crate::decide::{self, Decision, Flow, Reason, RequestHead};
 use crate::drain::Drain;
 use crate::memory;
@@ -167,11 +172,7 @@ async fn requests<W: World>(
 ) -> hyper::Result<()> {
     loop {
         let serving = Arc::clone(session);
-        let connection = http1::Builder::new()
-            .auto_date_header(false)
-            .header_read_timeout(None::<Duration>)
-            .max_headers(framing::HEADERS_MAX)
-            .preserve_header_case(true)
+        let connection = library()
             .serve_connection(
                 TokioIo::new(wire),
                 service_fn(move |request| Arc::clone(&serving).answer(request)),
@@ -199,6 +200,17 @@ async fn requests<W: World>(
             () = session.pool.rest() => {}
         }
     }
+}
+
+/// The HTTP library's server.
+fn library() -> http1::Builder {
+    let mut library = http1::Builder::new();
+    library
+        .auto_date_header(false)
+        .header_read_timeout(None::<Duration>)
+        .max_headers(framing::HEADERS_MAX)
+        .preserve_header_case(true);
+    library
 }
 
 /// The record of bytes that never became a request.
@@ -234,7 +246,7 @@ fn ending(end: Option<End>, library_refused: bool) -> Option<(u16, Flag, &'stati
 
 /// A record of something that starts now on the connection of `origin`.
 fn blank_record(origin: &Origin) -> Record {
-    let mut record = Record::new(SystemTime::now(), origin.dst.addr(), origin.src);
+    let mut record = Record::new(clock::wall(), origin.dst.addr(), origin.src);
     record.reason = Reason::Malformed;
     record.more.connection_id = Some(origin.id);
     record.more.attempts = Some(0);

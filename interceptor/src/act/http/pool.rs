@@ -307,11 +307,7 @@ impl Pool {
             self.drive(driver, held);
             return Ok(Sender::Http2(sender));
         }
-        let (sender, driver) = http1::Builder::new()
-            .preserve_header_case(true)
-            .max_headers(HEADERS_MAX)
-            .handshake(io)
-            .await?;
+        let (sender, driver) = library().handshake(io).await?;
         let (ask, mut asked) = oneshot::channel::<oneshot::Sender<_>>();
         if purpose.upgrades {
             self.drive(driver.with_upgrades(), held);
@@ -340,6 +336,13 @@ impl Pool {
             drop(held);
         });
     }
+}
+
+/// The HTTP library's client.
+pub(super) fn library() -> http1::Builder {
+    let mut library = http1::Builder::new();
+    library.preserve_header_case(true).max_headers(HEADERS_MAX);
+    library
 }
 
 /// No critical section here leaves anything half done when it panics.

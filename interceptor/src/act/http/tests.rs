@@ -193,7 +193,7 @@ impl Client {
             src,
             workload: Arc::new(Workload::default()),
             accepted: Instant::now(),
-            accepted_wall: SystemTime::now(),
+            accepted_wall: clock::wall(),
         };
         let client = Prefixed::new(Bytes::from_static(sniffed.as_bytes()), accepted);
         let serving = tokio::spawn(serve_in(client, origin, log, names.clone()));

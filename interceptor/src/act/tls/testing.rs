@@ -91,7 +91,7 @@ impl Authority {
 
     /// Its revocation list: only [`REVOKED`] is on it.
     pub(crate) fn crl(&self) -> String {
-        let now = OffsetDateTime::now_utc();
+        let now = OffsetDateTime::from(crate::clock::wall());
         let revoked = RevokedCertParams {
             serial_number: SerialNumber::from(REVOKED),
             revocation_time: now - Duration::hours(1),

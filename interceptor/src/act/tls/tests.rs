@@ -48,7 +48,7 @@ fn originator() -> Originator {
 async fn what_is_verified() {
     let authority = Authority::new();
     let stranger = Authority::new();
-    let now = OffsetDateTime::now_utc();
+    let now = OffsetDateTime::from(crate::clock::wall());
     let plain = || authority.leaf(&["a.com", "*.b.com", "127.0.0.1"], |_| {});
     let (trusted, system) = (authority.trusted(), Origination::default());
     let with_crl =

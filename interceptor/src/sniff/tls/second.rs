@@ -2,15 +2,26 @@
 //! first. It reads the whole prefix byte by byte, anew each time.
 
 use crate::decide::host::HostName;
-use crate::sniff::ClientHello;
+use crate::sniff::{ClientHello, Scan};
 
-/// [`Scan`](crate::sniff::Scan) without reasons.
+/// [`Scan`] without reasons.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Found(ClientHello),
     NeedMore,
     NotMine,
     Malformed,
+}
+
+impl From<Scan<ClientHello>> for Answer {
+    fn from(scan: Scan<ClientHello>) -> Self {
+        match scan {
+            Scan::Found(hello) => Self::Found(hello),
+            Scan::NeedMore => Self::NeedMore,
+            Scan::NotMine => Self::NotMine,
+            Scan::Malformed(_) => Self::Malformed,
+        }
+    }
 }
 
 pub(super) fn scan(bytes: &[u8]) -> Answer {

@@ -469,15 +469,6 @@ fn an_answer_stays() {
     assert_eq!(reader.push(&hello), Scan::NotMine);
 }
 
-fn without_reason(scan: Scan<ClientHello>) -> Answer {
-    match scan {
-        Scan::Found(hello) => Answer::Found(hello),
-        Scan::NeedMore => Answer::NeedMore,
-        Scan::NotMine => Answer::NotMine,
-        Scan::Malformed(_) => Answer::Malformed,
-    }
-}
-
 /// One change to the bytes of a hello.
 #[derive(Debug, Clone)]
 enum Mutation {
@@ -542,7 +533,7 @@ proptest! {
         let mut sizes = pieces.iter().cycle();
         while taken < bytes.len() {
             let end = bytes.len().min(taken + sizes.next().unwrap());
-            let answer = without_reason(reader.push(&bytes[taken..end]));
+            let answer = Answer::from(reader.push(&bytes[taken..end]));
             let want = second::scan(&bytes[..end]);
             prop_assert_eq!(&answer, &want, "after {} bytes", end);
             if answer != Answer::NeedMore {
@@ -550,7 +541,7 @@ proptest! {
             }
             taken = end;
         }
-        prop_assert_eq!(without_reason(scan(&bytes)), second::scan(&bytes));
+        prop_assert_eq!(Answer::from(scan(&bytes)), second::scan(&bytes));
     }
 
     /// Nothing panics and both agree on bytes without any form.
@@ -558,7 +549,7 @@ proptest! {
     fn two_readers_agree_on_noise(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
         for head in [&[][..], &[22, 3, 1], &[22, 3, 1, 0, 60, 1, 0, 0, 56, 3, 3]] {
             let bytes = [head, &tail].concat();
-            prop_assert_eq!(without_reason(scan(&bytes)), second::scan(&bytes));
+            prop_assert_eq!(Answer::from(scan(&bytes)), second::scan(&bytes));
         }
     }
 }

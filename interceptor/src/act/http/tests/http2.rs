@@ -60,7 +60,7 @@ pub(super) async fn connect(names: &Names) -> (TcpStream, Captured, JoinHandle<(
             src,
             workload: Arc::new(Workload::default()),
             accepted: Instant::now(),
-            accepted_wall: SystemTime::now(),
+            accepted_wall: clock::wall(),
         };
         serve_in(Prefixed::new(sniffed.into(), accepted), origin, log, names).await;
     });

@@ -5,27 +5,8 @@ use std::sync::LazyLock;
 use interceptor_ebpf::hello::Reading;
 use interceptor_ebpf::hello::host::read_payload;
 
+use super::super::fuzzed::agrees;
 use super::*;
-
-/// What the kernel may say where the proxy's reader says this of the same bytes.
-fn agrees(kernel: &(Reading, Option<Vec<u8>>), proxy: &Scan<ClientHello>) -> bool {
-    let (reading, name) = kernel;
-    match reading {
-        Reading::Named(_) => {
-            let name = name.as_deref().and_then(|name| str::from_utf8(name).ok());
-            let name = name.and_then(|name| HostName::parse(name).ok());
-            matches!(proxy, Scan::Found(hello) if name.is_some() && hello.sni == name)
-                // Addresses are told from names by the proxy; no table of names has one.
-                || (name.is_none() && matches!(proxy, Scan::Malformed(_)))
-        }
-        Reading::NoName => matches!(proxy, Scan::Found(hello) if hello.sni.is_none()),
-        Reading::NotTls => *proxy == Scan::NotMine,
-        // Held until the deadline: nothing leaves.
-        Reading::NeedMore => !matches!(proxy, Scan::Found(_)),
-        // Refused, and the proxy's next time.
-        Reading::Unclear => true,
-    }
-}
 
 #[test]
 fn the_kernel_reads_honest_hellos_as_the_proxy_does() {
