@@ -211,8 +211,12 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Int(value))
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
-        i64::try_from(value).map(Value::Int).map_err(|_| E::custom("the number is too large"))
+    /// What is too large for any whole number is read as what it is about, so that its field can be
+    /// named.
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        #[expect(clippy::cast_precision_loss, reason = "no field takes it")]
+        let about = Value::Float(value as f64);
+        Ok(i64::try_from(value).map_or(about, Value::Int))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {

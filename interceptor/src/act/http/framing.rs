@@ -247,7 +247,8 @@ fn request_line(text: &[u8]) -> Result<RequestLine, Violation> {
         return Err(Violation::TooLarge);
     }
     // A fragment is never sent by a client, and parsers differ on what to do with one.
-    if target.iter().any(|b| *b <= b' ' || matches!(b, 0x7f | b'#'))
+    if target.is_empty()
+        || target.iter().any(|b| *b <= b' ' || matches!(b, 0x7f | b'#'))
         || str::from_utf8(target).is_err()
     {
         return Err(Violation::Malformed("request target"));

@@ -46,10 +46,12 @@ pub(super) fn check(parts: &Parts) -> Result<(), Reply> {
     let one_length = lengths.next().is_none_or(|length| {
         framing::content_length(length.as_bytes()).is_ok() && lengths.next().is_none()
     });
+    // `target` reads as / where none was sent, while none would be forwarded.
+    let was_sent = !parts.uri.path().is_empty();
     let has_target = match parts.method {
         Method::CONNECT => true,
-        Method::OPTIONS => target.starts_with('/') || target == "*",
-        _ => target.starts_with('/'),
+        Method::OPTIONS => was_sent && (target.starts_with('/') || target == "*"),
+        _ => was_sent && target.starts_with('/'),
     };
     if one_length && has_target { Ok(()) } else { Err(Reply::bad_head()) }
 }
