@@ -229,6 +229,7 @@ fn arrival(probed: &Probed) -> Option<(u16, SocketAddr)> {
 
 fn seed() -> Result<u64> {
     let seed = number("INTERCEPTOR_SEED")?.unwrap_or_else(|| {
+        #[expect(clippy::disallowed_methods, reason = "any number that is another one each time")]
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         now.as_nanos() as u64 & 0xffff_ffff
     });
