@@ -293,7 +293,7 @@ fn destinations(stage: &Stage<'_>) -> Result<()> {
 
 /// DR-10, LOG-50: of requests at the same time one passes, the others overflow.
 fn limits(stage: &Stage<'_>) -> Result<()> {
-    let url = format!("http://{SHOP}/narrow/[1-4]");
+    let url = format!("http://{SHOP}/narrow#[1-4]");
     let parallel = ["-sS", "-Z", "--parallel-immediate", "-w%{http_code} ", "-o/dev/null", &url];
     let outcome = stage.running.exec(&[&["curl"], &parallel[..]].concat(), 4)?;
     let mut codes: Vec<_> = outcome.finished.stdout.split_whitespace().collect();
