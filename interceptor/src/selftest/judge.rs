@@ -179,6 +179,20 @@ impl Capture {
     /// # Errors
     /// No packet socket can be made.
     pub(super) fn start(netns: &NetNs, link: u32, record: Record) -> io::Result<Self> {
+        Self::start_without(netns, link, None, record)
+    }
+
+    /// The same, but for frames from the hardware address `without`: answers, which may well go to a
+    /// port that a way has.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub(super) fn start_without(
+        netns: &NetNs,
+        link: u32,
+        without: Option<[u8; 6]>,
+        record: Record,
+    ) -> io::Result<Self> {
         let socket = netns.run(|| {
             let protocol = i32::from(ANY.to_be());
             let socket = sys::socket(libc::AF_PACKET, libc::SOCK_DGRAM, protocol)?;
@@ -191,7 +205,7 @@ impl Capture {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let (socket, stop) = (Arc::clone(&socket), Arc::clone(&stop));
-            move || capture(&socket, link, &record, &stop)
+            move || capture(&socket, link, without, &record, &stop)
         });
         Ok(Self { socket, stop, thread: Some(thread) })
     }
@@ -214,13 +228,20 @@ impl Drop for Capture {
     }
 }
 
-fn capture(socket: &OwnedFd, link: u32, record: &Record, stop: &AtomicBool) {
+fn capture(
+    socket: &OwnedFd,
+    link: u32,
+    without: Option<[u8; 6]>,
+    record: &Record,
+    stop: &AtomicBool,
+) {
     let mut buffer = vec![0; LARGEST];
     while !stop.load(Ordering::Relaxed) {
         // A time-out is the only error here that has no packet behind it, and it looks at `stop`.
         if let Ok((length, Some(from))) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer)
             && from.pkttype() != OUTGOING
             && from.ifindex() == link as usize
+            && (without.is_none() || from.addr() != without)
         {
             record.packet(&buffer[..length]);
         }

@@ -74,7 +74,13 @@ impl Room {
             let link = |netns: &NetNs, name| netns.run(|| if_nametoindex(name));
             let captures = [
                 Capture::start(&far, link(&far, LINK)??, record.clone())?,
-                Capture::start(&node, link(&node, BRIDGE)??, record.clone())?,
+                // The far side answers the daemon there, at whatever port that has.
+                Capture::start_without(
+                    &node,
+                    link(&node, BRIDGE)??,
+                    Some(FAR_MAC),
+                    record.clone(),
+                )?,
             ];
             let servers = Servers::start(&far, &record)?;
             Ok::<_, io::Error>((near, node, far, record, captures, servers))
