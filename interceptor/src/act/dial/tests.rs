@@ -67,6 +67,18 @@ impl BlackHole {
     }
 }
 
+/// A black hole at 127.0.0.1, and a listener at another address with the same port.
+async fn hole_beside(ip: &str) -> (BlackHole, TcpListener) {
+    for _ in 0..20 {
+        let hole = BlackHole::at("127.0.0.1", 0);
+        // Another test may have the port there.
+        if let Ok(listener) = TcpListener::bind((ip, hole.port)).await {
+            return (hole, listener);
+        }
+    }
+    panic!("no port is free at both addresses");
+}
+
 fn original(port: u16, name: Option<&str>) -> Upstream {
     Upstream::OriginalDst { port, name: name.map(host) }
 }
@@ -156,8 +168,8 @@ async fn mesh6_dr11_silence_ends_at_the_connect_timeout() {
 
 #[tokio::test]
 async fn an_honest_connect_falls_over_to_a_sibling_of_the_dialled_address() {
-    let (_listener, port) = listen("127.0.0.2").await;
-    let hole = BlackHole::at("127.0.0.1", port);
+    let (hole, _listener) = hole_beside("127.0.0.2").await;
+    let port = hole.port;
     let table: &[(&str, &[&str])] =
         &[("both.example", &["127.0.0.1", "127.0.0.2"]), ("other.example", &["127.0.0.2"])];
     let mut dialer = dialer(table, Enforcement::Istio);
@@ -256,8 +268,8 @@ async fn res3_all_addresses_are_balanced_over_and_the_dialled_one_is_kept() {
 
 #[tokio::test]
 async fn a_dead_family_costs_less_than_300_ms() {
-    let (_v6, port) = listen("::1").await;
-    let _hole = BlackHole::at("127.0.0.1", port);
+    let (hole, _v6) = hole_beside("::1").await;
+    let port = hole.port;
     let dialer = dialer(&[("a.example", &["127.0.0.1", "127.0.0.1", "::1"])], Enforcement::Istio);
     let start = Instant::now();
     let dialled = dialer.dial(&names(&[("a.example", port)], true), dst("192.0.2.1", 80)).await;
