@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting and clippy, both sides.
+//! `cargo xtask lint`: formatting and clippy, both sides; the fuzz targets' lock file.
 
 use std::path::Path;
 
@@ -21,6 +21,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut clippy = cargo("clippy");
     clippy.args(["--locked", "--workspace", "--exclude", "interceptor-ebpf", "--all-targets"]);
     check(clippy.args(["--", "--deny", "warnings"]))?;
+    // A workspace of its own, whose lock file nothing else looks at.
+    check(cargo("fetch").args(["--locked", "--manifest-path", "tests/fuzz/Cargo.toml"]))?;
     kernel_side(&toolchain::set_up(&args.install)?)
 }
 
