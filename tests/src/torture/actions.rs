@@ -34,11 +34,12 @@ const fn action(
 /// A question that nobody answers is given up after 4.5 s, and asked again after at most 5 s more.
 const ASKED_AGAIN: Duration = Duration::from_secs(10);
 
-/// All of them. An upgrade that drains would be a row here.
-pub const ACTIONS: [Action; 13] = [
+/// All of them.
+pub const ACTIONS: [Action; 14] = [
     action("kill", kill),
     action("kill and leave dead", leave_dead),
     action("stop and continue", stop),
+    action("upgrade", upgrade),
     action("reload", reload),
     action("invalid reload", invalid_reload),
     action("resolver dies", resolver_dies),
@@ -92,6 +93,17 @@ fn stop(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {
         stage.kernel_goes_on().context("while the daemon is stopped")
     })?;
     Ok(format!("direct traffic went on; {} ms", length.as_millis()))
+}
+
+fn upgrade(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {
+    let times = 1 + random.below(2);
+    let mut took = Vec::new();
+    for _ in 0..times {
+        let [in_place, drained] = stage.upgrade()?;
+        took.push(format!("{} + {} ms", in_place.as_millis(), drained.as_millis()));
+    }
+    stage.kernel_goes_on().context("after an upgrade")?;
+    Ok(format!("in place and drained after {}", took.join(", ")))
 }
 
 fn reload(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
@@ -19,12 +19,16 @@ use crate::cgroup::Cgroup;
 use crate::dweller::Dweller;
 use crate::ongoing::Ongoing;
 use crate::product::{Interceptor, Running};
-use crate::world::World;
+use crate::world::{self, World};
 
 /// The disk that the access log is on.
 const DISK: &str = "size=64m";
 /// Between two exchanges of each kind: load, but not a flood.
 const PAUSE: &str = "40";
+/// How long a daemon may take to be in another's place.
+const START: Duration = Duration::from_secs(30);
+/// How long one may drain whose connections all end by themselves: its `--drain-time` is 45 s.
+const DRAINED: Duration = Duration::from_secs(30);
 /// How long a change of a file, or a repair, may take.
 pub const SOON: Duration = Duration::from_secs(5);
 
@@ -82,8 +86,9 @@ pub struct Stage<'g> {
     pub capture: Capture,
     /// The access log.
     pub lines: Lines,
-    /// Lines of the log before the running daemon was started.
-    pub lines_before: u64,
+    /// Lines of the log before the running daemon was started; `None` where another one, whose place it
+    /// took, wrote lines beside it.
+    pub lines_before: Option<u64>,
     /// The ground that it stands on.
     pub ground: &'g Ground,
     client: String,
@@ -115,7 +120,7 @@ impl<'g> Stage<'g> {
             running,
             capture,
             lines,
-            lines_before: 0,
+            lines_before: Some(0),
             ground,
             client,
             generation: 1,
@@ -170,9 +175,41 @@ impl<'g> Stage<'g> {
     pub fn start_again(&mut self) -> Result<()> {
         // What a daemon counts begins at nothing.
         self.lines.follow()?;
-        self.lines_before = self.lines.total();
+        self.lines_before = Some(self.lines.total());
         let command = self.running.cover_command(self.ground.cgroup.path());
         self.running.start_again(command).map(drop)
+    }
+
+    /// Has a new daemon take the place of the running one, and waits until that has drained; how long
+    /// the first and the second took.
+    ///
+    /// # Errors
+    /// When the new one is not in place in time, or the old one does not end as it should.
+    pub fn upgrade(&mut self) -> Result<[Duration; 2]> {
+        let mut command = self.running.cover_command(self.ground.cgroup.path());
+        command.arg("--take-over");
+        let begun = Instant::now();
+        self.lines_before = None;
+        let mut old = self.running.start_again(command)?;
+        while self.status_number("/pid")? != u64::from(self.running.pid()) {
+            if begun.elapsed() > START {
+                old.kill()?;
+                old.wait()?;
+                bail!("the new daemon is not in place after {START:?}: {}", self.running.stderr()?);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let in_place = begun.elapsed();
+        let ended = world::wait(&mut old, DRAINED)?;
+        if ended.is_none() {
+            old.kill()?;
+            old.wait()?;
+        }
+        ensure!(
+            ended.is_some_and(|status| status.success()),
+            "the old daemon ended with {ended:?}"
+        );
+        Ok([in_place, begun.elapsed() - in_place])
     }
 
     /// Writes the next generation of policy; its text is left in place of what was there.
