@@ -8,17 +8,19 @@ mod joined;
 mod pump;
 mod splice;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::block;
-use super::carrier::Stream;
+use super::carrier::{Io, Stream};
 use crate::decide::traffic::Limits;
 use crate::sniff::prefixed::Prefixed;
 use pump::{Broken, pump};
@@ -134,17 +136,27 @@ impl Progress {
 /// either side resets the other one, after what the dead side had sent was passed on if the other
 /// side takes it within half a second.
 ///
-/// When `cut` resolves first, both sides are reset at once.
-pub async fn relay(
-    mut client: Prefixed<TcpStream>,
+/// When `cut` resolves first, both sides are reset at once. It is pinned outside, since each `async fn`
+/// that takes it whole has a place of its own for it.
+pub fn relay<'a, Cut: Future<Output = ()>>(
+    client: Prefixed<TcpStream>,
     upstream: Stream,
     limits: RelayLimits,
-    cut: impl Future<Output = ()>,
+    cut: Pin<&'a mut Cut>,
+) -> impl Future<Output = Relayed> + use<'a, Cut> {
+    match upstream {
+        Stream::Plain(upstream) => Either::Left(plain(client, upstream, limits, cut)),
+        Stream::Wrapped(upstream) => Either::Right(wrapped(client, upstream, limits, cut)),
+    }
+}
+
+/// With one end that is more than a socket.
+async fn wrapped(
+    mut client: Prefixed<TcpStream>,
+    mut upstream: Box<dyn Io>,
+    limits: RelayLimits,
+    cut: Pin<&mut impl Future<Output = ()>>,
 ) -> Relayed {
-    let mut upstream = match upstream {
-        Stream::Plain(upstream) => return plain(client, upstream, limits, cut).await,
-        Stream::Wrapped(upstream) => upstream,
-    };
     let (received, sent) = (Arc::default(), Arc::default());
     let end = tokio::select! {
         end = join(&mut client, &mut upstream, limits, &received, &sent) => end,
@@ -160,30 +172,32 @@ pub async fn relay(
     }
 }
 
-/// Between two sockets.
-async fn plain(
+/// Between two sockets. Not an `async fn`, which would keep its arguments beside what is made of them.
+fn plain<'a, Cut: Future<Output = ()>>(
     client: Prefixed<TcpStream>,
     upstream: TcpStream,
     limits: RelayLimits,
-    cut: impl Future<Output = ()>,
-) -> Relayed {
+    cut: Pin<&'a mut Cut>,
+) -> impl Future<Output = Relayed> + use<'a, Cut> {
     let (prefix, client) = client.into_parts();
     let start = Instant::now();
-    let (up, down) = (Progress::new(start), Progress::new(start));
-    let end = tokio::select! {
-        end = run(prefix, &client, &upstream, limits.idle, &up, &down) => end,
-        () = overdue(limits.duration) => RelayEnd::TooLong,
-        () = cut => RelayEnd::Cut,
-    };
-    if matches!(end, RelayEnd::ClientReset | RelayEnd::UpstreamReset | RelayEnd::Cut) {
-        block::reset(client);
-        block::reset(upstream);
-    }
-    tracing::trace!(?end, ?up, ?down, "relay ended");
-    Relayed {
-        bytes_received: up.read.load(Ordering::Relaxed),
-        bytes_sent: down.written.load(Ordering::Relaxed),
-        end,
+    async move {
+        let (up, down) = (Progress::new(start), Progress::new(start));
+        let end = tokio::select! {
+            end = run(prefix, &client, &upstream, limits.idle, &up, &down) => end,
+            () = overdue(limits.duration) => RelayEnd::TooLong,
+            () = cut => RelayEnd::Cut,
+        };
+        if matches!(end, RelayEnd::ClientReset | RelayEnd::UpstreamReset | RelayEnd::Cut) {
+            block::reset(client);
+            block::reset(upstream);
+        }
+        tracing::trace!(?end, ?up, ?down, "relay ended");
+        Relayed {
+            bytes_received: up.read.load(Ordering::Relaxed),
+            bytes_sent: down.written.load(Ordering::Relaxed),
+            end,
+        }
     }
 }
 

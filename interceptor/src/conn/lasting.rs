@@ -30,14 +30,11 @@ impl Lasting {
     pub(super) async fn last(self, drain: &Drain) {
         match self {
             Self::Relay(relaying) => Box::pin(relaying.run(drain)).await,
-            Self::Http(requests) => {
-                let Requests { client, origin, context } = *requests;
-                tokio::select! {
-                    biased;
-                    () = Box::pin(http::serve(client, origin, context)) => {}
-                    () = drain.over() => {}
-                }
-            }
+            Self::Http(requests) => tokio::select! {
+                biased;
+                () = Box::pin(requests.run()) => {}
+                () = drain.over() => {}
+            },
         }
     }
 }
@@ -72,29 +69,43 @@ pub(super) struct Relaying {
 }
 
 impl Relaying {
-    async fn run(self: Box<Self>, drain: &Drain) {
+    /// Not an `async fn`, which would keep the box beside what it takes out of it.
+    fn run(self: Box<Self>, drain: &Drain) -> impl Future<Output = ()> {
         let Self { client, carried, established, site, changes, mut account } = *self;
-        let Carried { stream, held: _held, .. } = carried;
-        let limits = RelayLimits::of(&established.destination.traffic.limits);
-        let mut withdrawn = None;
-        let cut = async {
-            tokio::select! {
-                why = cut::withdrawn(&site, &established, changes) => withdrawn = Some(why),
-                () = drain.over() => {}
+        let Carried { stream, held, .. } = carried;
+        async move {
+            let limits = RelayLimits::of(&established.destination.traffic.limits);
+            let mut withdrawn = None;
+            let relayed = {
+                // Boxed: on its own, each finds a place that fits.
+                let mut cut = Box::pin(async {
+                    tokio::select! {
+                        why = cut::withdrawn(&site, &established, changes) => withdrawn = Some(why),
+                        () = drain.over() => {}
+                    }
+                });
+                relay::relay(client, stream, limits, cut.as_mut()).await
+            };
+            match relayed.end {
+                RelayEnd::Cut => match withdrawn {
+                    Some(why) => {
+                        account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
+                    }
+                    None => account.terminated(None, "drain_timeout"),
+                },
+                RelayEnd::Idle => account.terminated(None, "idle_timeout"),
+                RelayEnd::TooLong => account.terminated(Some(Flag::DT), "max_duration_timeout"),
+                _ => {}
             }
-        };
-        let relayed = relay::relay(client, stream, limits, cut).await;
-        match relayed.end {
-            RelayEnd::Cut => match withdrawn {
-                Some(why) => {
-                    account.terminated(Some(Flag::UH), format!("policy_removed{{{why}}}"));
-                }
-                None => account.terminated(None, "drain_timeout"),
-            },
-            RelayEnd::Idle => account.terminated(None, "idle_timeout"),
-            RelayEnd::TooLong => account.terminated(Some(Flag::DT), "max_duration_timeout"),
-            _ => {}
+            account.close(relayed.bytes_received, relayed.bytes_sent);
+            drop(held);
         }
-        account.close(relayed.bytes_received, relayed.bytes_sent);
+    }
+}
+
+impl Requests {
+    fn run(self: Box<Self>) -> impl Future<Output = ()> + Send {
+        let Self { client, origin, context } = *self;
+        http::serve(client, origin, context)
     }
 }

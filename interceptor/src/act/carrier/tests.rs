@@ -1,5 +1,6 @@
 //! Connections as clients' bytes meet them: TLS, tunnels, limits, relays over both.
 
+use std::pin::pin;
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -204,7 +205,9 @@ async fn relayed_in_tls() {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let ours = Prefixed::new(Bytes::from_static(b"hel"), listener.accept().await.unwrap().0);
         let carried = carrier.connect(&wrapped, ask()).await.unwrap();
-        let relaying = tokio::spawn(relay(ours, carried.stream, limits, std::future::pending()));
+        let relaying = tokio::spawn(async move {
+            relay(ours, carried.stream, limits, pin!(std::future::pending())).await
+        });
         client.write_all(b"lo").await.unwrap();
         let mut answer = String::new();
         if expected == RelayEnd::Closed {

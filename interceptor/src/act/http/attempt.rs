@@ -242,7 +242,7 @@ async fn try_on(
     let session = connection.ends.tls.as_ref().filter(|_| entry.wanted().tls);
     let tls = session.map(|session| session.fields());
     entry.edit(|record| {
-        let Ends { upstream, local, socket, .. } = &connection.ends;
+        let Ends { upstream, local, socket, .. } = &*connection.ends;
         note_end(record, *upstream, Some(*local), socket.clone());
         record.more.upstream_protocol = Some(connection.protocol());
         record.more.upstream_tls = tls;

@@ -34,6 +34,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -79,9 +80,13 @@ pub struct HttpContext {
 
 /// Serves `client` until it ends. Dropping the future ends everything that it started; requests
 /// under way are then recorded as given up.
-pub async fn serve(client: Prefixed<TcpStream>, origin: Origin, context: HttpContext) {
+pub fn serve(
+    client: Prefixed<TcpStream>,
+    origin: Origin,
+    context: HttpContext,
+) -> impl Future<Output = ()> + Send {
     let log = context.log.clone();
-    serve_in(client, origin, log, context).await;
+    serve_in(client, origin, log, context)
 }
 
 /// What a connection asks of the rest of the program.
@@ -147,19 +152,29 @@ impl World for HttpContext {
     }
 }
 
-async fn serve_in<W: World>(client: Prefixed<TcpStream>, origin: Origin, log: AccessLog, world: W) {
+/// Not an `async fn`, which would keep its arguments beside what is made of them.
+fn serve_in<W: World>(
+    client: Prefixed<TcpStream>,
+    origin: Origin,
+    log: AccessLog,
+    world: W,
+) -> impl Future<Output = ()> + Send {
     let (sniffed, stream) = client.into_parts();
     let is_http2 = sniffed.starts_with(http2::PREFACE);
     let client = Prefixed::new(sniffed, stream);
     if is_http2 {
-        return Box::pin(http2::serve(client, origin, log, world)).await;
+        return Either::Left(Box::pin(http2::serve(client, origin, log, world)));
     }
     let (wire, shared) = Wire::new(client, world.reading());
-    let session = Arc::new(Session::new(world, origin, log, Arc::clone(&shared)));
+    let session = Arc::new(Session::new(world, origin, log, shared));
+    Either::Right(over_http1(wire, session))
+}
+
+async fn over_http1<W: World>(wire: Wire<Prefixed<TcpStream>>, session: Arc<Session<W>>) {
     let library_refused = requests(wire, &session).await.is_err_and(|error| error.is_parse());
     session.tunnels_end().await;
 
-    if let Some(ending) = ending(shared.end(), library_refused) {
+    if let Some(ending) = ending(session.shared.end(), library_refused) {
         session.log.write(unread_record(&session.origin, "HTTP/1.1", ending));
     }
 }

@@ -56,7 +56,8 @@ pub(super) struct Purpose {
 /// One upstream connection, ready for a request or soon so.
 pub(super) struct Connection {
     /// Between whom, and for what.
-    pub(super) ends: Ends,
+    /// Boxed, as many of them may wait at a time.
+    pub(super) ends: Box<Ends>,
     /// Sends requests.
     pub(super) sender: Sender,
 }
@@ -84,7 +85,7 @@ enum Kept {
     /// In the hands of the HTTP library.
     Awake(Connection),
     /// The library, which keeps some 16 KiB for a connection, has given it back.
-    Resting(Ends, Stream, Held),
+    Resting(Box<Ends>, Stream, Held),
 }
 
 impl Kept {
@@ -244,14 +245,8 @@ impl Pool {
     /// Takes idle connections from the library, while the client's own is not in its hands either.
     /// Lets go of those that the other side ends. Never returns.
     pub(super) async fn rest(&self) {
-        let is_awake = |kept: &mut Kept| matches!(kept, Kept::Awake(connection) if connection.sender.gives_back());
-        let awake: Vec<Kept> = lock(&self.idle).extract_if(.., is_awake).collect();
-        for kept in awake {
-            let Kept::Awake(connection) = kept else { continue };
-            if let Some(kept) = connection.lie_down().await {
-                lock(&self.idle).push(kept);
-            }
-        }
+        // Boxed, so that what rests does not keep the room that lying down takes.
+        Box::pin(self.lie_down()).await;
         while lock(&self.drivers).try_join_next().is_some() {}
         poll_fn(|cx| {
             lock(&self.idle).retain_mut(|kept| match kept {
@@ -261,6 +256,17 @@ impl Pool {
             Poll::Pending
         })
         .await
+    }
+
+    async fn lie_down(&self) {
+        let is_awake = |kept: &mut Kept| matches!(kept, Kept::Awake(connection) if connection.sender.gives_back());
+        let awake: Vec<Kept> = lock(&self.idle).extract_if(.., is_awake).collect();
+        for kept in awake {
+            let Kept::Awake(connection) = kept else { continue };
+            if let Some(kept) = connection.lie_down().await {
+                lock(&self.idle).push(kept);
+            }
+        }
     }
 
     /// Starts HTTP on a new connection.
@@ -277,7 +283,7 @@ impl Pool {
         let now = Instant::now();
         let (made, last_used) = (now, now);
         let uses = 1;
-        let ends = Ends { purpose, upstream, local, tls, socket, made, last_used, uses };
+        let ends = Box::new(Ends { purpose, upstream, local, tls, socket, made, last_used, uses });
         Ok(Connection { ends, sender })
     }
 
