@@ -1,7 +1,10 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod agent;
+mod begin;
 mod command;
+mod cover;
+mod covered;
 mod cut;
 mod direct;
 mod enrol;
@@ -17,6 +20,7 @@ mod selftest;
 mod signals;
 mod start;
 mod stop;
+mod tenant;
 mod test;
 mod wanted;
 mod watchdog;
