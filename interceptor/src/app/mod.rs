@@ -11,6 +11,7 @@ mod enrol;
 mod existing;
 mod explain;
 mod handler;
+mod pods;
 mod reload;
 mod report;
 mod resolv_conf;
