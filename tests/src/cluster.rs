@@ -161,8 +161,10 @@ fn serve(shared: &Shared, stream: &TcpStream) -> Result<()> {
         let target = line.split(' ').nth(1).context("a request line")?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let path = path.trim_matches('/');
-        let query: BTreeMap<_, _> =
-            query.split('&').filter_map(|pair| pair.trim_start_matches('?').split_once('=')).collect();
+        let query: BTreeMap<_, _> = query
+            .split('&')
+            .filter_map(|pair| pair.trim_start_matches('?').split_once('='))
+            .collect();
         match query.get("watch") {
             Some(_) => return watch(shared, stream, path, &query),
             None => answer(shared, stream, path)?,
@@ -202,7 +204,10 @@ fn answer(shared: &Shared, mut stream: &TcpStream, path: &str) -> Result<()> {
 
 /// `api/v1/namespaces/shop/pods` is `api/v1/pods` of a namespace.
 fn of_namespace(path: &str) -> (String, Option<&str>) {
-    match path.split_once("/namespaces/").and_then(|(group, rest)| Some((group, rest.split_once('/')?))) {
+    match path
+        .split_once("/namespaces/")
+        .and_then(|(group, rest)| Some((group, rest.split_once('/')?)))
+    {
         Some((group, (namespace, plural))) => (format!("{group}/{plural}"), Some(namespace)),
         None => (path.to_owned(), None),
     }

@@ -187,7 +187,18 @@ impl<'w> Node<'w> {
         let sandbox = Namespace::create(next_number(), "pod")?;
         let link = format!("pod{number}");
         let node = &self.world.workload;
-        node.ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", sandbox.name()])?;
+        node.ip(&[
+            "link",
+            "add",
+            &link,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            sandbox.name(),
+        ])?;
         node.ip(&["addr", "add", &format!("{network}.1/24"), "dev", &link])?;
         node.ip(&["link", "set", &link, "up"])?;
         sandbox.ip(&["addr", "add", &format!("{network}.2/24"), "dev", "eth0"])?;
@@ -265,7 +276,8 @@ impl Pod<'_> {
     /// # Errors
     /// When it does not end in time.
     pub fn echoes(&self, to: std::net::SocketAddr) -> Result<bool> {
-        let script = "exec 3<>/dev/tcp/$0/$1 || exit 1; echo hello >&3; read -t 2 x <&3; [ \"$x\" = hello ]";
+        let script =
+            "exec 3<>/dev/tcp/$0/$1 || exit 1; echo hello >&3; read -t 2 x <&3; [ \"$x\" = hello ]";
         let (ip, port) = (to.ip().to_string(), to.port().to_string());
         Ok(self.output(&["timeout", "4", "bash", "-c", script, &ip, &port])?.code == 0)
     }

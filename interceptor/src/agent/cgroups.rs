@@ -292,7 +292,8 @@ mod tests {
 
     #[test]
     fn where_all_pods_are() {
-        let at = |root: &str| all_pods_paths(Path::new(root)).map(|path| path.display().to_string());
+        let at =
+            |root: &str| all_pods_paths(Path::new(root)).map(|path| path.display().to_string());
         assert_eq!(at("/"), ["kubepods.slice", "kubepods"]);
         assert_eq!(at("/kubelet"), ["kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"]);
     }

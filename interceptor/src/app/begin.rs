@@ -210,16 +210,7 @@ pub(super) async fn begin(
         tokio::spawn(enrol::follow_interfaces(Arc::clone(&running))),
     ];
     let admin = tokio::spawn(server.serve(Arc::clone(&running) as _));
-    Ok(Begun {
-        running,
-        admin,
-        reporter,
-        watchdog,
-        background,
-        stop_reporter,
-        existing,
-        settings,
-    })
+    Ok(Begun { running, admin, reporter, watchdog, background, stop_reporter, existing, settings })
 }
 
 /// Fills the kernel's tables and attaches the programs.

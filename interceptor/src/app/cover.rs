@@ -91,7 +91,11 @@ impl Running {
     ///
     /// # Errors
     /// [`TableError`]; what held goes on holding in the kernel.
-    pub(super) fn change(&self, covered: &CoveredNamespace, whose: Whose) -> Result<(), TableError> {
+    pub(super) fn change(
+        &self,
+        covered: &CoveredNamespace,
+        whose: Whose,
+    ) -> Result<(), TableError> {
         let rules = &whose.tenant.rules;
         let entry = rules.entry(covered.doors.addresses(), &rules.policy.current());
         covered.site.store(Arc::new(self.site(&covered.netns, &covered.room, &whose)));

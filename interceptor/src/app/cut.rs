@@ -98,7 +98,13 @@ pub(super) fn direct(running: &Running) -> usize {
         let cluster = label.as_ref().and_then(|label| label.cluster.clone()).map(ClusterName);
         let place = Flow { dst: OriginalDst::new(flow.dst), namespace: &rules.namespace };
         let owns = |host: &HostName| sync.owns(host, flow.dst.ip());
-        let why = withdrawn(&rules.policy.current().policy, &place, shown.as_ref(), cluster.as_ref(), &owns)?;
+        let why = withdrawn(
+            &rules.policy.current().policy,
+            &place,
+            shown.as_ref(),
+            cluster.as_ref(),
+            &owns,
+        )?;
         Some(format!("policy_removed{{{why}}}").into())
     })
 }

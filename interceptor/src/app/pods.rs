@@ -19,8 +19,8 @@ use super::existing::Existing;
 use super::handler::Running;
 use super::tenant::{Rules, Tenant};
 use crate::agent::cgroups::PodUid;
-use crate::agent::{Name, State};
 use crate::agent::pods::{Mode, Pod};
+use crate::agent::{Name, State};
 use crate::netns::NetNs;
 use crate::policy::{OnRemoval, Snapshot, Store};
 use crate::tiers::Numbers;
@@ -106,7 +106,8 @@ impl Pods {
     pub(super) fn wanted(&mut self, state: &State) -> Vec<Wanted> {
         let known: Vec<_> =
             state.cluster_dns().into_iter().map(|ip| SocketAddr::new(ip, 53)).collect();
-        let cluster = if self.node.cluster_dns.is_empty() { &known } else { &self.node.cluster_dns };
+        let cluster =
+            if self.node.cluster_dns.is_empty() { &known } else { &self.node.cluster_dns };
         let mut wanted = Vec::new();
         for (name, one) in state.pods() {
             let pod = &one.pod;
@@ -224,7 +225,9 @@ impl Pods {
         let netns = match (known, found) {
             // Without a process just now it stays as it is.
             (None, None) => return Ok(false),
-            (Some(known), found) if found.as_ref().is_none_or(|(_, inode)| *inode == known.inode) => {
+            (Some(known), found)
+                if found.as_ref().is_none_or(|(_, inode)| *inode == known.inode) =>
+            {
                 if known.covered == one.rules.is_some() {
                     return self.keep(running, one).map(|()| false);
                 }
@@ -309,7 +312,9 @@ impl Pods {
                 })
             };
             let rows = tenant.sync.apply(&now);
-            if let Err(error) = set.map_err(|error| error.to_string()).and(rows.map_err(|e| e.to_string())) {
+            if let Err(error) =
+                set.map_err(|error| error.to_string()).and(rows.map_err(|e| e.to_string()))
+            {
                 eprintln!("interceptor: policy generation {}: {error}", now.generation);
             }
             cuts |= now.on_removal == OnRemoval::Cut;
@@ -327,9 +332,9 @@ impl Pods {
         wanted: &WantedRules,
         workload: &Workload,
     ) -> io::Result<Arc<Tenant>> {
-        let rules = self
-            .rules_of(wanted, workload)
-            .ok_or_else(|| io::Error::other("there are too many different policies on this node"))?;
+        let rules = self.rules_of(wanted, workload).ok_or_else(|| {
+            io::Error::other("there are too many different policies on this node")
+        })?;
         let in_force = self.rules.iter_mut().find(|one| Arc::ptr_eq(&one.rules, &rules));
         let in_force = in_force.ok_or_else(|| io::Error::other("its policy is gone"))?;
         if let Some(tenant) = &in_force.tenant {

@@ -22,6 +22,6 @@ pub use fallback::Fallbacks;
 pub use hints::name_in;
 pub use labels::Labels;
 pub use rows::{Compiled, Label, NameSet, Pattern, Row};
-pub use survey::Survey;
 pub use sets::{Numbers, REST};
+pub use survey::Survey;
 pub use sync::{Commons, Sync, SyncError};

@@ -324,8 +324,9 @@ impl Sync {
             names.into_iter().partition(|name| first.as_ref().is_some_and(|first| *name < first));
         let mut names = later.into_iter().chain(earlier);
         // Those that find no room now are asked for at the next turn.
-        let left =
-            names.find(|name| !self.commons.resolver.remembers(name) && !self.look_up(name, Why::Policy));
+        let left = names.find(|name| {
+            !self.commons.resolver.remembers(name) && !self.look_up(name, Why::Policy)
+        });
         self.state().ask_first = left.cloned();
     }
 
