@@ -2,6 +2,7 @@
 //! nothing.
 
 mod agent;
+mod cni;
 mod run;
 mod values;
 
@@ -14,9 +15,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 pub use self::agent::Agent;
+pub use self::cni::Cni;
 use crate::policy::{Enforcement, Outbound};
 pub use run::{Run, WorkloadArgs};
-use values::parse_name;
+pub(crate) use values::parse_name;
 pub use values::{LogTarget, parse_cidr};
 
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
@@ -107,6 +109,8 @@ pub enum Verb {
     /// Follow policy and this node's pods in the Kubernetes API, and keep the last good state. Covers
     /// no pod yet.
     Agent(Box<Agent>),
+    /// The CNI plugin, as a container runtime calls it: not for people.
+    Cni(Cni),
     /// Run policy tests: scenario files through the rules, without any network.
     Test(Test),
     /// Try every known way out from inside a covered room against canaries of its own. Needs root.

@@ -129,22 +129,30 @@ pub fn pod_paths(root: &Path, qos: Qos, uid: &PodUid) -> [(Driver, PathBuf); 2] 
     Driver::ALL.map(|driver| (driver, pod_path(driver, root, qos, uid)))
 }
 
+/// What every pod's cgroup lies in, relative to the mount of cgroup v2: one path for each driver.
+pub fn parents(root: &Path) -> [(Driver, PathBuf); 2] {
+    Driver::ALL.map(|driver| (driver, path_of(driver, root, None, None)))
+}
+
 fn pod_path(driver: Driver, root: &Path, qos: Qos, uid: &PodUid) -> PathBuf {
+    path_of(driver, root, qos.part(), Some(uid))
+}
+
+fn path_of(driver: Driver, root: &Path, qos: Option<&str>, uid: Option<&PodUid>) -> PathBuf {
     let root = root.components().filter_map(|part| match part {
         std::path::Component::Normal(part) => part.to_str(),
         _ => None,
     });
-    let parents = root.chain(["kubepods"]).chain(qos.part());
+    let parents = root.chain(["kubepods"]).chain(qos);
     match driver {
         Driver::Cgroupfs => {
-            let mut path: PathBuf = parents.collect();
-            path.push(format!("pod{uid}"));
-            path
+            let pod = uid.map(|uid| format!("pod{uid}"));
+            parents.map(PathBuf::from).chain(pod.map(PathBuf::from)).collect()
         }
         Driver::Systemd => {
-            let uid = uid.0.replace('-', "_");
+            let pod = uid.map(|uid| format!("pod{}", uid.0.replace('-', "_")));
             let (mut path, mut name) = (PathBuf::new(), String::new());
-            for part in parents.map(systemd_part).chain([format!("pod{uid}")]) {
+            for part in parents.map(systemd_part).chain(pod) {
                 if !name.is_empty() {
                     name.push('-');
                 }
@@ -273,7 +281,8 @@ mod tests {
             let paths = pod_paths(Path::new(root), qos, &uid());
             assert_eq!(paths[0], (Driver::Systemd, systemd.into()), "{root} {qos:?}");
             assert_eq!(paths[1], (Driver::Cgroupfs, cgroupfs.into()), "{root} {qos:?}");
-            for (driver, path) in paths {
+            for ((driver, path), (_, above)) in paths.into_iter().zip(parents(Path::new(root))) {
+                assert!(path.starts_with(&above) && above.iter().count() > 0, "{above:?}");
                 let read = Location::of(&path).expect("read back");
                 assert_eq!((read.driver, read.qos, read.uid), (driver, qos, uid()));
             }

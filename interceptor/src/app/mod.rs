@@ -1,6 +1,7 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod agent;
+mod cni;
 mod command;
 mod cut;
 mod direct;
@@ -98,6 +99,9 @@ fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| crate::cni::is_called_by(&name)) {
+        return cni::run().into();
+    }
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(early) => return early.print().into(),
@@ -111,6 +115,9 @@ pub fn main() -> ExitCode {
                 Exit::Internal.into()
             }
         };
+    }
+    if let Verb::Cni(_) = &cli.verb {
+        return cni::run().into();
     }
     init_log(&cli);
     let result = tokio::runtime::Builder::new_multi_thread()
@@ -187,7 +194,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         Verb::Test(test) => self::test::run(&test),
         Verb::Selftest(args) => selftest::run(&args).await,
         // Done before the runtime was made.
-        Verb::SelftestInside(_) => Ok(Exit::Internal),
+        Verb::SelftestInside(_) | Verb::Cni(_) => Ok(Exit::Internal),
     }
 }
 
