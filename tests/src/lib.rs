@@ -11,6 +11,7 @@ pub mod ca;
 pub mod capture;
 pub mod cgroup;
 pub mod client;
+pub mod containers;
 pub mod dns;
 pub mod dweller;
 pub mod hellos;

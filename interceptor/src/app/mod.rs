@@ -1,8 +1,11 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod agent;
+mod begin;
 mod cni;
 mod command;
+mod cover;
+mod covered;
 mod cut;
 mod direct;
 mod enrol;
@@ -18,6 +21,7 @@ mod selftest;
 mod signals;
 mod start;
 mod stop;
+mod tenant;
 mod test;
 mod wanted;
 mod watchdog;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use interceptor_common::Settings;
 
 use super::AppError;
+use super::begin::Others;
 use super::reload::said;
 use super::watchdog::LOSS_LIMIT;
 use crate::account::{LogSettings, LogTarget};
@@ -63,7 +64,7 @@ pub(super) fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, 
 }
 
 /// What of the kernel's settings policy governs.
-pub(super) fn governed(settings: Settings, snapshot: &Snapshot) -> Settings {
+pub(super) fn governed(settings: Settings, snapshot: &Snapshot, others: &Others) -> Settings {
     let exempt_id = match snapshot.enforcement {
         Enforcement::Istio => PROXY_UID,
         // T-8: whoever can become that user would be past us.
@@ -74,7 +75,7 @@ pub(super) fn governed(settings: Settings, snapshot: &Snapshot) -> Settings {
         OnLoss::Closed => LOSS_LIMIT,
     };
     Settings {
-        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        refuse_datagrams: u32::from(others.refuse_unknown(snapshot.refuse_datagrams)),
         exempt_id,
         loss_limit_ns: loss_limit.as_nanos() as u64,
         ..settings
