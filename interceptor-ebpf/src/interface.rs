@@ -120,7 +120,8 @@ fn leads_on(ctx: &SkBuffContext, packet: &Packet) -> bool {
 /// leave.
 #[inline(always)]
 fn is_unrestricted(ctx: &SkBuffContext, socket: Option<PacketSocket>) -> bool {
-    is_open(ctx) && socket.is_some_and(|socket| socket.is_inet() && socket.protocol != u32::from(TCP))
+    is_open(ctx)
+        && socket.is_some_and(|socket| socket.is_inet() && socket.protocol != u32::from(TCP))
 }
 
 /// Whether the mode of this interface's namespace lets pass what is not TCP.
@@ -201,9 +202,7 @@ fn datagram(
     let plain = |socket: PacketSocket| socket.protocol == u32::from(UDP) && socket.kind == DGRAM;
     // Judged by where the packet goes, which is behind every translation of the namespace.
     let dst = ctx::endpoint(packet.dst, to);
-    if socket.is_some_and(plain)
-        && select::permit(select::policy(namespace(ctx)), &dst).is_some()
-    {
+    if socket.is_some_and(plain) && select::permit(select::policy(namespace(ctx)), &dst).is_some() {
         return Ok(());
     }
     match passage(ctx, packet, from, to) {
@@ -288,11 +287,8 @@ pub fn into(ctx: &SkBuffContext) {
         UDP => {
             if !is_open(ctx)
                 && let Ok([from, to]) = ports(ctx, &packet)
-                && select::permit(
-                    select::policy(namespace(ctx)),
-                    &ctx::endpoint(packet.src, from),
-                )
-                .is_none()
+                && select::permit(select::policy(namespace(ctx)), &ctx::endpoint(packet.src, from))
+                    .is_none()
             {
                 open(ctx, &packet, from, to);
             }

@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use interceptor_common::{
-    DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey,
-    Interface, Label, NameKey, Namespace, Passage, PassageKey, Pending, Route, RouteKey, Settings,
-    ShownName, SocketState, capacity,
+    DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey, Interface, Label,
+    NameKey, Namespace, Passage, PassageKey, Pending, Route, RouteKey, Settings, ShownName,
+    SocketState, capacity,
 };
 
 use crate::scratch::Scratch;

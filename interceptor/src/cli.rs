@@ -198,6 +198,14 @@ pub struct Detach {
     /// Name of the interceptor whose remains are removed.
     #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
     pub name: String,
+
+    /// Take the CNI plugin, too, out of the networks' configurations in this directory.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// And out of this directory of plugins.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
 }
 
 /// `interceptor test`.
@@ -323,6 +331,9 @@ pub enum Output {
 
 /// The name of an interceptor that was given none.
 pub const DEFAULT_NAME: &str = "default";
+
+/// The name of an agent that was given none.
+pub const AGENT_NAME: &str = "agent";
 
 /// Why there is nothing to run: help was asked for, or the command line is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]

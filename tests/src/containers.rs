@@ -41,6 +41,8 @@ pub struct Node<'w> {
     dir: TempDir,
     /// kubelet's `--cgroup-root`.
     cgroup_root: String,
+    /// Who made it removes it.
+    is_ours: bool,
 }
 
 /// A pod's sandbox. Dropping it removes the namespace and the link.
@@ -71,6 +73,18 @@ impl<'w> Node<'w> {
     /// # Errors
     /// When there is no runc, or something cannot be made.
     pub fn new(world: &'w World, client: &Path) -> Result<Self> {
+        let root = format!("ix-{}-{}-kubelet", std::process::id(), next_number());
+        let mut node = Self::below(world, client, &root)?;
+        node.is_ours = true;
+        fs::create_dir_all(node.pods_cgroup()?)?;
+        Ok(node)
+    }
+
+    /// The same, below a cgroup of v2 that somebody else made: kubelet's `--cgroup-root`.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub fn below(world: &'w World, client: &Path, cgroup_root: &str) -> Result<Self> {
         let runc = Command::new("runc").arg("--version").stdin(Stdio::null()).output();
         ensure!(runc.is_ok_and(|said| said.status.success()), "no runc: apt-get install runc");
         forward(&world.workload)?;
@@ -84,10 +98,7 @@ impl<'w> Node<'w> {
             symlink(format!("usr/{link}"), rootfs.join(link))?;
         }
         fs::copy(client, rootfs.join(&CLIENT[1..])).context("the client")?;
-        let cgroup_root = format!("ix-{}-{}-kubelet", std::process::id(), next_number());
-        let node = Self { world, dir, cgroup_root };
-        fs::create_dir_all(node.pods_cgroup()?)?;
-        Ok(node)
+        Ok(Self { world, dir, cgroup_root: cgroup_root.to_owned(), is_ours: false })
     }
 
     /// Starts to capture at the far side.
@@ -255,6 +266,18 @@ impl Sandbox {
         format!("pod-{}", self.uid.rsplit('-').next().unwrap_or_default())
     }
 
+    /// What the API server says of it.
+    #[must_use]
+    pub fn object(&self) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": self.name(), "namespace": self.of, "uid": self.uid,
+                "labels": {}, "annotations": {}},
+            "spec": {"nodeName": "n", "containers": [{"name": "app"}]},
+            "status": {"phase": "Pending", "qosClass": "Burstable"},
+        })
+    }
+
     /// Its network namespace.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
@@ -264,11 +287,22 @@ impl Sandbox {
 
 impl Drop for Node<'_> {
     fn drop(&mut self) {
+        let v2 = cgroup2_mount().unwrap_or_default();
         // runc made the same path below each controller.
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove(&hierarchy.path().join(&self.cgroup_root));
+            if hierarchy.path() != v2 {
+                remove(&hierarchy.path().join(&self.cgroup_root));
+            }
         }
-        remove(&Path::new("/sys/fs/cgroup").join(&self.cgroup_root));
+        let root = v2.join(&self.cgroup_root);
+        match self.is_ours {
+            true => remove(&root),
+            false => {
+                let pods = fs::read_dir(root.join("kubepods/burstable")).into_iter().flatten();
+                let pods = pods.flatten().map(|entry| entry.path());
+                pods.filter(|path| path.is_dir()).for_each(|pod| remove(&pod));
+            }
+        }
     }
 }
 

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use interceptor_tests::capture::Capture;
+use interceptor_tests::cluster::Cluster;
 use interceptor_tests::containers::{Node, Sandbox};
+use interceptor_tests::node;
 use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::snapshot::{BPFFS, CONTROL_DIR};
 use interceptor_tests::world::{self, World, kernel_tests};
@@ -235,4 +237,85 @@ fn without_hooks_exempt_pods_need_nothing() -> Result<()> {
     ensure!(running.stop()?.success());
     ensure!(node.plugin(&binary(), "ADD", &other, &network)?.code == 0);
     is_free(&node, &other)
+}
+
+/// The agent's first packets: each start is a new pod of a covered namespace, of which the API server has just
+/// told, and whose first act is a forbidden and an allowed connection. A tenth starts while the agent is
+/// down and comes back three seconds later, a tenth after it and all its pins are gone.
+#[test]
+fn first_packets_of_covered_pods() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = Cluster::start(&world)?;
+    let labels = json!({"egress.interceptor.io/mode": "enforce"});
+    cluster.put("api/v1/namespaces", json!({"metadata": {"name": "shop", "labels": labels}}));
+    cluster.put(
+        "apis/networking.istio.io/v1/serviceentries",
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+            "metadata": {"name": "httpbin", "namespace": "shop"},
+            "spec": {"hosts": ["httpbin.test"], "addresses": [ALLOWED.ip().to_string()],
+                "ports": [{"number": ALLOWED.port(), "name": "tcp", "protocol": "TCP"}]},
+        }),
+    );
+    let mut agent = node::Node::new(&world, &cluster, &["--outbound", "registry-only"])?;
+    let node = Node::below(&world, Path::new(CLIENT), agent.cgroup_root())?;
+    let name = agent.name().to_owned();
+    let _swept = Swept(name.clone());
+    let mut network = network(&name);
+    agent.start()?;
+    let capture = node.capture()?;
+    let starts = starts()?;
+    let (mut slowest, mut refused) = (Duration::ZERO, 0);
+    for start in 0..starts {
+        let sandbox = node.sandbox("shop")?;
+        let mut back = None;
+        if matches!(start % 10, 3 | 7) {
+            agent.kill()?;
+            if start % 10 == 7 {
+                unpin(&name)?;
+            }
+            network["waitSeconds"] = json!(0);
+            let answer = node.plugin(&binary(), "ADD", &sandbox, &network)?;
+            ensure!(answer.code == 11, "start {start}, without an agent: {}", answer.said);
+            back = Some(Instant::now() + Duration::from_secs(3));
+        }
+        cluster.put("api/v1/pods", sandbox.object());
+        network["waitSeconds"] = json!(2);
+        let begun = Instant::now();
+        // As kubelet does: it tries again.
+        loop {
+            if back.is_some_and(|back| Instant::now() >= back) {
+                agent.start()?;
+                back = None;
+            }
+            let answer = node.plugin(&binary(), "ADD", &sandbox, &network)?;
+            if answer.code == 0 {
+                break;
+            }
+            let why = format!("start {start}: {}\n{}", answer.said, agent.said());
+            ensure!(answer.code == 11 && begun.elapsed() < Duration::from_secs(40), "{why}");
+            refused += 1;
+            sleep(Duration::from_millis(100));
+        }
+        if !matches!(start % 10, 3 | 7) && start > 0 {
+            slowest = slowest.max(begun.elapsed());
+        }
+        ensure!(node.plugin(&binary(), "CHECK", &sandbox, &network)?.code == 0);
+        let said = act(&node, &sandbox)?;
+        ensure!(said == ("EPERM".to_owned(), "connected".to_owned()), "start {start}: {said:?}");
+        ensure!(node.plugin(&binary(), "DEL", &sandbox, &network)?.code == 0);
+        ensure!(
+            syns(&capture, &sandbox) == (0, 1),
+            "start {start}: {:?}",
+            syns(&capture, &sandbox)
+        );
+        cluster.delete("api/v1/pods", "shop", &sandbox.name());
+    }
+    ensure!(capture.lost()? == 0, "the capture missed something");
+    ensure!(capture.syns_to(FORBIDDEN.ip(), FORBIDDEN.port()) == 0);
+    println!("{starts} starts, {refused} tried again, the slowest ADD with an agent {slowest:?}");
+    Ok(())
 }

@@ -121,6 +121,14 @@ pub struct Sandbox {
     pub uid: Option<String>,
 }
 
+impl Sandbox {
+    /// What an interceptor says that is no agent.
+    pub fn covered_by_no_agent(&self) -> String {
+        let Self { namespace, name, .. } = self;
+        format!("pod {namespace}/{name}: this interceptor covers no pods; `interceptor agent` does")
+    }
+}
+
 /// What is with a pod's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -160,10 +168,7 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// This interceptor covers no pods: in words for the user.
     fn cover(&self, sandbox: &Sandbox) -> Result<Covering, String> {
-        let Sandbox { namespace, name, .. } = sandbox;
-        Err(format!(
-            "pod {namespace}/{name}: this interceptor covers no pods; `interceptor agent` does"
-        ))
+        Err(sandbox.covered_by_no_agent())
     }
     /// What another daemon needs to take this one's place, and the descriptors that it speaks of.
     ///

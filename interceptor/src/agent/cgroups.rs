@@ -129,30 +129,32 @@ pub fn pod_paths(root: &Path, qos: Qos, uid: &PodUid) -> [(Driver, PathBuf); 2] 
     Driver::ALL.map(|driver| (driver, pod_path(driver, root, qos, uid)))
 }
 
-/// What every pod's cgroup lies in, relative to the mount of cgroup v2: one path for each driver.
-pub fn parents(root: &Path) -> [(Driver, PathBuf); 2] {
-    Driver::ALL.map(|driver| (driver, path_of(driver, root, None, None)))
+/// Where the cgroup of all pods may be, one path for each driver.
+pub fn all_pods_paths(root: &Path) -> [PathBuf; 2] {
+    Driver::ALL.map(|driver| {
+        let nobodys = PodUid("x".to_owned());
+        let mut path = pod_path(driver, root, Qos::Guaranteed, &nobodys);
+        path.pop();
+        path
+    })
 }
 
 fn pod_path(driver: Driver, root: &Path, qos: Qos, uid: &PodUid) -> PathBuf {
-    path_of(driver, root, qos.part(), Some(uid))
-}
-
-fn path_of(driver: Driver, root: &Path, qos: Option<&str>, uid: Option<&PodUid>) -> PathBuf {
     let root = root.components().filter_map(|part| match part {
         std::path::Component::Normal(part) => part.to_str(),
         _ => None,
     });
-    let parents = root.chain(["kubepods"]).chain(qos);
+    let parents = root.chain(["kubepods"]).chain(qos.part());
     match driver {
         Driver::Cgroupfs => {
-            let pod = uid.map(|uid| format!("pod{uid}"));
-            parents.map(PathBuf::from).chain(pod.map(PathBuf::from)).collect()
+            let mut path: PathBuf = parents.collect();
+            path.push(format!("pod{uid}"));
+            path
         }
         Driver::Systemd => {
-            let pod = uid.map(|uid| format!("pod{}", uid.0.replace('-', "_")));
+            let uid = uid.0.replace('-', "_");
             let (mut path, mut name) = (PathBuf::new(), String::new());
-            for part in parents.map(systemd_part).chain(pod) {
+            for part in parents.map(systemd_part).chain([format!("pod{uid}")]) {
                 if !name.is_empty() {
                     name.push('-');
                 }
@@ -281,12 +283,19 @@ mod tests {
             let paths = pod_paths(Path::new(root), qos, &uid());
             assert_eq!(paths[0], (Driver::Systemd, systemd.into()), "{root} {qos:?}");
             assert_eq!(paths[1], (Driver::Cgroupfs, cgroupfs.into()), "{root} {qos:?}");
-            for ((driver, path), (_, above)) in paths.into_iter().zip(parents(Path::new(root))) {
-                assert!(path.starts_with(&above) && above.iter().count() > 0, "{above:?}");
+            for (driver, path) in paths {
                 let read = Location::of(&path).expect("read back");
                 assert_eq!((read.driver, read.qos, read.uid), (driver, qos, uid()));
             }
         }
+    }
+
+    #[test]
+    fn where_all_pods_are() {
+        let at =
+            |root: &str| all_pods_paths(Path::new(root)).map(|path| path.display().to_string());
+        assert_eq!(at("/"), ["kubepods.slice", "kubepods"]);
+        assert_eq!(at("/kubelet"), ["kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"]);
     }
 
     #[test]

@@ -12,10 +12,12 @@ mod enrol;
 mod existing;
 mod explain;
 mod handler;
+mod pods;
 mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod sandboxes;
 mod scope;
 mod selftest;
 mod signals;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
+use crate::cni::InstallError;
 use crate::kernel::{KernelError, PinError, Pins};
 use crate::memory;
 use crate::netns::{IsolateError, Isolated};
@@ -64,6 +67,8 @@ enum AppError {
     Exec(#[from] admin::exec::ExecError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error("the CNI plugin: {0}")]
+    Install(#[from] InstallError),
     #[error(transparent)]
     Isolate(#[from] IsolateError),
     #[error(transparent)]
@@ -90,7 +95,9 @@ impl AppError {
             Self::Selftest(error) => error.exit(),
             Self::Cluster(_) => Exit::Failure,
             Self::Busy { .. } => Exit::Busy,
-            Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
+            Self::Kernel(_) | Self::Pin(_) | Self::Install(_) | Self::System { .. } => {
+                Exit::Internal
+            }
         }
     }
 }
@@ -147,9 +154,12 @@ pub fn main() -> ExitCode {
 fn init_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let bpf_log = matches!(&cli.verb, Verb::Run(run) if run.bpf_log);
-    // The reader of netlink warns of every attribute that is younger than itself. The Kubernetes client
+    // The reader of netlink warns of every attribute that is younger than itself, and of who does not
+    // listen any more. The Kubernetes client
     // shows answers that it cannot read, Secrets included; the agent says itself what goes wrong.
-    let mut default = "warn,netlink_packet_route=error,kube_client=off,kube_runtime=off".to_owned();
+    let mut default =
+        "warn,netlink_packet_route=error,netlink_proto=error,kube_client=off,kube_runtime=off"
+            .to_owned();
     if bpf_log {
         default.push_str(",interceptor_ebpf=debug");
     }
@@ -193,7 +203,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             Ok(Exit::Success)
         }
         Verb::Explain(args) => explain::run(*args).await,
-        Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Detach(detach) => self::detach(&detach).await,
         Verb::Agent(args) => agent::run(*args).await,
         Verb::Test(test) => self::test::run(&test),
         Verb::Selftest(args) => selftest::run(&args).await,
@@ -203,9 +213,14 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
 }
 
 /// Removes what a killed interceptor left. Until the very end of its workload the hooks stay.
-async fn detach(name: &str) -> Result<Exit, AppError> {
+async fn detach(args: &cli::Detach) -> Result<Exit, AppError> {
+    let name = args.name.as_str();
     if !nix::unistd::geteuid().is_root() {
         return Err(AppError::Root("detaching removes pinned BPF links; use sudo"));
+    }
+    // First of all: a pod that is made now is not to wait for what goes away.
+    if let (Some(networks), Some(binaries)) = (&args.cni_conf_dir, &args.cni_bin_dir) {
+        self::cni::remove(name, networks, binaries)?;
     }
     let cgroups = Session::clean_stale(name, GRACE).await?;
     let isolated = Isolated::clean_stale(name).await?;

@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use super::begin::Others;
 use super::handler::Running;
 use super::tenant::Rules;
-use super::wanted::{caller, governed, log_settings, stale_for};
+use super::wanted::{caller, default_log, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
 use crate::clock;
@@ -86,7 +86,8 @@ impl Reloader {
             Refused::Failed(what)
         };
         self.set_kernel(&snapshot).map_err(undo)?;
-        let log = self.running.log.replace(&log_settings(&self.args, &snapshot)).await;
+        let (flag, default) = (self.args.access_log.as_ref(), default_log(&self.args));
+        let log = self.running.log.replace(&log_settings(flag, default, &snapshot)).await;
         log.map_err(|error| undo(format!("cannot open the access log: {error}")))?;
         let generation = snapshot.generation;
         let changes = self.inventory.changes(&loaded.inventory);

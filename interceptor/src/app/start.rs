@@ -13,7 +13,7 @@ use super::handler::{Successor, hidden};
 use super::reload::{Reloader, said};
 use super::run::Place;
 use super::tenant::Rules;
-use super::wanted::log_settings;
+use super::wanted::{default_log, log_settings};
 use super::{AppError, scope, system};
 use crate::admin::ExecInfo;
 use crate::cli;
@@ -69,7 +69,7 @@ pub(super) async fn start(
         .map_err(system("cannot take over the listeners"))?;
     let bypass: Vec<IpNet> = args.bypass.iter().copied().chain(place.bypass()?).collect();
     let etc_netns = scope::etc_netns(args).map(str::to_owned);
-    let log = log_settings(args, &snapshot);
+    let log = log_settings(args.access_log.as_ref(), default_log(args), &snapshot);
     let rules = Arc::new(Rules {
         id: POLICY,
         namespace: args.workload.namespace.as_str().into(),
@@ -124,6 +124,7 @@ pub(super) async fn start(
             )),
         },
         cgroups,
+        sandboxes: None,
     };
     let begun = begin(setup, session, place).await?;
     let reloader = Reloader {

@@ -87,14 +87,22 @@ pub(super) fn stale_for(snapshot: &Snapshot) -> Option<Duration> {
     (snapshot.enforcement == Enforcement::Strict).then_some(STALE_FOR)
 }
 
-/// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
-/// output, else standard output. The flag moves every output to its place; formats and filters stay.
-pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSettings> {
-    let forced = args.access_log.as_ref().map(|flag| match flag {
+/// Where lines go that nobody says a place for: standard error beside COMMAND's own output, else
+/// standard output.
+pub(super) fn default_log(args: &cli::Run) -> LogTarget {
+    if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr }
+}
+
+/// The flag, else what mesh config and Telemetry say, else the default. The flag moves every output to its place; formats and filters stay.
+pub(super) fn log_settings(
+    flag: Option<&cli::LogTarget>,
+    default: LogTarget,
+    snapshot: &Snapshot,
+) -> Vec<LogSettings> {
+    let forced = flag.map(|flag| match flag {
         cli::LogTarget::Stdout => LogTarget::Stdout,
         cli::LogTarget::File(path) => LogTarget::File(path.clone()),
     });
-    let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
     let everything = |target| {
         vec![LogSettings { target, format: Arc::clone(&snapshot.log_format), filter: None }]
     };

@@ -43,6 +43,13 @@ pub fn is_called_by(name: &OsStr) -> bool {
     Path::new(name).file_name() == Some(OsStr::new(TYPE))
 }
 
+/// The cookies of the namespaces that instance `name`'s plugin has exempted since the machine was booted.
+pub fn exempt(name: &str) -> Vec<u64> {
+    let Ok(boot) = Records::boot() else { return Vec::new() };
+    let all = Records::of(name, boot).all().into_iter();
+    all.filter(|record| record.fate == Fate::Exempt).map(|record| record.cookie).collect()
+}
+
 /// What the runtime is told.
 #[derive(Debug, PartialEq)]
 pub struct Outcome {

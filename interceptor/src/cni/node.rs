@@ -130,7 +130,7 @@ impl Node for Machine {
         let Ok(hierarchy) = Hierarchy::discover() else { return Ok(Standing::None) };
         let table = self.table()?;
         let mount = hierarchy.mount_point();
-        let parents = cgroups::parents(&self.cgroup_root).map(|(_, path)| mount.join(path));
+        let parents = cgroups::all_pods_paths(&self.cgroup_root).map(|path| mount.join(path));
         let mut found = None;
         for cgroup in parents.iter().filter(|path| path.is_dir()) {
             let here = standing(cgroup, table.as_ref()).map_err(|error| {

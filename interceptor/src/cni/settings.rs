@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::pods::Mode;
-use crate::cli::{DEFAULT_NAME, parse_name};
+use crate::cli::{AGENT_NAME, parse_name};
 
 /// The longest wait for the agent: the runtime itself is waited for, two minutes in kubelet.
 const MOST_WAIT: u64 = 60;
@@ -37,7 +37,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            instance: DEFAULT_NAME.to_owned(),
+            instance: AGENT_NAME.to_owned(),
             exempt_namespaces: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             default_mode: Mode::Disabled,

@@ -42,7 +42,7 @@ pub use interface::InterfaceTables;
 pub use pinned::{PinnedNamespaces, Standing, standing};
 pub use pins::{PinError, Pins};
 pub use probe::{KernelVersion, MissingFeature, require_interface_hooks};
-pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables};
+pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables, last_policy};
 pub use watch::{Amiss, Repair};
 
 use crate::netns::Gate;

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
 use super::direct::{EndpointRow, endpoint_key};
-use super::{KernelError, take_typed};
+use super::{KernelError, Pins, take_typed};
 
 /// The kernel's tables.
 pub struct Tables {
@@ -86,6 +86,19 @@ pub enum RouteKind {
     Local,
     /// Nowhere: the namespace says unreachable.
     Unreachable,
+}
+
+/// The highest number of a policy that a namespace has by what an interceptor of this name left pinned;
+/// 0: none has one.
+pub fn last_policy(pins: &Pins) -> u16 {
+    let pinned = MapData::from_pin(pins.maps().join(maps::NAMESPACES));
+    let table = pinned
+        .map(aya::maps::Map::HashMap)
+        .and_then(|map| HashMap::<_, u64, Namespace>::try_from(map));
+    let Ok(table) = table else { return 0 };
+    let most = capacity::NAMESPACES as usize;
+    let policies = table.iter().take(most).filter_map(Result::ok);
+    policies.map(|(_, namespace)| namespace.policy).max().unwrap_or(0)
 }
 
 impl Tables {
@@ -164,6 +177,11 @@ impl Tables {
     /// [`TableError`]; the table is full.
     pub fn cover(&mut self, cookie: u64, namespace: Namespace) -> Result<(), TableError> {
         self.namespaces.insert(cookie, namespace, 0).map_err(at(maps::NAMESPACES))
+    }
+
+    /// What is known of a namespace.
+    pub fn namespace(&self, cookie: u64) -> Option<Namespace> {
+        self.namespaces.get(&cookie, 0).ok()
     }
 
     /// What is known of each namespace.
