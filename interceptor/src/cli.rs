@@ -2,6 +2,7 @@
 //! nothing.
 
 mod agent;
+mod cni;
 mod run;
 mod values;
 
@@ -14,9 +15,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 pub use self::agent::Agent;
+pub use self::cni::Cni;
 use crate::policy::{Enforcement, Outbound};
 pub use run::{Run, WorkloadArgs};
-use values::parse_name;
+pub(crate) use values::parse_name;
 pub use values::{LogTarget, parse_cidr};
 
 /// How the process ends. The numbers are those of sysexits(3) where it has one.
@@ -107,6 +109,8 @@ pub enum Verb {
     /// Follow policy and this node's pods in the Kubernetes API, and keep the last good state. Covers
     /// no pod yet.
     Agent(Box<Agent>),
+    /// The CNI plugin, as a container runtime calls it: not for people.
+    Cni(Cni),
     /// Run policy tests: scenario files through the rules, without any network.
     Test(Test),
     /// Try every known way out from inside a covered room against canaries of its own. Needs root.
@@ -194,6 +198,14 @@ pub struct Detach {
     /// Name of the interceptor whose remains are removed.
     #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
     pub name: String,
+
+    /// Take the CNI plugin, too, out of the networks' configurations in this directory.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// And out of this directory of plugins.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
 }
 
 /// `interceptor test`.
@@ -319,6 +331,9 @@ pub enum Output {
 
 /// The name of an interceptor that was given none.
 pub const DEFAULT_NAME: &str = "default";
+
+/// The name of an agent that was given none.
+pub const AGENT_NAME: &str = "agent";
 
 /// Why there is nothing to run: help was asked for, or the command line is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]

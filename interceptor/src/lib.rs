@@ -24,6 +24,7 @@ pub mod descriptors;
 pub mod drain;
 
 pub mod agent;
+pub mod cni;
 pub mod scenario;
 pub mod selftest;
 
@@ -33,6 +34,7 @@ pub mod app;
 pub mod cli;
 
 mod clock;
+mod files;
 mod memory;
 
 #[cfg(any(test, fuzzing))]

@@ -12,6 +12,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod client;
 pub mod cluster;
+pub mod containers;
 pub mod dns;
 pub mod dweller;
 pub mod hellos;

@@ -94,6 +94,18 @@ impl<'w> Node<'w> {
         Ok(())
     }
 
+    /// The agent's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// kubelet's `--cgroup-root`, without the slash.
+    #[must_use]
+    pub fn cgroup_root(&self) -> &str {
+        &self.root
+    }
+
     /// Kills the agent.
     ///
     /// # Errors

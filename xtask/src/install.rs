@@ -25,12 +25,13 @@ pub(crate) struct Install {
 }
 
 /// Programs that running and testing need, with the package that has them (Debian's name).
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("bash", "bash"),
     ("bpftool", "bpftool"),
     ("nft", "nftables"),
+    ("runc", "runc"),
 ];
 
 /// The distribution's compiler for BPF.

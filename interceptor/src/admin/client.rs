@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{AdminError, Answer, DIR, ExecInfo, MAX_ANSWER, Request, StatusReport, socket_path};
+use super::{
+    AdminError, Answer, Covering, DIR, ExecInfo, MAX_ANSWER, Request, Sandbox, StatusReport,
+    socket_path,
+};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,6 +60,18 @@ pub fn bypass_list(name: &str) -> Result<Vec<String>, AdminError> {
 pub fn exec_info(name: &str) -> Result<ExecInfo, AdminError> {
     match request(name, &Request::ExecInfo {})? {
         Answer::Exec(info) => Ok(info),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks interceptor `name` to cover a pod's network namespace, waiting no longer than `patience` for each
+/// step.
+///
+/// # Errors
+/// As [`status`], or it covers no pods.
+pub fn cover(name: &str, sandbox: Sandbox, patience: Duration) -> Result<Covering, AdminError> {
+    match request_within(patience, Path::new(DIR), name, &Request::Cover(sandbox))? {
+        Answer::Cover(covering) => Ok(covering),
         other => Err(unexpected(&other)),
     }
 }
@@ -136,6 +151,7 @@ pub(super) fn unexpected(answer: &Answer) -> AdminError {
         Answer::Status(_) => "status",
         Answer::Bypass(_) => "bypass",
         Answer::Exec(_) => "exec",
+        Answer::Cover(_) => "cover",
         Answer::Offer(_) => "offer",
         Answer::Done => "done",
         Answer::Error(_) => "error",

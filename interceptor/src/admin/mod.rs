@@ -58,6 +58,8 @@ pub enum Request {
     BypassList {},
     /// Where a further command is to be put.
     ExecInfo {},
+    /// Whether a pod's network namespace is covered: see [`crate::cni`].
+    Cover(Sandbox),
     /// Give another daemon your place: see [`succession`].
     TakeOver {
         /// The asking one's form of the kernel's tables, [`interceptor_common::VERSION`].
@@ -77,6 +79,8 @@ pub enum Answer {
     Bypass(Vec<String>),
     /// To `exec_info`.
     Exec(ExecInfo),
+    /// To `cover`.
+    Cover(Covering),
     /// To `take_over`; the descriptors come behind it.
     Offer(Offer),
     /// It is done.
@@ -101,6 +105,42 @@ pub struct ExecInfo {
     pub hide: Vec<PathBuf>,
 }
 
+/// A pod's network namespace, as the container runtime has just made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    /// Its file, as the runtime calls it.
+    pub netns: PathBuf,
+    /// The kernel's number for it.
+    pub cookie: u64,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid, where the runtime says it.
+    pub uid: Option<String>,
+}
+
+impl Sandbox {
+    /// What an interceptor says that is no agent.
+    pub fn covered_by_no_agent(&self) -> String {
+        let Self { namespace, name, .. } = self;
+        format!("pod {namespace}/{name}: this interceptor covers no pods; `interceptor agent` does")
+    }
+}
+
+/// What is with a pod's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Covering {
+    /// The pod is not to be covered.
+    Exempt,
+    /// It is covered: the hooks are attached, its listeners exist, its policy is compiled.
+    Covered,
+    /// It will be: what it waits for.
+    NotYet(String),
+}
+
 /// What the daemon can be asked. Called on a thread that may block.
 pub trait Handler: Send + Sync + 'static {
     /// What is attached, in the tables and counted.
@@ -122,6 +162,14 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// This interceptor covers no place for commands: in words for the user.
     fn exec_info(&self) -> Result<ExecInfo, String>;
+    /// Covers a pod's network namespace, if the pod is to be covered, without waiting for anything:
+    /// whoever asks will ask again.
+    ///
+    /// # Errors
+    /// This interceptor covers no pods: in words for the user.
+    fn cover(&self, sandbox: &Sandbox) -> Result<Covering, String> {
+        Err(sandbox.covered_by_no_agent())
+    }
     /// What another daemon needs to take this one's place, and the descriptors that it speaks of.
     ///
     /// # Errors

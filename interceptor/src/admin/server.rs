@@ -208,6 +208,10 @@ pub(crate) fn perform(request: Request, handler: &dyn Handler) -> Answer {
             Ok(info) => return Answer::Exec(info),
             Err(why) => Err(why),
         },
+        Request::Cover(sandbox) => match handler.cover(&sandbox) {
+            Ok(covering) => return Answer::Cover(covering),
+            Err(why) => Err(why),
+        },
         Request::TakeOver { .. } | Request::Go {} => Err("this is not the time for it".to_owned()),
         Request::BypassAdd { cidr } => {
             cli::parse_cidr(&cidr).and_then(|net| handler.bypass_add(net))

@@ -5,11 +5,12 @@
 //! which should be in memory: then a key outlives the agent, but not the machine.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use super::documents::Documents;
 use super::kinds::{Kind, Object, Shelf};
+use crate::files::replace;
 
 /// Where the state is.
 #[derive(Debug, Clone)]
@@ -19,6 +20,9 @@ pub struct Disk {
     /// For Secrets.
     pub secrets: PathBuf,
 }
+
+/// Mode of every file.
+const ROOT_ONLY: u32 = 0o600;
 
 /// The last line of a whole file.
 const END: &str = "# end";
@@ -67,7 +71,8 @@ impl Disk {
             if fs::read(&file).is_ok_and(|there| there == text.as_bytes()) {
                 continue;
             }
-            replace(&file, &text).map_err(|source| BadState::Io { file, source })?;
+            replace(&file, text.as_bytes(), ROOT_ONLY)
+                .map_err(|source| BadState::Io { file, source })?;
         }
         Ok(())
     }
@@ -108,17 +113,6 @@ fn read(text: &str, shelf: Shelf) -> Result<Vec<(Kind, Object)>, usize> {
         objects.push(read.ok_or(index + 1)?);
     }
     Ok(objects)
-}
-
-/// Puts `text` in the place of `file`, on the disk before it has the name. For root's eyes only.
-fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let directory = file.parent().unwrap_or(Path::new("."));
-    // Made with mode 0600.
-    let mut new = tempfile::NamedTempFile::new_in(directory)?;
-    new.write_all(text.as_bytes())?;
-    new.as_file().sync_all()?;
-    new.persist(file).map_err(|error| error.error)?;
-    fs::File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::cgroups::{ContainerId, PodUid, Qos};
 use crate::policy::Caller;
@@ -18,7 +18,8 @@ const DNS: u16 = 53;
 pub const MODE: &str = "egress.interceptor.io/mode";
 
 /// What is done to the connections of a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// What policy does not allow is refused.
     Enforce,

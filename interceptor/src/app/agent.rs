@@ -14,9 +14,11 @@ use tokio::task::JoinHandle;
 use tokio::time::interval;
 
 use super::begin::{Others, Setup, begin};
+use super::cni::Keeper;
 use super::handler::Running;
 use super::pods::{Node, Pods};
 use super::run::Place;
+use super::sandboxes::Sandboxes;
 use super::signals::Signals;
 use super::wanted::{governed, log_settings, stale_for};
 use super::{AppError, resolv_conf, system};
@@ -26,6 +28,7 @@ use crate::agent::cgroups::{all_pods_paths, pod_paths};
 use crate::agent::pods::{Mode, Pod};
 use crate::agent::{Agent, Disk, Options, State};
 use crate::cli::{self, Exit};
+use crate::cni::Records;
 use crate::kernel::{Pins, last_policy};
 use crate::netns::NetNs;
 use crate::policy::{Outbound, Snapshot, Sources, Store};
@@ -178,11 +181,14 @@ async fn cover(
     let Ground { hierarchy, cgroups, own } = ground;
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
     let root = args.cgroup_root.clone();
+    let boot = Records::boot().map_err(system("cannot read which boot this is"))?;
+    let sandboxes = Arc::new(Sandboxes::recorded(&Records::of(&args.name, boot)));
     let node = Node {
         hierarchy,
         paths: Box::new(move |pod| paths_of(&root, pod)),
         cluster_dns: args.cluster_dns.clone(),
         dns: dns.clone(),
+        sandboxes: Arc::clone(&sandboxes),
     };
     let mut pods = Pods::new(node, last_policy(&Pins::of(&args.name)));
     let wanted = pods.wanted(&follower.state());
@@ -212,6 +218,7 @@ async fn cover(
              attached stays so meanwhile"
                 .to_owned(),
         ),
+        sandboxes: Some(sandboxes),
     };
     let begun = begin(setup, &mut session, place).await?;
     memory::give_back();
@@ -222,7 +229,11 @@ async fn cover(
         running.covered.all().len()
     );
     let mut applied = snapshot;
+    let mut plugin = Keeper::new(args);
     loop {
+        if let Some(plugin) = &mut plugin {
+            plugin.keep();
+        }
         let wanted = pods.wanted(&follower.state());
         let waits = pods.waits(&wanted);
         pods.settle(&running, &begun.existing, wanted).await;

@@ -19,6 +19,7 @@ use super::existing::Existing;
 use super::handler::{Running, Successor};
 use super::report::Reporter;
 use super::run::Place;
+use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
 use super::wanted::{governed, stale_for};
 use super::watchdog::{self, Repairs};
@@ -26,6 +27,7 @@ use super::{AppError, system};
 use crate::account::{AccessLog, Folds, LogSettings};
 use crate::admin::ExecInfo;
 use crate::admit::Rooms;
+use crate::cni;
 use crate::drain::Drainer;
 use crate::kernel::{EventReader, HintReader, Kernel, Pins, Plan, Programs, TableError, Tables};
 use crate::policy::Store;
@@ -62,6 +64,8 @@ pub(super) struct Setup {
     pub(super) exec: Result<ExecInfo, String>,
     /// Tells the daemon to lay everything down, or why nobody can take its place.
     pub(super) successor: Result<mpsc::Sender<Successor>, String>,
+    /// What the CNI plugin told of; none where no pods are covered.
+    pub(super) sandboxes: Option<Arc<Sandboxes>>,
 }
 
 /// A namespace to be covered: everything is ready but the tables.
@@ -120,7 +124,7 @@ pub(super) async fn begin(
     let Attached { kernel, events, hints, existing, settings } =
         attach(&setup, session, programs, succeeds)?;
     let beat = tokio::spawn(watchdog::beat(Arc::clone(&kernel)));
-    let Setup { name, policy, cgroups, charges, resolvers, exec, successor, .. } = setup;
+    let Setup { name, policy, cgroups, charges, resolvers, exec, successor, sandboxes, .. } = setup;
     let snapshot = policy.current();
     let resolver = Arc::new(Resolver::new(ResolverConfig {
         servers: resolvers.clone(),
@@ -198,6 +202,7 @@ pub(super) async fn begin(
         bypass: setup.given_bypass,
         successor,
         drainer: Drainer::default(),
+        sandboxes,
     });
     for Charge { enrolled, rules, workload } in charges {
         let tenant = Arc::clone(&tenants[&rules.id]);
@@ -238,7 +243,7 @@ fn attach(
         tables.set_bypass(bypass)?;
         tables.set_settings(governed)?;
         charges.iter().try_for_each(|one| one.enrolled.cover(&one.rules, tables))?;
-        setup.others.settle(charges, tables)?;
+        setup.others.settle(&setup.name, charges, tables)?;
         let rules: Vec<u16> = charges.iter().map(|one| one.rules.id).collect();
         tables.keep_datagrams(&rules)?;
         let namespaces = charges.iter().map(|one| &*one.enrolled.netns);
@@ -249,12 +254,19 @@ fn attach(
 
 impl Others {
     /// Sees to the namespaces that are not among `charges`.
-    fn settle(&self, charges: &[Charge], tables: &mut Tables) -> Result<(), TableError> {
+    fn settle(
+        &self,
+        name: &str,
+        charges: &[Charge],
+        tables: &mut Tables,
+    ) -> Result<(), TableError> {
         let ours: Vec<u64> = charges.iter().map(|one| one.enrolled.netns.cookie()).collect();
         let Self::Held { exempt } = self else { return tables.keep_namespaces(&ours) };
-        for cookie in exempt {
+        // Read now that the table is pinned: a CNI plugin that comes later writes there itself.
+        let recorded = cni::exempt(name).into_iter().filter(|cookie| !ours.contains(cookie));
+        for cookie in exempt.iter().copied().chain(recorded) {
             let exempt = Namespace { kind: Namespace::EXEMPT, ..Namespace::default() };
-            tables.cover(*cookie, exempt)?;
+            tables.cover(cookie, exempt)?;
         }
         for (cookie, namespace) in tables.namespaces() {
             if !namespace.is_exempt() && !ours.contains(&cookie) {

@@ -15,13 +15,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::covered::{CoveredNamespace, Registry};
 use super::cut::{self, Ended};
+use super::sandboxes::Sandboxes;
 use super::watchdog::Repairs;
 use crate::account::{AccessLog, Folds};
 use crate::admin::report::{
     Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, Reloads,
     StatusReport, Table, Tiers,
 };
-use crate::admin::{ExecInfo, Handler, Offer, OfferedNamespace};
+use crate::admin::{Covering, ExecInfo, Handler, Offer, OfferedNamespace, Sandbox};
 use crate::admit::Rooms;
 use crate::descriptors;
 use crate::drain::Drainer;
@@ -68,6 +69,8 @@ pub(super) struct Running {
     pub(super) successor: Result<mpsc::Sender<Successor>, String>,
     /// Ends connections, once another daemon has taken over.
     pub(super) drainer: Drainer,
+    /// What the CNI plugin told of; none where no pods are covered.
+    pub(super) sandboxes: Option<Arc<Sandboxes>>,
 }
 
 /// Answered when everything is laid down.
@@ -200,6 +203,22 @@ impl Handler for Running {
 
     fn exec_info(&self) -> Result<ExecInfo, String> {
         self.exec.clone()
+    }
+
+    fn cover(&self, sandbox: &Sandbox) -> Result<Covering, String> {
+        let sandboxes = self.sandboxes.as_ref().ok_or_else(|| sandbox.covered_by_no_agent())?;
+        sandboxes.put(sandbox.clone());
+        if self.covered.all().contains_key(&sandbox.cookie) {
+            return Ok(Covering::Covered);
+        }
+        let known = self.kernel.tables().namespace(sandbox.cookie);
+        Ok(match known.is_some_and(|known| known.is_exempt()) {
+            true => Covering::Exempt,
+            false => Covering::NotYet(
+                "the agent has not heard of the pod from the API server yet, or prepares its policy"
+                    .to_owned(),
+            ),
+        })
     }
 
     fn offer(&self) -> Result<(Offer, Vec<OwnedFd>), String> {

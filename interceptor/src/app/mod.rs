@@ -2,6 +2,7 @@
 
 mod agent;
 mod begin;
+mod cni;
 mod command;
 mod cover;
 mod covered;
@@ -16,6 +17,7 @@ mod reload;
 mod report;
 mod resolv_conf;
 mod run;
+mod sandboxes;
 mod scope;
 mod selftest;
 mod signals;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use crate::admin::{self, AdminError, client};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
+use crate::cni::InstallError;
 use crate::kernel::{KernelError, PinError, Pins};
 use crate::memory;
 use crate::netns::{IsolateError, Isolated};
@@ -64,6 +67,8 @@ enum AppError {
     Exec(#[from] admin::exec::ExecError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error("the CNI plugin: {0}")]
+    Install(#[from] InstallError),
     #[error(transparent)]
     Isolate(#[from] IsolateError),
     #[error(transparent)]
@@ -90,7 +95,9 @@ impl AppError {
             Self::Selftest(error) => error.exit(),
             Self::Cluster(_) => Exit::Failure,
             Self::Busy { .. } => Exit::Busy,
-            Self::Kernel(_) | Self::Pin(_) | Self::System { .. } => Exit::Internal,
+            Self::Kernel(_) | Self::Pin(_) | Self::Install(_) | Self::System { .. } => {
+                Exit::Internal
+            }
         }
     }
 }
@@ -103,6 +110,9 @@ fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> AppError {
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| crate::cni::is_called_by(&name)) {
+        return cni::run().into();
+    }
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(early) => return early.print().into(),
@@ -116,6 +126,9 @@ pub fn main() -> ExitCode {
                 Exit::Internal.into()
             }
         };
+    }
+    if let Verb::Cni(_) = &cli.verb {
+        return cni::run().into();
     }
     init_log(&cli);
     let result = tokio::runtime::Builder::new_multi_thread()
@@ -190,19 +203,24 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
             Ok(Exit::Success)
         }
         Verb::Explain(args) => explain::run(*args).await,
-        Verb::Detach(detach) => self::detach(&detach.name).await,
+        Verb::Detach(detach) => self::detach(&detach).await,
         Verb::Agent(args) => agent::run(*args).await,
         Verb::Test(test) => self::test::run(&test),
         Verb::Selftest(args) => selftest::run(&args).await,
         // Done before the runtime was made.
-        Verb::SelftestInside(_) => Ok(Exit::Internal),
+        Verb::SelftestInside(_) | Verb::Cni(_) => Ok(Exit::Internal),
     }
 }
 
 /// Removes what a killed interceptor left. Until the very end of its workload the hooks stay.
-async fn detach(name: &str) -> Result<Exit, AppError> {
+async fn detach(args: &cli::Detach) -> Result<Exit, AppError> {
+    let name = args.name.as_str();
     if !nix::unistd::geteuid().is_root() {
         return Err(AppError::Root("detaching removes pinned BPF links; use sudo"));
+    }
+    // First of all: a pod that is made now is not to wait for what goes away.
+    if let (Some(networks), Some(binaries)) = (&args.cni_conf_dir, &args.cni_bin_dir) {
+        self::cni::remove(name, networks, binaries)?;
     }
     let cgroups = Session::clean_stale(name, GRACE).await?;
     let isolated = Isolated::clean_stale(name).await?;

@@ -17,6 +17,7 @@ use super::cut;
 use super::enrol::Enrolled;
 use super::existing::Existing;
 use super::handler::Running;
+use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
 use crate::agent::cgroups::PodUid;
 use crate::agent::pods::{Mode, Pod};
@@ -41,6 +42,8 @@ pub(super) struct Node {
     pub(super) cluster_dns: Vec<SocketAddr>,
     /// The node's own.
     pub(super) dns: Vec<SocketAddr>,
+    /// What the CNI plugin told of.
+    pub(super) sandboxes: Arc<Sandboxes>,
 }
 
 /// A pod as it is to be.
@@ -404,9 +407,12 @@ impl Pods {
         wanted.iter().any(|one| !self.known.contains_key(&one.name))
     }
 
-    /// The namespace of a pod, and its inode: that of its oldest process that is not in the node's own.
+    /// The namespace of a pod, and its inode: the one that the runtime said; else that of its oldest process that is not in the node's own.
     /// A pod's first process is its sandbox's; what a container's does later is younger.
     fn find(&self, one: &Wanted) -> Option<(NetNs, u64)> {
+        if let Some(found) = self.node.sandboxes.netns(&one.name, &one.uid) {
+            return Some(found);
+        }
         let home = inode_of("self")?;
         let paths = one.paths.iter().filter_map(|path| self.node.hierarchy.at(path));
         for pid in paths.flat_map(|cgroup| oldest_first(&cgroup)) {

@@ -124,6 +124,7 @@ pub(super) async fn start(
             )),
         },
         cgroups,
+        sandboxes: None,
     };
     let begun = begin(setup, session, place).await?;
     let reloader = Reloader {

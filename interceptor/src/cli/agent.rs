@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::values::{LogTarget, parse_cidr, parse_log_target, parse_name, parse_resolver};
+use super::AGENT_NAME;
+use super::values::{
+    LogTarget, parse_cidr, parse_log_target, parse_name, parse_namespace, parse_resolver,
+};
 
 use crate::agent::Name;
 use crate::agent::pods::Mode;
@@ -83,8 +86,21 @@ pub struct Agent {
     pub access_log: Option<LogTarget>,
 
     /// Name of this interceptor, 1 to 32 of a-z, 0-9 and -.
-    #[arg(long, default_value = "agent", value_parser = parse_name)]
+    #[arg(long, default_value = AGENT_NAME, value_parser = parse_name)]
     pub name: String,
+
+    /// Put the CNI plugin at the end of the network whose configuration is in this directory, as
+    /// /etc/cni/net.d, so that pods are judged from their first packet on.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// Where the container runtime looks for plugins, as /opt/cni/bin.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+
+    /// A namespace whose pods start without the agent, whatever their labels say. Repeatable.
+    #[arg(long = "cni-exempt", value_name = "NAMESPACE", default_value = "kube-system", value_parser = parse_namespace)]
+    pub cni_exempt: Vec<String>,
 
     /// Wait until everything is known, print the node's pods, and end. Keeps nothing.
     #[arg(long)]

@@ -56,14 +56,14 @@ pub(super) fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// A name: it becomes part of paths, so nothing else may be in it.
-pub(super) fn parse_name(text: &str) -> Result<String, String> {
+pub(crate) fn parse_name(text: &str) -> Result<String, String> {
     let fits = (1..=32).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits { Ok(text.to_owned()) } else { Err("1 to 32 of a-z, 0-9 and -".to_owned()) }
 }
 
 /// A namespace, as Kubernetes names them.
-pub(super) fn parse_namespace(text: &str) -> Result<String, String> {
+pub(crate) fn parse_namespace(text: &str) -> Result<String, String> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let fits = (1..=63).contains(&text.len())
         && text.bytes().all(inner)

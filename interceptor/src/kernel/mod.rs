@@ -7,6 +7,7 @@ mod hints;
 mod hooks;
 mod interface;
 mod object;
+mod pinned;
 mod pins;
 mod probe;
 mod sys;
@@ -38,6 +39,7 @@ pub use events::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedH
 pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use interface::InterfaceTables;
+pub use pinned::{PinnedNamespaces, Standing, standing};
 pub use pins::{PinError, Pins};
 pub use probe::{KernelVersion, MissingFeature, require_interface_hooks};
 pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables, last_policy};
