@@ -39,7 +39,7 @@ pub use hints::HintReader;
 pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use interface::InterfaceTables;
 pub use pins::{PinError, Pins};
-pub use probe::{KernelVersion, MissingFeature, require_interface_hooks};
+pub use probe::{KernelVersion, MissingFeature, require_floor, require_interface_hooks};
 pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables};
 pub use watch::{Amiss, Repair};
 
