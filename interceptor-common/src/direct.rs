@@ -3,7 +3,8 @@
 
 use crate::Endpoint;
 
-/// Key of the `ENDPOINTS` table: policy, port and family match exactly, the address by prefix.
+/// Key of the `ENDPOINTS` and `DATAGRAMS` tables: policy, port and family match exactly, the address by
+/// prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointKey {
@@ -22,6 +23,10 @@ impl EndpointKey {
     /// Stands for every port that has no row for the address.
     pub const ANY_PORT: u16 = 0;
 
+    /// Together with a policy's number: rows that say what is not captured (`Direct`) and what is
+    /// (`Proxy`), by a pod's annotations (CAP-2). No policy's own number has this bit.
+    pub const CAPTURE: u16 = 1 << 15;
+
     /// The key and the length of its whole prefix, in bits, for one destination, at its own port or
     /// at [`Self::ANY_PORT`].
     #[inline(always)]
@@ -30,6 +35,11 @@ impl EndpointKey {
             Some(a) => (Self::v4(policy, a, port), Self::FIXED_BITS + 32),
             None => (Self::v6(policy, dst.addr(), port), Self::FIXED_BITS + 128),
         }
+    }
+
+    /// Whose row it is.
+    pub const fn policy(&self) -> u16 {
+        u16::from_ne_bytes(self.policy)
     }
 
     /// A v4 address (network order) and port (host order).

@@ -122,6 +122,8 @@ findings! {
     InterfaceReset = 46, "interface_reset";
     /// A packet that was dropped at the interface was counted and not reported: too many were, of late.
     InterfaceUntold = 47, "interface_drop_unreported";
+    /// The namespace is exempt.
+    Exempt = 48, "exempt";
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod settings;
 #[expect(unsafe_code, reason = "Pod is an unsafe trait; each impl says why it holds")]
 mod user;
 
-pub use datagram::{DatagramKey, DatagramPeer, Permit};
+pub use datagram::{DatagramPeer, Permit};
 pub use direct::{
     CUT, EndpointKey, EndpointRule, EndpointVerdict, HELD, LABEL_KEEPS_NAME, LABEL_REFUSED, Label,
     NameKey, Pending, ShownName,
@@ -36,7 +36,7 @@ pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {
@@ -50,7 +50,7 @@ pub mod maps {
     pub const BYPASS4: &str = "BYPASS4";
     /// `LpmTrie<[u8; 16], u32>`.
     pub const BYPASS6: &str = "BYPASS6";
-    /// `LpmTrie<DatagramKey, u32>`.
+    /// `LpmTrie<EndpointKey, u32>`: a [`Permit`](super::Permit).
     pub const DATAGRAMS: &str = "DATAGRAMS";
     /// `LruHashMap<DatagramPeer, u64>`: when a socket last heard from a peer.
     pub const PEERS: &str = "PEERS";
@@ -122,7 +122,7 @@ pub mod maps {
 
 /// Capacities, in entries unless said otherwise. Each is a limit that `status` shows.
 pub mod capacity {
-    /// Covered network namespaces.
+    /// Known network namespaces.
     pub const NAMESPACES: u32 = 4096;
     /// Routes and local addresses of all covered namespaces.
     pub const ROUTES: u32 = 65_536;

@@ -1,6 +1,6 @@
-//! Covered network namespaces: their listeners and their routes.
+//! Network namespaces that are known: covered ones with their listeners and routes, and exempt ones.
 
-/// A covered namespace. A cookie without an entry is not covered: its connections are refused.
+/// A known namespace. In one whose cookie has no entry, connections are refused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Namespace {
@@ -11,13 +11,45 @@ pub struct Namespace {
     /// How many loopback addresses listen, from 127.0.0.1 on. More than one, so that a single
     /// destination does not exhaust the source ports of one address pair.
     pub v4_listeners: u8,
+    /// [`Namespace::COVERED`] or [`Namespace::EXEMPT`]; any other number is the former.
+    pub kind: u8,
+    /// Whose rows in `ENDPOINTS` and `DATAGRAMS` are asked; 0: nobody's, everything goes to the proxy.
+    pub policy: u16,
+    /// [`Namespace::OPEN`] and [`Namespace::PARTLY_CAPTURED`].
+    pub flags: u8,
     /// Always zero.
     pub pad: u8,
-    /// Whose rows in `ENDPOINTS` are asked; 0: nobody's, everything goes to the proxy.
-    pub policy: u16,
 }
 
-const _: () = assert!(size_of::<Namespace>() == 8);
+const _: () = assert!(size_of::<Namespace>() == 10);
+
+impl Namespace {
+    /// What leaves it is judged. Without a port of either family it is known and not served yet:
+    /// everything is refused.
+    pub const COVERED: u8 = 0;
+    /// What leaves it passes, as the daemon's own does.
+    pub const EXEMPT: u8 = 1;
+
+    /// In [`Namespace::flags`]: datagrams, and sockets that are neither TCP nor UDP, pass.
+    pub const OPEN: u8 = 1;
+    /// In [`Namespace::flags`]: rows of `ENDPOINTS` under [`EndpointKey::CAPTURE`] say which
+    /// destinations are not captured.
+    ///
+    /// [`EndpointKey::CAPTURE`]: crate::EndpointKey::CAPTURE
+    pub const PARTLY_CAPTURED: u8 = 2;
+
+    /// Whether what leaves it passes.
+    #[inline(always)]
+    pub const fn is_exempt(&self) -> bool {
+        self.kind == Self::EXEMPT
+    }
+
+    /// Whether it is covered and nobody listens for it yet.
+    #[inline(always)]
+    pub const fn is_unserved(&self) -> bool {
+        self.port_v4 == 0 && self.port_v6 == 0
+    }
+}
 
 /// Key of a route: the namespace and family match exactly, the address by prefix.
 #[repr(C)]

@@ -7,7 +7,7 @@ pub struct Settings {
     /// Cgroup ids of the daemon (the old one too during an upgrade); 0 = unused. Exempt, and
     /// tested before the namespace, since upstream sockets carry the workload's cookie.
     pub daemon_cgroups: [u64; 2],
-    /// 1: datagrams and protocols that nothing allows are refused.
+    /// 1: in a namespace that is not known, datagrams and protocols are refused that nothing allows.
     pub refuse_datagrams: u32,
     /// Whose connections are not captured, by user or group id: Istio's proxy's (CAP-2) in istio.
     /// 0: nobody's.

@@ -1,9 +1,9 @@
 //! `aya::Pod` for what lies in maps, here because of the orphan rule.
 
 use crate::{
-    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Event, Handover, HandoverKey, Hint,
-    Interface, NameKey, NamedEvent, Namespace, Passage, PassageKey, Pending, Route, RouteKey,
-    Settings, ShownName, SocketState,
+    DatagramPeer, EndpointKey, EndpointRule, Event, Handover, HandoverKey, Hint, Interface,
+    NameKey, NamedEvent, Namespace, Passage, PassageKey, Pending, Route, RouteKey, Settings,
+    ShownName, SocketState,
 };
 
 macro_rules! pod {
@@ -17,7 +17,6 @@ macro_rules! pod {
 }
 
 pod!(
-    DatagramKey,
     DatagramPeer,
     EndpointKey,
     EndpointRule,

@@ -9,7 +9,7 @@ use interceptor_common::{
 
 use crate::count::{count, report_refusal};
 use crate::ctx::{self, Family, Verdict};
-use crate::{maps, select};
+use crate::select;
 
 const TCP: u32 = 6;
 const MPTCP: u32 = 262;
@@ -17,8 +17,12 @@ const MPTCP: u32 = 262;
 /// Judges one connect.
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict {
+    let netns = ctx::netns_cookie(ctx.sock_addr);
     match ctx::sock_addr_protocol(ctx) {
         TCP => {}
+        MPTCP if select::namespace(netns).is_some_and(Namespace::is_exempt) => {
+            return Verdict::Allow;
+        }
         MPTCP => {
             count(Finding::Mptcp);
             return ctx::refuse_with(ctx::PROTONOSUPPORT);
@@ -27,7 +31,6 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
         // What such a socket sends is judged packet by packet.
         _ => return Verdict::Allow,
     }
-    let netns = ctx::netns_cookie(ctx.sock_addr);
     let cgroup = ctx::current_cgroup();
     let finding = judge(ctx, &dst, family, netns, cgroup);
     count(finding);
@@ -39,7 +42,8 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
         | Finding::Direct
         | Finding::NameAsked
         | Finding::Loopback
-        | Finding::Daemon => Verdict::Allow,
+        | Finding::Daemon
+        | Finding::Exempt => Verdict::Allow,
         // What a connect without us would have said: clients that race families go on at once.
         Finding::NoRoute => ctx::refuse_with(ctx::NETUNREACH),
         _ => {
@@ -69,11 +73,13 @@ fn judge(
     if select::is_daemon(settings, cgroup) {
         return Finding::Daemon;
     }
-    // SAFETY: the entry may be replaced meanwhile; it is small and any mix of old and new only
-    // leads to a listener that is not there.
-    let Some(namespace) = (unsafe { maps::NAMESPACES.get(&netns) }) else {
-        return Finding::NamespaceUnknown;
-    };
+    let Some(namespace) = select::namespace(netns) else { return Finding::NamespaceUnknown };
+    if namespace.is_exempt() {
+        return Finding::Exempt;
+    }
+    if namespace.is_unserved() {
+        return Finding::NoListener;
+    }
     let Some(state) = ctx::state_to_fill(ctx) else { return Finding::NoStorage };
     // Until the end of this hook nothing is approved, whatever an earlier connect had.
     state.tier = Tier::None as u8;
@@ -90,11 +96,14 @@ fn judge(
     state.ech = 0;
     state.policy = namespace.policy;
     state.label = 0;
-    if select::is_bypassed(dst) || select::is_exempt(settings) {
+    if select::is_bypassed(dst)
+        || select::is_exempt(settings)
+        || select::is_uncaptured(namespace, dst)
+    {
         state.tier = Tier::Bypassed as u8;
         return Finding::Bypassed;
     }
-    if select::permit(dst) == Some(Permit::Resolver) {
+    if select::permit(namespace.policy, dst) == Some(Permit::Resolver) {
         state.tier = Tier::Resolver as u8;
         return Finding::Resolver;
     }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use interceptor_common::{
-    DatagramPeer, Endpoint, Finding, FlowKind, Permit, REPLY_WINDOW_NS, Route, Settings,
+    DatagramPeer, Endpoint, Finding, FlowKind, Namespace, Permit, REPLY_WINDOW_NS, Route, Settings,
 };
 
 use crate::count::{count, report_refusal};
@@ -21,30 +21,37 @@ pub fn sendmsg(ctx: &SockAddrContext, dst: Endpoint) -> Verdict {
         return Verdict::Refuse;
     };
     let cgroup = ctx::current_cgroup();
-    if settings.refuse_datagrams == 0 || select::is_daemon(settings, cgroup) {
+    let netns = ctx::netns_cookie(ctx.sock_addr);
+    let namespace = select::namespace(netns);
+    if select::is_open(settings, namespace) || select::is_daemon(settings, cgroup) {
         return Verdict::Allow;
     }
-    let netns = ctx::netns_cookie(ctx.sock_addr);
     // To an address of the namespace itself: stays inside (T-16).
     if select::route(netns, &dst).is_some_and(|route| route.kind == Route::LOCAL) {
         return Verdict::Allow;
     }
     // Counted once, by the packet hook.
-    if judge(settings, ctx::socket_cookie(ctx.sock_addr), &dst) != Finding::DatagramRefused {
+    let socket = ctx::socket_cookie(ctx.sock_addr);
+    if judge(settings, namespace, socket, &dst) != Finding::DatagramRefused {
         return Verdict::Allow;
     }
     refuse(netns, cgroup, dst, ctx::sock_addr_protocol(ctx))
 }
 
-/// What a datagram from `socket` to `dst` is.
+/// What a datagram from `socket` in a namespace to `dst` is.
 #[inline(always)]
-pub fn judge(settings: &Settings, socket: u64, dst: &Endpoint) -> Finding {
-    match select::permit(dst) {
+pub fn judge(
+    settings: &Settings,
+    namespace: Option<&Namespace>,
+    socket: u64,
+    dst: &Endpoint,
+) -> Finding {
+    match select::permit(select::policy(namespace), dst) {
         Some(Permit::Resolver) => return Finding::Resolver,
         Some(Permit::Entry) if select::is_led(settings) => return Finding::DatagramAllowed,
         Some(Permit::Entry) | None => {}
     }
-    if settings.refuse_datagrams == 0 {
+    if select::is_open(settings, namespace) {
         return Finding::DatagramUnrestricted;
     }
     let key = DatagramPeer { socket, peer: *dst, pad: [0; 4] };

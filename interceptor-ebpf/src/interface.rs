@@ -9,7 +9,9 @@
 use core::ptr;
 
 use aya_ebpf::programs::SkBuffContext;
-use interceptor_common::{Endpoint, Event, Finding, Passage, PassageKey, TOLD, TOLD_NS, Tier};
+use interceptor_common::{
+    Endpoint, Event, Finding, Namespace, Passage, PassageKey, TOLD, TOLD_NS, Tier,
+};
 
 use crate::count::{count, report_dropped};
 use crate::ctx::{self, PacketSocket, Verdict};
@@ -32,6 +34,8 @@ const ERROR_MAX: usize = ETHERNET + 1280;
 pub fn out(ctx: &SkBuffContext) -> Verdict {
     match judge(ctx) {
         Ok(()) => Verdict::Allow,
+        // It was covered until a moment ago.
+        Err(_) if namespace(ctx).is_some_and(Namespace::is_exempt) => Verdict::Allow,
         Err(finding) => {
             count(finding);
             tell(ctx, finding);
@@ -91,7 +95,7 @@ fn judge(ctx: &SkBuffContext) -> Result<(), Finding> {
         UDP => datagram(ctx, &packet, ctx::packet_socket(ctx)),
         ICMP | ICMPV6 => icmp(ctx, &packet, ctx::packet_socket(ctx)),
         _ if leads_on(ctx, &packet) => Err(Finding::InterfaceHeader),
-        _ if is_unrestricted(ctx::packet_socket(ctx)) => Ok(()),
+        _ if is_unrestricted(ctx, ctx::packet_socket(ctx)) => Ok(()),
         _ => Err(Finding::InterfaceProtocol),
     }
 }
@@ -115,9 +119,23 @@ fn leads_on(ctx: &SkBuffContext, packet: &Packet) -> bool {
 /// Whether the mode lets pass what is not TCP. A packet socket's frame never had a socket layer's
 /// leave.
 #[inline(always)]
-fn is_unrestricted(socket: Option<PacketSocket>) -> bool {
-    let open = select::settings().is_some_and(|settings| settings.refuse_datagrams == 0);
-    open && socket.is_some_and(|socket| socket.is_inet() && socket.protocol != u32::from(TCP))
+fn is_unrestricted(ctx: &SkBuffContext, socket: Option<PacketSocket>) -> bool {
+    is_open(ctx)
+        && socket.is_some_and(|socket| socket.is_inet() && socket.protocol != u32::from(TCP))
+}
+
+/// Whether the mode of this interface's namespace lets pass what is not TCP.
+#[inline(always)]
+fn is_open(ctx: &SkBuffContext) -> bool {
+    select::settings().is_some_and(|settings| select::is_open(settings, namespace(ctx)))
+}
+
+/// The namespace that this interface leads out of, as far as it is known.
+#[inline(always)]
+fn namespace(ctx: &SkBuffContext) -> Option<&'static Namespace> {
+    // SAFETY: written once, before the first packet.
+    let interface = unsafe { maps::INTERFACES.get(&ctx::packet_ifindex(ctx)) }?;
+    select::namespace(interface.netns)
 }
 
 #[inline(always)]
@@ -174,7 +192,7 @@ fn datagram(
     packet: &Packet,
     socket: Option<PacketSocket>,
 ) -> Result<(), Finding> {
-    if is_unrestricted(socket) {
+    if is_unrestricted(ctx, socket) {
         return Ok(());
     }
     if packet.fragment {
@@ -183,7 +201,8 @@ fn datagram(
     let [from, to] = ports(ctx, packet)?;
     let plain = |socket: PacketSocket| socket.protocol == u32::from(UDP) && socket.kind == DGRAM;
     // Judged by where the packet goes, which is behind every translation of the namespace.
-    if socket.is_some_and(plain) && select::permit(&ctx::endpoint(packet.dst, to)).is_some() {
+    let dst = ctx::endpoint(packet.dst, to);
+    if socket.is_some_and(plain) && select::permit(select::policy(namespace(ctx)), &dst).is_some() {
         return Ok(());
     }
     match passage(ctx, packet, from, to) {
@@ -204,7 +223,7 @@ fn icmp(ctx: &SkBuffContext, packet: &Packet, socket: Option<PacketSocket>) -> R
         }
         _ => false,
     };
-    if passes || is_unrestricted(socket) { Ok(()) } else { Err(Finding::InterfaceIcmp) }
+    if passes || is_unrestricted(ctx, socket) { Ok(()) } else { Err(Finding::InterfaceIcmp) }
 }
 
 /// Whether an address is of a group of the link's, ff02::/16 or 224.0.0.0/24.
@@ -266,11 +285,10 @@ pub fn into(ctx: &SkBuffContext) {
             }
         }
         UDP => {
-            let restricted =
-                select::settings().is_some_and(|settings| settings.refuse_datagrams != 0);
-            if restricted
+            if !is_open(ctx)
                 && let Ok([from, to]) = ports(ctx, &packet)
-                && select::permit(&ctx::endpoint(packet.src, from)).is_none()
+                && select::permit(select::policy(namespace(ctx)), &ctx::endpoint(packet.src, from))
+                    .is_none()
             {
                 open(ctx, &packet, from, to);
             }

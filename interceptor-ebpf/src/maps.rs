@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use interceptor_common::{
-    DatagramKey, DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey,
-    Interface, Label, NameKey, Namespace, Passage, PassageKey, Pending, Route, RouteKey, Settings,
-    ShownName, SocketState, capacity,
+    DatagramPeer, EndpointKey, EndpointRule, Finding, Handover, HandoverKey, Interface, Label,
+    NameKey, Namespace, Passage, PassageKey, Pending, Route, RouteKey, Settings, ShownName,
+    SocketState, capacity,
 };
 
 use crate::scratch::Scratch;
@@ -16,8 +16,8 @@ use crate::scratch::Scratch;
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
-/// Covered namespaces by cookie. Written by the daemon at enrolment, removed when it stops in
-/// order. Full: enrolment fails; what is not in here is refused.
+/// Known namespaces by cookie. Written by the daemon at enrolment, by the CNI plugin before that. Full:
+/// enrolment fails; what is not in here is refused.
 #[map]
 pub static NAMESPACES: HashMap<u64, Namespace> =
     HashMap::with_max_entries(capacity::NAMESPACES, BPF_F_NO_PREALLOC);
@@ -41,7 +41,7 @@ pub static BYPASS6: LpmTrie<[u8; 16], u32> =
 
 /// Resolvers and UDP destinations of entries. Written by the daemon. Full: refused.
 #[map]
-pub static DATAGRAMS: LpmTrie<DatagramKey, u32> =
+pub static DATAGRAMS: LpmTrie<EndpointKey, u32> =
     LpmTrie::with_max_entries(capacity::DATAGRAMS, BPF_F_NO_PREALLOC);
 
 /// Destinations that need no proxy. Written by the daemon. Full: it empties the table, everything

@@ -3,7 +3,7 @@
 //! dropped.
 
 use aya_ebpf::programs::SkBuffContext;
-use interceptor_common::{Endpoint, Finding, Permit, Proof, Tier};
+use interceptor_common::{Endpoint, Finding, Namespace, Permit, Proof, Tier};
 
 use crate::count::count;
 use crate::ctx::{self, PacketSocket, Verdict};
@@ -38,24 +38,29 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
     if select::is_daemon(settings, cgroup) {
         return Verdict::Allow;
     }
+    let netns = socket.netns(ctx);
+    let namespace = select::namespace(netns);
+    if namespace.is_some_and(Namespace::is_exempt) {
+        return Verdict::Allow;
+    }
     let is_udp = socket.protocol == UDP && socket.kind == DGRAM;
     let Some(dst) = remote(ctx, Side::Destination, is_udp) else {
         // Neither IPv4 nor IPv6, or headers that we cannot find our way through.
-        return if settings.refuse_datagrams == 0 {
+        return if select::is_open(settings, namespace) {
             Verdict::Allow
         } else {
-            datagram::refuse(0, cgroup, Endpoint::default(), socket.protocol)
+            datagram::refuse(netns, cgroup, Endpoint::default(), socket.protocol)
         };
     };
     let finding = if is_udp {
-        datagram::judge(settings, ctx::socket_cookie(ctx.skb.skb), &dst)
-    } else if settings.refuse_datagrams == 0 {
+        datagram::judge(settings, namespace, ctx::socket_cookie(ctx.skb.skb), &dst)
+    } else if select::is_open(settings, namespace) {
         Finding::DatagramUnrestricted
     } else {
         Finding::DatagramRefused
     };
     if finding == Finding::DatagramRefused {
-        return datagram::refuse(ctx::packet_netns(ctx), cgroup, dst, socket.protocol);
+        return datagram::refuse(netns, cgroup, dst, socket.protocol);
     }
     count(finding);
     Verdict::Allow
@@ -88,6 +93,9 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
             return Verdict::Allow;
         }
         if is_unknown && (select::is_kept(ctx) || is_of_daemon(ctx)) {
+            return Verdict::Allow;
+        }
+        if select::namespace(socket.netns(ctx)).is_some_and(Namespace::is_exempt) {
             return Verdict::Allow;
         }
         // What is cut may tell its peer.
@@ -132,10 +140,11 @@ pub fn ingress(ctx: &SkBuffContext) {
         return;
     }
     let Some(peer) = remote(ctx, Side::Source, true) else { return };
-    if settings.refuse_datagrams != 0 {
+    let namespace = select::namespace(socket.netns(ctx));
+    if !select::is_open(settings, namespace) {
         datagram::heard(ctx::socket_cookie(ctx.skb.skb), peer);
     }
-    if select::permit(&peer) == Some(Permit::Resolver) {
+    if select::permit(select::policy(namespace), &peer) == Some(Permit::Resolver) {
         let ip = if peer.as_v4().is_some() { V4_HEADER } else { V6_HEADER };
         hint::heard(ctx, peer, ip + UDP_HEADER);
     }

@@ -3,7 +3,8 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SkBuffContext;
 use interceptor_common::{
-    DatagramKey, Endpoint, EndpointKey, EndpointRule, Permit, Route, RouteKey, Settings,
+    Endpoint, EndpointKey, EndpointRule, EndpointVerdict, Namespace, Permit, Route, RouteKey,
+    Settings,
 };
 
 use crate::{ctx, maps};
@@ -18,6 +19,32 @@ pub fn settings() -> Option<&'static Settings> {
 #[inline(always)]
 pub fn is_daemon(settings: &Settings, cgroup: u64) -> bool {
     cgroup == settings.daemon_cgroups[0] || cgroup == settings.daemon_cgroups[1]
+}
+
+/// What is known of a namespace.
+#[inline(always)]
+pub fn namespace(netns: u64) -> Option<&'static Namespace> {
+    // SAFETY: the entry may be replaced meanwhile; it is small, and any mix of old and new only leads
+    // to a listener that is not there, or to one of both policies.
+    unsafe { maps::NAMESPACES.get(&netns) }
+}
+
+/// Whether datagrams, and what is neither TCP nor UDP, pass in a namespace without anybody's leave.
+#[inline(always)]
+pub fn is_open(settings: &Settings, namespace: Option<&Namespace>) -> bool {
+    match namespace {
+        Some(namespace) => namespace.is_exempt() || namespace.flags & Namespace::OPEN != 0,
+        None => settings.refuse_datagrams == 0,
+    }
+}
+
+/// Whose permits count there.
+#[inline(always)]
+pub fn policy(namespace: Option<&Namespace>) -> u16 {
+    match namespace {
+        Some(namespace) => namespace.policy,
+        None => 0,
+    }
 }
 
 /// Whether the calling task is whom the settings exempt, by user or group.
@@ -54,10 +81,20 @@ pub fn is_bypassed(dst: &Endpoint) -> bool {
     }
 }
 
-/// Whether datagrams to the destination pass, and as what.
+/// Whether the annotations of the namespace's pod leave the destination alone (CAP-2).
 #[inline(always)]
-pub fn permit(dst: &Endpoint) -> Option<Permit> {
-    let (key, bits) = DatagramKey::exact(dst);
+pub fn is_uncaptured(namespace: &Namespace, dst: &Endpoint) -> bool {
+    if namespace.flags & Namespace::PARTLY_CAPTURED == 0 {
+        return false;
+    }
+    endpoint(namespace.policy | EndpointKey::CAPTURE, dst)
+        .is_some_and(|rule| rule.verdict == EndpointVerdict::Direct as u8)
+}
+
+/// Whether datagrams to the destination pass by a policy, and as what.
+#[inline(always)]
+pub fn permit(policy: u16, dst: &Endpoint) -> Option<Permit> {
+    let (key, bits) = EndpointKey::exact(policy, dst, dst.port());
     match maps::DATAGRAMS.get(Key::new(bits, key)) {
         Some(&value) if value == Permit::Resolver as u32 => Some(Permit::Resolver),
         Some(&value) if value == Permit::Entry as u32 => Some(Permit::Entry),

@@ -107,8 +107,7 @@ impl Listeners {
             port_v4: v4.first().map_or(Ok(0), port)?,
             port_v6: v6.as_ref().map_or(Ok(0), port)?,
             v4_listeners: v4.len() as u8,
-            pad: 0,
-            policy: 0,
+            ..Namespace::default()
         };
         Ok(Self { v4, v6, addresses })
     }

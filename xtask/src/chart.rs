@@ -45,12 +45,7 @@ const PLAIN: u32 = 36;
 /// Values under which the chart is rendered, beside its own: each template's other branches.
 const VARIANTS: [&[&str]; 4] = [
     &[],
-    &[
-        "metrics.enabled=false",
-        "crds.install=false",
-        "update.maxSurge=1",
-        "update.maxUnavailable=0",
-    ],
+    &["metrics.enabled=false", "crds.install=false", "update.maxUnavailable=1"],
     &[
         "namespace.create=true",
         "cni.enabled=true",
@@ -61,6 +56,8 @@ const VARIANTS: [&[&str]; 4] = [
         "agent.enforcement=istio",
         "agent.allowSingleLayer=true",
         "agent.log=debug",
+        "agent.clusterDNS={10.96.0.10}",
+        "agent.bypass={192.0.2.0/24}",
         "agent.seLinuxType=spc_t",
         "agent.podAnnotations.a=b",
         "agent.extraArgs={--node=a}",
@@ -81,7 +78,7 @@ const VARIANTS: [&[&str]; 4] = [
 const REFUSED: [&str; 6] = [
     "agent.mode=enforce",
     "agent.defaultMode=on",
-    "update.maxSurge=1",
+    "update.maxUnavailable=0",
     "update.terminationGracePeriodSeconds=45",
     "metrics.networkPolicy.from={}",
     "image.digest=latest",

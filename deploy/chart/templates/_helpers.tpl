@@ -46,7 +46,7 @@ volumes:
   # Pinned programs and tables, which hold the pods while no agent runs.
   - name: bpffs
     hostPath: {path: {{ .Values.hostPaths.bpffs }}, type: Directory}
-  # The pods' cgroups. Read only: programs are attached by a descriptor, and nothing is written.
+  # The pods' cgroups, to which programs are attached; in its own the agent makes two for itself.
   - name: cgroup
     hostPath: {path: {{ .Values.hostPaths.cgroup }}, type: Directory}
 {{- if .Values.cni.enabled }}
@@ -115,7 +115,6 @@ volumeMounts:
     mountPath: /sys/fs/bpf
   - name: cgroup
     mountPath: /sys/fs/cgroup
-    readOnly: true
 {{- if .Values.cni.enabled }}
   - name: cni-bin
     mountPath: /opt/cni/bin
@@ -134,6 +133,12 @@ volumeMounts:
 {{- end }}
 {{- with .Values.agent.enforcement }}
 - --enforcement={{ . }}
+{{- end }}
+{{- range .Values.agent.clusterDNS }}
+- --cluster-dns={{ . }}
+{{- end }}
+{{- range .Values.agent.bypass }}
+- --bypass={{ . }}
 {{- end }}
 {{- range .Values.agent.extraArgs }}
 - {{ . | quote }}

@@ -20,6 +20,8 @@ use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::SockContext;
 use interceptor_common::{Endpoint, ShownName};
 
+use crate::maps;
+
 pub use self::packet::*;
 pub use self::sock_addr::*;
 pub use self::sock_ops::*;
@@ -168,6 +170,17 @@ pub fn socket_cookie<T>(ctx: *mut T) -> u64 {
 #[inline(always)]
 pub fn created(ctx: &SockContext) -> (u32, u32) {
     (load!(ctx.sock, bpf_sock, type_, 0), load!(ctx.sock, bpf_sock, protocol, 0))
+}
+
+/// Keeps the namespace of a socket being made, where packet hooks cannot ask for it. No memory: what it
+/// sends is judged as of a namespace that is not known.
+#[inline(always)]
+pub fn note_netns(ctx: &SockContext, netns: u64) {
+    if HAS_SKB_NETNS.load() == 0
+        && let Some(state) = storage(&maps::SOCKETS, ctx.sock, Slot::Make)
+    {
+        state.netns = netns;
+    }
 }
 
 /// Whether a missing slot is made (and zeroed).

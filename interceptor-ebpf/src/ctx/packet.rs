@@ -33,6 +33,16 @@ impl PacketSocket {
         storage(&maps::SOCKETS, self.sk, Slot::Find)
     }
 
+    /// Cookie of its network namespace. Below Linux 6.12, where packet hooks cannot ask, what was noted
+    /// when it was made; 0: nothing.
+    #[inline(always)]
+    pub fn netns(&self, ctx: &SkBuffContext) -> u64 {
+        if HAS_SKB_NETNS.load() != 0 {
+            return netns_cookie(ctx.skb.skb);
+        }
+        self.state_slot().map_or(0, |state| state.netns)
+    }
+
     /// Whether it speaks IPv4 or IPv6, and is no packet socket.
     #[inline(always)]
     pub fn is_inet(&self) -> bool {
@@ -143,13 +153,6 @@ pub fn packet_segments(ctx: &SkBuffContext) -> (u32, u32) {
 pub fn packet_cgroup(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the helper takes the hook's own context.
     unsafe { helpers::bpf_skb_cgroup_id(ctx.skb.skb) }
-}
-
-/// Namespace cookie of the socket that a packet belongs to; 0 below Linux 6.12, where packet hooks
-/// cannot ask.
-#[inline(always)]
-pub fn packet_netns(ctx: &SkBuffContext) -> u64 {
-    if HAS_SKB_NETNS.load() != 0 { netns_cookie(ctx.skb.skb) } else { 0 }
 }
 
 /// Copies `len` bytes (1 to [`PIECE`]) of a packet from `from` on into `scratch`'s message from place

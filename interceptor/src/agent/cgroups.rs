@@ -129,6 +129,16 @@ pub fn pod_paths(root: &Path, qos: Qos, uid: &PodUid) -> [(Driver, PathBuf); 2] 
     Driver::ALL.map(|driver| (driver, pod_path(driver, root, qos, uid)))
 }
 
+/// Where the cgroup of all pods may be, one path for each driver.
+pub fn all_pods_paths(root: &Path) -> [PathBuf; 2] {
+    Driver::ALL.map(|driver| {
+        let nobodys = PodUid("x".to_owned());
+        let mut path = pod_path(driver, root, Qos::Guaranteed, &nobodys);
+        path.pop();
+        path
+    })
+}
+
 fn pod_path(driver: Driver, root: &Path, qos: Qos, uid: &PodUid) -> PathBuf {
     let root = root.components().filter_map(|part| match part {
         std::path::Component::Normal(part) => part.to_str(),
@@ -278,6 +288,14 @@ mod tests {
                 assert_eq!((read.driver, read.qos, read.uid), (driver, qos, uid()));
             }
         }
+    }
+
+    #[test]
+    fn where_all_pods_are() {
+        let at =
+            |root: &str| all_pods_paths(Path::new(root)).map(|path| path.display().to_string());
+        assert_eq!(at("/"), ["kubepods.slice", "kubepods"]);
+        assert_eq!(at("/kubelet"), ["kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"]);
     }
 
     #[test]

@@ -296,7 +296,11 @@ fn content(kind: Kind, object: &Value) -> Map<String, Value> {
         Kind::Pod => {
             let empty = Value::Null;
             let spec = object.get("spec").unwrap_or(&empty);
-            let mut kept_spec = pick(spec, &["nodeName", "serviceAccountName", "hostNetwork"]);
+            let mut kept_spec =
+                pick(spec, &["nodeName", "serviceAccountName", "hostNetwork", "dnsPolicy"]);
+            if let Some(dns) = spec.get("dnsConfig") {
+                kept_spec["dnsConfig"] = pick(dns, &["nameservers"]);
+            }
             for list in ["containers", "initContainers"] {
                 each(&mut kept_spec, spec, list, &["name"]);
             }

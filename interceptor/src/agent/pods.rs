@@ -3,12 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
 use super::cgroups::{ContainerId, PodUid, Qos};
 use crate::policy::Caller;
 use crate::workloads::annotations::{BadList, CaptureLists};
+
+/// Where name servers listen.
+const DNS: u16 = 53;
 
 /// The label of a pod, or of its namespace, that says whether it is covered.
 pub const MODE: &str = "egress.interceptor.io/mode";
@@ -73,8 +77,16 @@ struct Metadata {
 struct Spec {
     service_account_name: Option<String>,
     host_network: bool,
+    dns_policy: Option<String>,
+    dns_config: DnsConfig,
     containers: Vec<Named>,
     init_containers: Vec<Named>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+struct DnsConfig {
+    nameservers: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -132,6 +144,33 @@ impl Pod {
     /// The service account that it runs as.
     pub fn service_account(&self) -> &str {
         self.spec.service_account_name.as_deref().unwrap_or("default")
+    }
+
+    /// Whether it is in the node's own network namespace.
+    pub fn is_on_host_network(&self) -> bool {
+        self.spec.host_network
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.metadata.labels
+    }
+
+    /// The name servers that it is given, as kubelet gives them: by its policy the cluster's or the
+    /// node's, and its own. Never what a file in the pod says.
+    pub fn resolvers(&self, cluster: &[SocketAddr], node: &[SocketAddr]) -> Vec<SocketAddr> {
+        let by_policy = match self.spec.dns_policy.as_deref() {
+            Some("None") => &[],
+            Some("Default") => node,
+            // As kubelet, where it knows of no cluster's.
+            _ if cluster.is_empty() => node,
+            _ => cluster,
+        };
+        let own = self.spec.dns_config.nameservers.iter().map(|ip| SocketAddr::new(*ip, DNS));
+        let mut all: Vec<_> = by_policy.iter().copied().chain(own).collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Who it is to policy.
@@ -287,6 +326,31 @@ mod tests {
         assert_eq!(pod.qos(), [Qos::Burstable]);
         let started: Vec<_> = pod.containers().map(|(name, _)| name.to_owned()).collect();
         assert_eq!(started, ["init", "app"]);
+    }
+
+    #[test]
+    fn whom_it_may_ask() {
+        let at = |text: &str| vec![SocketAddr::new(text.parse().unwrap(), 53)];
+        let (cluster, node) = (at("10.96.0.10"), at("192.0.2.1"));
+        let both = [cluster.clone(), at("192.0.2.9")].concat();
+        for (policy, own, expected) in [
+            (None, None, &cluster),
+            (Some("ClusterFirst"), None, &cluster),
+            (Some("Default"), None, &node),
+            (Some("ClusterFirst"), Some("192.0.2.9"), &both),
+            (Some("None"), Some("192.0.2.9"), &at("192.0.2.9")),
+        ] {
+            let pod = pod(|object| {
+                if let Some(policy) = policy {
+                    object["spec"]["dnsPolicy"] = json!(policy);
+                }
+                if let Some(own) = own {
+                    object["spec"]["dnsConfig"] = json!({"nameservers": [own]});
+                }
+            });
+            assert_eq!(&pod.resolvers(&cluster, &node), expected, "{policy:?} {own:?}");
+        }
+        assert_eq!(pod(|_| {}).resolvers(&[], &node), node, "kubelet knows of no cluster's");
     }
 
     /// A static pod's object has a uid of its own; its cgroup has kubelet's.

@@ -2,6 +2,8 @@
 //! into each pod's policy. Pure; who watches, writes and looks at cgroups is the agent itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -9,7 +11,7 @@ use super::documents::{Documents, Event, Feed};
 use super::kinds::{Kind, Name, Object, Shelf};
 use super::pods::{Cover, Mode, Pod};
 use super::policies::{Compiled, Policies};
-use crate::policy::Sources;
+use crate::policy::{Caller, Sources, Store};
 
 /// The feeds of the whole cluster, beside the mesh configuration.
 const CLUSTER: [Kind; 10] = [
@@ -130,7 +132,8 @@ impl State {
             });
         }
         let covered = self.pods.values().filter(|one| one.cover.mode != Mode::Disabled);
-        self.policies.set_callers(&covered.map(|one| one.pod.caller()).collect());
+        let callers = covered.map(|one| one.pod.caller()).chain([self.agent()]);
+        self.policies.set_callers(&callers.collect());
         self.say(&mut lines);
         lines
     }
@@ -231,6 +234,28 @@ impl State {
     /// The policy of a pod, if it is covered and there is one.
     pub fn policy(&self, pod: &Pod) -> Option<&Compiled> {
         self.policies.of(&pod.caller())
+    }
+
+    /// Who the agent itself is to policy: whom nothing is about but what is about everybody.
+    fn agent(&self) -> Caller {
+        Caller { namespace: self.mesh.namespace.clone(), labels: Vec::new() }
+    }
+
+    /// What the agent itself goes by, once there is a policy.
+    pub fn own(&self) -> Option<Arc<Store>> {
+        self.policies.of(&self.agent()).map(|compiled| Arc::clone(&compiled.store))
+    }
+
+    /// The addresses of the cluster's DNS, which is a Service of this name by convention.
+    pub fn cluster_dns(&self) -> Vec<IpAddr> {
+        let of = |name: &Name| name.namespace == "kube-system" && name.name == "kube-dns";
+        let service = self.documents.of(Kind::Service).find(|(name, _)| of(name));
+        let object: Value =
+            service.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default();
+        let all = object.pointer("/spec/clusterIPs").and_then(Value::as_array);
+        let one = object.pointer("/spec/clusterIP");
+        let texts = all.into_iter().flatten().chain(one).filter_map(Value::as_str);
+        texts.filter_map(|text| text.parse().ok()).collect()
     }
 
     /// Counts up with each set of documents that came into force; 0 before the first.

@@ -4,18 +4,32 @@ use std::fmt::Write as _;
 use std::fs::{DirBuilder, create_dir_all};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use interceptor_common::Settings;
 use kube::{Client, Config};
+use tokio::time::interval;
 
+use super::begin::{Others, Setup, begin};
+use super::handler::Running;
+use super::pods::{Node, Pods};
+use super::run::Place;
 use super::signals::Signals;
-use super::{AppError, system};
-use crate::agent::cgroups::pod_paths;
+use super::wanted::{governed, log_settings, stale_for};
+use super::{AppError, resolv_conf, system};
+use crate::account::LogTarget;
+use crate::admin::{self, Server};
+use crate::agent::cgroups::{all_pods_paths, pod_paths};
 use crate::agent::pods::{Mode, Pod};
 use crate::agent::{Agent, Disk, Options, State};
 use crate::cli::{self, Exit};
-use crate::policy::{Outbound, Sources};
-use crate::workloads::cgroup::Hierarchy;
+use crate::kernel::{Pins, last_policy};
+use crate::netns::NetNs;
+use crate::policy::{Outbound, Snapshot, Sources, Store};
+use crate::workloads::cgroup::{Cgroup, Hierarchy};
+use crate::workloads::session::Session;
+use crate::{descriptors, memory};
 
 /// How long `--once` waits for the API server.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,14 +61,163 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
     if args.once {
         return once(&mut agent, &args, &mut signals).await;
     }
+    if !nix::unistd::geteuid().is_root() {
+        return Err(AppError::Root("loading BPF programs and entering pods' namespaces"));
+    }
+    descriptors::raise_limit();
+    let Some(ground) = Ground::wait(&mut agent, &args, &mut signals).await? else {
+        return Ok(Exit::Success);
+    };
+    cover(agent, &args, ground, signals).await
+}
+
+/// What there has to be before anything can be covered.
+struct Ground {
+    hierarchy: Hierarchy,
+    /// The cgroups that all pods are in.
+    cgroups: Vec<Cgroup>,
+    /// What the agent itself goes by.
+    own: Arc<Store>,
+}
+
+impl Ground {
+    /// Waits for it; `None`: a signal came first. Until something was known for the first time, nothing
+    /// is held: it would be every pod of the node, and the API server itself.
+    async fn wait(
+        agent: &mut Agent,
+        args: &cli::Agent,
+        signals: &mut Signals,
+    ) -> Result<Option<Self>, AppError> {
+        let hierarchy = Hierarchy::discover()?;
+        let paths = all_pods_paths(&args.cgroup_root);
+        let mut said = false;
+        let mut tick = interval(LOOK);
+        loop {
+            let cgroups: Vec<_> = paths.iter().filter_map(|path| hierarchy.at(path)).collect();
+            let own = agent.state().own();
+            if let Some(own) = &own
+                && !cgroups.is_empty()
+            {
+                return Ok(Some(Self { hierarchy, cgroups, own: Arc::clone(own) }));
+            }
+            if own.is_some() && !std::mem::replace(&mut said, true) {
+                let [systemd, cgroupfs] = paths.each_ref().map(|path| path.display());
+                let mount = hierarchy.mount_point().display();
+                eprintln!(
+                    "interceptor: waiting for the pods' cgroup: neither {systemd} nor {cgroupfs} is below \
+                     {mount} (--cgroup-root)"
+                );
+            }
+            tokio::select! {
+                lines = agent.next() => say(&lines),
+                _ = tick.tick() => {}
+                _ = signals.next() => return Ok(None),
+            }
+        }
+    }
+}
+
+/// How often pods are looked for whose namespace is not known, and how often the others are.
+const LOOK: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_secs(2);
+
+/// Covers the node's pods until a signal comes. What is attached stays so.
+async fn cover(
+    mut agent: Agent,
+    args: &cli::Agent,
+    ground: Ground,
+    mut signals: Signals,
+) -> Result<Exit, AppError> {
+    let Ground { hierarchy, cgroups, own } = ground;
+    let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
+    let root = args.cgroup_root.clone();
+    let node = Node {
+        hierarchy,
+        paths: Box::new(move |pod| paths_of(&root, pod)),
+        cluster_dns: args.cluster_dns.clone(),
+        dns: dns.clone(),
+    };
+    let mut pods = Pods::new(node, last_policy(&Pins::of(&args.name)));
+    let wanted = pods.wanted(&agent.state());
+    let (charges, mut exempt) = pods.first(wanted).await;
+    // What pods with hostNetwork and the node itself send is not told apart by namespace.
+    let home = NetNs::current().map_err(system("cannot open our own network namespace"))?;
+    exempt.push(home.cookie());
+    let snapshot = own.current();
+    let place = Place::Free(Server::bind(Path::new(admin::DIR), &args.name)?);
+    let mut session = Session::enter(&args.name)?;
+    let setup = Setup {
+        name: args.name.clone(),
+        bpf_log: false,
+        policy: Arc::clone(&own),
+        cgroups,
+        charges,
+        others: Others::Held { exempt },
+        resolvers: if args.resolvers.is_empty() { dns } else { args.resolvers.clone() },
+        log: log_settings(args.access_log.as_ref(), LogTarget::Stdout, &snapshot),
+        bypass_log: true,
+        keep_existing: false,
+        bypass: args.bypass.clone(),
+        given_bypass: args.bypass.clone(),
+        exec: Err("the node agent starts no commands; `kubectl exec` does".to_owned()),
+        successor: Err(
+            "the node agent cannot hand over while it runs yet: stop it, and start the new one; what is \
+             attached stays so meanwhile"
+                .to_owned(),
+        ),
+    };
+    let begun = begin(setup, &mut session, place).await?;
+    memory::give_back();
+    let running = Arc::clone(&begun.running);
+    eprintln!(
+        "interceptor: covering {} of the node's pods; everything else in their cgroup is held until it is \
+         known",
+        running.covered.all().len()
+    );
+    let mut applied = snapshot;
     loop {
+        let wanted = pods.wanted(&agent.state());
+        let waits = pods.waits(&wanted);
+        pods.settle(&running, &begun.existing, wanted).await;
+        follow_own(&running, begun.settings, args, &mut applied).await;
+        let pause = if waits { LOOK } else { REST };
         tokio::select! {
             lines = agent.next() => say(&lines),
+            () = tokio::time::sleep(pause) => {}
             _ = signals.next() => break,
         }
     }
     agent.write().await;
+    begun.admin.abort();
+    begun.watchdog.iter().for_each(tokio::task::JoinHandle::abort);
+    session.stay();
+    begun.finish().await;
     Ok(Exit::Success)
+}
+
+/// What all workloads have in common follows the mesh's configuration.
+async fn follow_own(
+    running: &Running,
+    settings: Settings,
+    args: &cli::Agent,
+    applied: &mut Arc<Snapshot>,
+) {
+    let now = running.policy.current();
+    if now.generation == applied.generation {
+        return;
+    }
+    let others = Others::Held { exempt: Vec::new() };
+    let settings = governed(settings, &now, &others);
+    if let Err(error) = running.kernel.tables().set_settings(settings) {
+        eprintln!("interceptor: policy generation {}: {error}", now.generation);
+    }
+    let log = log_settings(args.access_log.as_ref(), LogTarget::Stdout, &now);
+    if let Err(error) = running.log.replace(&log).await {
+        eprintln!("interceptor: the access log stays where it was: {error}");
+    }
+    running.resolver.hold(stale_for(&now), now.dns_refresh);
+    descriptors::keep(now.limits.descriptor_reserve);
+    *applied = now;
 }
 
 /// A client of the API server.
@@ -110,11 +273,16 @@ async fn once(
     Ok(Exit::Success)
 }
 
+/// Where a pod's cgroup may be.
+fn paths_of(root: &Path, pod: &Pod) -> Vec<PathBuf> {
+    let Some(uid) = pod.uid() else { return Vec::new() };
+    let paths = pod.qos().iter().flat_map(|qos| pod_paths(root, *qos, &uid));
+    paths.map(|(_, path)| path).collect()
+}
+
 /// The pod's cgroup below `mount`, if there is one.
 fn find(mount: &Path, root: &Path, pod: &Pod) -> Option<PathBuf> {
-    let uid = pod.uid()?;
-    let paths = pod.qos().iter().flat_map(|qos| pod_paths(root, *qos, &uid));
-    paths.map(|(_, path)| path).find(|path| mount.join(path).is_dir())
+    paths_of(root, pod).into_iter().find(|path| mount.join(path).is_dir())
 }
 
 /// The node's pods, one a line, with what they would get.

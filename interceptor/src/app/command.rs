@@ -30,7 +30,7 @@ pub(super) async fn supervise(
         etc_netns: started.etc_netns.clone(),
         run_as: RunAs::from_env(|name| std::env::var_os(name)).map_err(AppError::from)?,
         keep_caps: args.keep_caps,
-        files: started.running.exec.files.clone(),
+        files: started.files.clone(),
         also_keep: &[],
         hide: hidden(),
         descriptors,

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
+use super::covered::Whose;
 use super::handler::Running;
+use super::tenant::Tenant;
 use crate::account::{Flag, Record};
 use crate::clock;
 use crate::decide::host::HostName;
@@ -63,10 +65,10 @@ pub(super) fn allows(snapshot: &Snapshot, peer: SocketAddr) -> bool {
 /// Ends the sockets with a UDP peer that was allowed before and is so no more. `before` was replaced
 /// by `after`. Gives how many.
 pub(super) fn datagrams(running: &Running, before: &Snapshot, after: &Snapshot) -> usize {
-    end(running, Transport::Udp, |socket| {
+    end(running, Transport::Udp, |whose, socket| {
         let gone = allows(before, socket.peer)
             && !allows(after, socket.peer)
-            && !running.resolvers.contains(&socket.peer);
+            && !whose.tenant.rules.resolvers.contains(&socket.peer);
         gone.then_some(POLICY_REMOVED.into())
     })
 }
@@ -74,36 +76,48 @@ pub(super) fn datagrams(running: &Running, before: &Snapshot, after: &Snapshot) 
 /// Ends the connections that went direct by `removed` and would not go so now. Gives how many.
 pub(super) fn bypassed(running: &Running, removed: IpNet) -> usize {
     let left = running.kernel.tables().bypass_list();
-    end(running, Transport::Tcp, |socket| {
+    end(running, Transport::Tcp, |whose, socket| {
         let ip = socket.peer.ip();
         let gone = removed.contains(&ip)
             && !left.iter().any(|net| net.contains(&ip))
-            && !running.resolvers.contains(&socket.peer);
+            && !whose.tenant.rules.resolvers.contains(&socket.peer);
         gone.then_some(BYPASS_REMOVED.into())
     })
 }
 
-/// Ends the connections that the kernel let go by policy and that `now` does not allow. Gives how
+/// Ends the connections that the kernel let go by policy and that it does not allow now. Gives how
 /// many.
-pub(super) fn direct(running: &Running, now: &Snapshot) -> usize {
-    end(running, Transport::Tcp, |socket| {
+pub(super) fn direct(running: &Running) -> usize {
+    end(running, Transport::Tcp, |whose, socket| {
+        let Tenant { rules, sync, .. } = &*whose.tenant;
         let flow = DirectFlow::of(&socket.storage)?;
         let label = running.labels.get(flow.label);
         let told = label.as_ref().and_then(|label| label.shown.as_ref());
         let told = told.filter(|pattern| !pattern.below).map(|pattern| pattern.name.clone());
         let shown = flow.name.and_then(|name| HostName::parse(&name).ok()).or(told);
         let cluster = label.as_ref().and_then(|label| label.cluster.clone()).map(ClusterName);
-        let place = Flow { dst: OriginalDst::new(flow.dst), namespace: &running.namespace };
-        let owns = |host: &HostName| running.sync.owns(host, flow.dst.ip());
-        let why = withdrawn(&now.policy, &place, shown.as_ref(), cluster.as_ref(), &owns)?;
+        let place = Flow { dst: OriginalDst::new(flow.dst), namespace: &rules.namespace };
+        let owns = |host: &HostName| sync.owns(host, flow.dst.ip());
+        let why = withdrawn(
+            &rules.policy.current().policy,
+            &place,
+            shown.as_ref(),
+            cluster.as_ref(),
+            &owns,
+        )?;
         Some(format!("policy_removed{{{why}}}").into())
     })
 }
 
 /// Ends the workloads' sockets that `gone` names, and logs each.
-fn end(running: &Running, transport: Transport, gone: impl Fn(&Connected) -> Option<Why>) -> usize {
+fn end(
+    running: &Running,
+    transport: Transport,
+    gone: impl Fn(&Whose, &Connected) -> Option<Why>,
+) -> usize {
     let mut count = 0;
-    for netns in running.namespaces.iter().map(|covered| &covered.netns) {
+    for covered in running.covered.all().values() {
+        let (netns, whose) = (&covered.netns, covered.whose());
         let ended = Diag::open(netns).and_then(|diag| {
             let maps = running.kernel.socket_storage();
             let found =
@@ -111,7 +125,7 @@ fn end(running: &Running, transport: Transport, gone: impl Fn(&Connected) -> Opt
             let found: Vec<_> = found
                 .iter()
                 .filter(|socket| !is_local(socket))
-                .filter_map(|socket| Some((socket, gone(socket)?)))
+                .filter_map(|socket| Some((socket, gone(&whose, socket)?)))
                 .collect();
             if found.is_empty() {
                 return Ok(());

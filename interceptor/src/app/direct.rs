@@ -2,23 +2,25 @@
 //! each leaves the line that the proxy would have written.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use interceptor_common::Finding;
 
+use super::covered::Registry;
 use super::report::{DirectFlows, connection};
+use super::tenant::Tenant;
 use crate::account::{Flag, OFFERED_ECH, Record};
 use crate::decide::host::HostName;
 use crate::decide::{self, Action, ByAddress, ClusterName, Decision, Flow, Reason};
 use crate::kernel::{Closed, ClosedTier, Held, HintReader, Kernel, RefusedHello, SocketId};
-use crate::netns::diag::{Destroyed, Diag};
+use crate::netns::diag::Destroyed;
 use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::{ClientHello, Hello, Malformed};
-use crate::tiers::{Labels, Sync, name_in};
+use crate::tiers::{Labels, name_in};
 
 /// How often connections that owe a name are looked through, while there are any.
 const WATCH: Duration = Duration::from_millis(200);
@@ -34,12 +36,10 @@ const FLOODED: Duration = Duration::from_millis(100);
 /// Direct connections' affairs.
 pub(super) struct Direct {
     pub(super) kernel: Arc<Kernel>,
+    /// What the daemon itself goes by.
     pub(super) policy: Arc<Store>,
     pub(super) labels: Arc<Labels>,
-    pub(super) sync: Arc<Sync>,
-    /// By namespace cookie.
-    pub(super) destroyers: HashMap<u64, Diag>,
-    pub(super) namespace: Arc<str>,
+    pub(super) covered: Arc<Registry>,
 }
 
 impl DirectFlows for Direct {
@@ -53,7 +53,7 @@ impl DirectFlows for Direct {
             }
             record.upstream_host = None;
             record.upstream_local_address = None;
-            let limit = self.policy.current().sniff_timeout;
+            let limit = self.policy_of(closed.netns).sniff_timeout;
             if limit.is_some_and(|limit| closed.duration >= limit) {
                 record.upstream_cluster = Some(ClusterName::black_hole());
                 self.refused_line(&mut record, Reason::SniffTimeout, false);
@@ -75,17 +75,19 @@ impl DirectFlows for Direct {
         let shown = closed.name.as_deref().filter(|name| HostName::parse(name).is_ok());
         let shown = shown.or_else(|| told.map(|pattern| pattern.name.as_str()));
         record.requested_server_name = shown.map(str::to_owned);
-        record.note_address_of(self.name_of(closed.dst.ip()).as_ref(), self.is_strict());
+        let name = self.name_of(closed.netns, closed.dst.ip());
+        record.note_address_of(name.as_ref(), self.is_strict());
         record
     }
 
-    fn name_of(&self, ip: IpAddr) -> Option<HostName> {
-        self.sync.name_of(ip)
+    fn name_of(&self, netns: u64, ip: IpAddr) -> Option<HostName> {
+        self.covered.whose(netns)?.tenant.sync.name_of(ip)
     }
 
-    fn reason_of(&self, dst: SocketAddr) -> Reason {
-        let snapshot = self.policy.current();
-        let flow = Flow { dst: OriginalDst::new(dst), namespace: &self.namespace };
+    fn reason_of(&self, netns: u64, dst: SocketAddr) -> Reason {
+        let Some(whose) = self.covered.whose(netns) else { return Reason::NotRegistered };
+        let snapshot = whose.tenant.policy();
+        let flow = Flow { dst: OriginalDst::new(dst), namespace: &whose.tenant.rules.namespace };
         match decide::by_address(&snapshot.policy, &flow) {
             ByAddress::Decided(decision) => decision.reason,
             // Policy changed meanwhile.
@@ -95,18 +97,21 @@ impl DirectFlows for Direct {
 
     fn refused(&self, refused: &RefusedHello) -> Record {
         self.destroy(&refused.socket);
-        let snapshot = self.policy.current();
+        let whose = self.covered.whose(refused.socket.netns);
         let dst = refused.socket.dst;
         let mut record = Record::new(refused.start, dst, refused.socket.src);
         record.duration = refused.duration;
         record.requested_server_name.clone_from(&refused.name);
-        let decision = self.judge(&snapshot, refused);
-        let allowed = !matches!(decision.action, Action::Block(_));
-        // The proxy reads more than the kernel, and dials where the client did not.
-        if allowed || refused.finding == Finding::HelloUnclear {
-            self.sync.avoid(dst);
+        let mut reason = Reason::NotRegistered;
+        if let Some(whose) = whose {
+            let decision = judge(&whose.tenant, refused);
+            let allowed = !matches!(decision.action, Action::Block(_));
+            // The proxy reads more than the kernel, and dials where the client did not.
+            if allowed || refused.finding == Finding::HelloUnclear {
+                whose.tenant.sync.avoid(dst);
+            }
+            reason = if allowed { Reason::AddressNotVerified } else { decision.reason };
         }
-        let reason = if allowed { Reason::AddressNotVerified } else { decision.reason };
         record.upstream_cluster = Some(ClusterName::black_hole());
         self.refused_line(&mut record, reason, refused.ech);
         record
@@ -114,17 +119,10 @@ impl DirectFlows for Direct {
 }
 
 impl Direct {
-    /// What the proxy would have said to these bytes.
-    fn judge(&self, snapshot: &Snapshot, refused: &RefusedHello) -> Decision {
-        let dst = OriginalDst::new(refused.socket.dst);
-        let flow = Flow { dst, namespace: &self.namespace };
-        let tls = |sni| Hello::Tls(ClientHello { sni, ..ClientHello::default() });
-        let hello = match refused.finding {
-            Finding::NotTls => Hello::Opaque,
-            Finding::HelloUnclear => Hello::Malformed(Malformed("unclear")),
-            _ => tls(refused.name.as_deref().and_then(|name| HostName::parse(name).ok())),
-        };
-        decide::by_hello(&snapshot.policy, &flow, &hello)
+    /// The policy of a namespace; the daemon's own where it is gone.
+    fn policy_of(&self, netns: u64) -> Arc<Snapshot> {
+        let whose = self.covered.whose(netns);
+        whose.map_or_else(|| self.policy.current(), |whose| whose.tenant.policy())
     }
 
     fn refused_line(&self, record: &mut Record, reason: Reason, ech: bool) {
@@ -161,13 +159,16 @@ impl Direct {
                 if flow.held == Held::Cut {
                     cut.insert(cookie);
                 }
+                let limit = self.policy_of(flow.socket.netns).sniff_timeout;
                 let late = limit.is_some_and(|limit| flow.age >= limit);
                 if !(late || flow.refused || cut_before.contains(&cookie)) {
                     continue;
                 }
                 match self.destroy(&flow.socket) {
                     Some(Destroyed::Now) if flow.held != Held::Nothing && !flow.refused => {
-                        self.sync.avoid(flow.socket.dst);
+                        if let Some(whose) = self.covered.whose(flow.socket.netns) {
+                            whose.tenant.sync.avoid(flow.socket.dst);
+                        }
                     }
                     Some(Destroyed::Before) => self.kernel.direct().forget_pending(cookie),
                     _ => {}
@@ -178,7 +179,8 @@ impl Direct {
     }
 
     fn destroy(&self, socket: &SocketId) -> Option<Destroyed> {
-        let destroyer = self.destroyers.get(&socket.netns)?;
+        let all = self.covered.all();
+        let destroyer = all.get(&socket.netns)?.destroyer.as_ref()?;
         match destroyer.destroy_tcp(socket.src, socket.dst, socket.cookie) {
             Ok(destroyed) => Some(destroyed),
             // Nothing of it leaves all the same; the watch tries again.
@@ -190,13 +192,26 @@ impl Direct {
     }
 }
 
+/// What the proxy would have said to these bytes.
+fn judge(tenant: &Tenant, refused: &RefusedHello) -> Decision {
+    let dst = OriginalDst::new(refused.socket.dst);
+    let flow = Flow { dst, namespace: &tenant.rules.namespace };
+    let tls = |sni| Hello::Tls(ClientHello { sni, ..ClientHello::default() });
+    let hello = match refused.finding {
+        Finding::NotTls => Hello::Opaque,
+        Finding::HelloUnclear => Hello::Malformed(Malformed("unclear")),
+        _ => tls(refused.name.as_deref().and_then(|name| HostName::parse(name).ok())),
+    };
+    decide::by_hello(&tenant.policy().policy, &flow, &hello)
+}
+
 /// Takes hints, for ever, but only so many at a time: whoever sends more has them dropped in the
 /// kernel.
-pub(super) async fn hear(mut hints: HintReader, sync: Arc<Sync>) {
+pub(super) async fn hear(mut hints: HintReader, covered: Arc<Registry>) {
     loop {
         let heard = hints.next(HINTS, |datagram| {
             if let Some(name) = name_in(datagram) {
-                sync.hear(name);
+                covered.tenants().iter().for_each(|tenant| tenant.sync.hear(name.clone()));
             }
         });
         match heard.await {

@@ -11,11 +11,12 @@ use interceptor_common::Namespace;
 use tokio::task::JoinHandle;
 
 use super::handler::Running;
+use super::tenant::Rules;
 use super::{AppError, system};
 use crate::accept::Listeners;
 use crate::kernel::{Kernel, KernelError, RouteEntry, TableError, Tables, require_interface_hooks};
+use crate::netns::diag::Diag;
 use crate::netns::{Changes, Gate, Isolated, NetNs, Routes, WaysOut};
-use crate::tiers::POLICY;
 use crate::workloads::cgroup::Cgroup;
 
 /// A namespace that is about to be covered: everything is ready but the kernel's table.
@@ -43,10 +44,14 @@ impl Enrolled {
 
     /// Enters it into the kernel's tables; routes first, so that no connect finds the namespace
     /// without them.
-    pub(super) fn cover(&self, tables: &mut Tables) -> Result<(), TableError> {
+    pub(super) fn cover(&self, rules: &Rules, tables: &mut Tables) -> Result<(), TableError> {
+        self.enter(rules.entry(self.listeners.addresses(), &rules.policy.current()), tables)
+    }
+
+    /// The same, as `entry`.
+    pub(super) fn enter(&self, entry: Namespace, tables: &mut Tables) -> Result<(), TableError> {
         tables.set_routes(self.netns.cookie(), &self.entries)?;
-        let namespace = Namespace { policy: POLICY, ..self.listeners.addresses() };
-        tables.cover(self.netns.cookie(), namespace)
+        tables.cover(self.netns.cookie(), entry)
     }
 
     /// Starts following its routes, and gives the listeners away.
@@ -97,32 +102,41 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// Covers interfaces that come into covered namespaces, and forgets those that are gone, for ever.
 pub(super) async fn follow_interfaces(running: Arc<Running>) {
-    let changes = || -> io::Result<Changes> {
+    let subscribe = || -> io::Result<Changes> {
         let mut all = vec![Changes::of_links(&NetNs::current()?)?];
-        for covered in &running.namespaces {
+        for covered in running.covered.all().values() {
             all.push(Changes::of_links(&covered.netns)?);
         }
         Ok(Changes::any(all))
     };
-    let mut changes = match changes() {
-        Ok(changes) => changes,
-        Err(error) => return tracing::warn!("interfaces are not followed: {error}"),
-    };
     loop {
-        // Some may have come before we listened.
-        if let Err(error) = cover_interfaces(&running).await {
-            eprintln!("interceptor: warning: an interface is not covered: {error}");
-        }
-        tokio::time::sleep(REST).await;
-        if let Ok(false) = tokio::time::timeout(LOOK, changes.next()).await {
-            return tracing::warn!("interfaces are not followed any more: netlink ended");
+        let mut changes = match subscribe() {
+            Ok(changes) => changes,
+            Err(error) => return tracing::warn!("interfaces are not followed: {error}"),
+        };
+        // Until other namespaces are covered.
+        loop {
+            // Some may have come before we listened.
+            if let Err(error) = cover_interfaces(&running).await {
+                eprintln!("interceptor: warning: an interface is not covered: {error}");
+            }
+            tokio::time::sleep(REST).await;
+            tokio::select! {
+                () = running.covered.changed() => break,
+                changed = tokio::time::timeout(LOOK, changes.next()) => if changed == Ok(false) {
+                    return tracing::warn!("interfaces are not followed any more: netlink ended");
+                },
+            }
         }
     }
 }
 
-async fn cover_interfaces(running: &Running) -> io::Result<()> {
+/// Puts the interface layer where it is missing, and takes it from where nothing is covered any more.
+pub(super) async fn cover_interfaces(running: &Running) -> io::Result<()> {
+    let _alone = running.at_gates.lock().await;
     let mut found = Vec::new();
-    for covered in &running.namespaces {
+    let all = running.covered.all();
+    for covered in all.values() {
         let before = covered.ways.load_full();
         let ways = ways_out(&covered.netns, &before).await?;
         found.push((covered, before, ways));
@@ -139,6 +153,38 @@ async fn cover_interfaces(running: &Running) -> io::Result<()> {
         covered.ways.store(Arc::new(ways));
     }
     Ok(())
+}
+
+/// Whether connections can be ended in these namespaces, as those must be whose name is refused; in the
+/// daemon's own where there is none.
+///
+/// # Errors
+/// What is missing, in words.
+pub(super) fn can_destroy<'n>(namespaces: impl Iterator<Item = &'n NetNs>) -> Result<(), String> {
+    let mut asked = false;
+    for netns in namespaces {
+        asked = true;
+        destroyer(netns)?;
+    }
+    if !asked {
+        destroyer(&NetNs::current().map_err(|error| error.to_string())?)?;
+    }
+    Ok(())
+}
+
+/// What ends connections in a namespace.
+///
+/// # Errors
+/// What is missing, in words.
+pub(super) fn destroyer(netns: &NetNs) -> Result<Diag, String> {
+    let diag = Diag::open(netns);
+    diag.and_then(|diag| diag.require_destroy().map(|()| diag)).map_err(|error| {
+        format!(
+            "cannot end connections in network namespace {} (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY): \
+             {error}",
+            netns.label()
+        )
+    })
 }
 
 /// How often room is made in the kernel's table of passages.

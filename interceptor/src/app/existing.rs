@@ -14,7 +14,7 @@ use interceptor_common::{SocketState, Tier};
 use ipnet::IpNet;
 
 use super::cut::{Covered, allows};
-use super::handler::{CoveredNamespace, Running};
+use super::handler::Running;
 use crate::account::{Flag, Record};
 use crate::clock;
 use crate::decide::{ClusterName, Reason};
@@ -116,8 +116,8 @@ impl Existing {
     /// At the start, once the hooks are attached: cuts or keeps, says so, and looks again.
     pub(super) fn settle(&self, running: &Running) {
         let mut said = Said::default();
-        for CoveredNamespace { netns, .. } in &running.namespaces {
-            for socket in self.kept(running, netns) {
+        for covered in running.covered.all().values() {
+            for socket in self.kept(running, &covered.netns) {
                 said.add(running, &socket, Fate::Kept);
             }
         }
@@ -142,7 +142,8 @@ impl Existing {
         let mut muted = HashSet::new();
         for _ in 0..ROUNDS {
             let mut found = false;
-            for CoveredNamespace { netns, .. } in &running.namespaces {
+            for covered in running.covered.all().values() {
+                let netns = &covered.netns;
                 let result = Diag::open(netns).and_then(|diag| {
                     for socket in self.unjudged(running, netns, &diag)? {
                         if muted.contains(&socket.cookie()) {
@@ -223,14 +224,15 @@ impl Existing {
     /// UDP sockets with a peer that nothing allows. The hooks judge each datagram of every socket,
     /// so the others need nothing.
     fn cut_datagrams(&self, running: &Running, said: &mut Said) {
-        let snapshot = running.policy.current();
         let ours = self.ours();
-        for CoveredNamespace { netns, .. } in &running.namespaces {
+        for covered in running.covered.all().values() {
+            let (netns, tenant) = (&covered.netns, &covered.whose().tenant);
+            let snapshot = tenant.policy();
             let Ok(diag) = Diag::open(netns) else { continue };
             for socket in diag.connected(Transport::Udp, &[]).unwrap_or_default() {
                 let inside = stays_inside(netns, &socket, &running.kernel.tables());
                 let allowed = allows(&snapshot, socket.peer)
-                    || running.resolvers.contains(&socket.peer)
+                    || tenant.rules.resolvers.contains(&socket.peer)
                     || self.keeps(&socket);
                 if !inside && !allowed && ours.made(&socket) {
                     let fate = diag.destroy(&socket).map_or(Fate::Muted, |_| Fate::Cut);

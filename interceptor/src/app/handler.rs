@@ -1,5 +1,6 @@
 //! What the control socket can ask of a running interceptor.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -7,47 +8,42 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use interceptor_common::Finding;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
+use super::covered::{CoveredNamespace, Registry};
 use super::cut::{self, Ended};
 use super::watchdog::Repairs;
-use crate::accept::Doors;
-use crate::account::AccessLog;
+use crate::account::{AccessLog, Folds};
 use crate::admin::report::{
     Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, Reloads,
     StatusReport, Table, Tiers,
 };
 use crate::admin::{ExecInfo, Handler, Offer, OfferedNamespace};
-use crate::admit::{Room, Rooms};
+use crate::admit::Rooms;
 use crate::descriptors;
+use crate::drain::Drainer;
 use crate::kernel::Kernel;
-use crate::netns::{NetNs, WaysOut};
 use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound, Store};
 use crate::resolve::Resolver;
-use crate::tiers::{Labels, Sync};
+use crate::tiers::{Commons, Labels};
 use crate::workloads::cgroup::Cgroup;
-
-/// A covered namespace.
-pub(super) struct CoveredNamespace {
-    pub(super) netns: Arc<NetNs>,
-    pub(super) doors: Doors,
-    pub(super) ways: ArcSwap<WaysOut>,
-}
 
 /// The parts that status reads and the control socket changes.
 pub(super) struct Running {
     pub(super) name: String,
     pub(super) started: Instant,
     pub(super) kernel: Arc<Kernel>,
+    /// What the daemon itself goes by.
     pub(super) policy: Arc<Store>,
     pub(super) log: AccessLog,
+    pub(super) folds: Arc<Folds>,
     pub(super) rooms: Arc<Rooms>,
-    /// Each workload's.
-    pub(super) workloads: Vec<Arc<Room>>,
-    pub(super) namespaces: Vec<CoveredNamespace>,
+    pub(super) covered: Arc<Registry>,
+    /// Held by who changes where the interface layer stands.
+    pub(super) at_gates: tokio::sync::Mutex<()>,
     /// The covered cgroups.
     pub(super) cgroups: Vec<Cgroup>,
     /// Direct connections that were cut.
@@ -56,23 +52,22 @@ pub(super) struct Running {
     pub(super) repairs: Repairs,
     pub(super) resolver: Arc<Resolver>,
     pub(super) resolvers: Vec<SocketAddr>,
-    pub(super) exec: ExecInfo,
+    /// Where `exec` puts commands, or why it puts none.
+    pub(super) exec: Result<ExecInfo, String>,
     /// How the last change of the policy files went.
     pub(super) last_reload: ArcSwapOption<LastReload>,
     /// How many were accepted, and refused.
     pub(super) reloads: [AtomicU64; 2],
-    /// What keeps the tables of direct traffic in step.
-    pub(super) sync: Arc<Sync>,
+    /// What the policies in the tables of direct traffic have in common.
+    pub(super) commons: Arc<Commons>,
     /// What direct flows are called.
     pub(super) labels: Arc<Labels>,
-    /// The workload's namespace in policy.
-    pub(super) namespace: Arc<str>,
-    /// It covers a COMMAND of its own.
-    pub(super) has_command: bool,
     /// Networks that the command line bypasses.
     pub(super) bypass: Vec<IpNet>,
-    /// Tells the daemon to lay everything down.
-    pub(super) successor: mpsc::Sender<Successor>,
+    /// Tells the daemon to lay everything down, or why nobody can take its place.
+    pub(super) successor: Result<mpsc::Sender<Successor>, String>,
+    /// Ends connections, once another daemon has taken over.
+    pub(super) drainer: Drainer,
 }
 
 /// Answered when everything is laid down.
@@ -92,6 +87,8 @@ impl Handler for Running {
             name: count(Finding::NameAsked),
             proxy: count(Finding::Redirected),
         };
+        let all = self.covered.all();
+        let rooms: Vec<_> = all.values().map(|covered| Arc::clone(&covered.room)).collect();
         let reloads = |which: usize| self.reloads[which].load(Ordering::Relaxed);
         StatusReport {
             name: self.name.clone(),
@@ -109,7 +106,7 @@ impl Handler for Running {
             }
             .into(),
             generation: snapshot.generation,
-            fast_path: snapshot.fast_path && self.sync.is_enabled(),
+            fast_path: snapshot.fast_path && self.commons.is_enabled(),
             on_daemon_loss: match snapshot.on_loss {
                 OnLoss::DirectTier => "direct-tier",
                 OnLoss::Closed => "closed",
@@ -117,13 +114,7 @@ impl Handler for Running {
             .into(),
             repairs: self.repairs.report(),
             tiers,
-            why_proxy: self
-                .sync
-                .fallbacks()
-                .counts()
-                .into_iter()
-                .map(|(why, count)| (why.into(), count))
-                .collect(),
+            why_proxy: self.why_proxy(),
             last_reload: self.last_reload.load().as_deref().cloned(),
             attachments: self
                 .kernel
@@ -136,7 +127,7 @@ impl Handler for Running {
                     pinned: true,
                 })
                 .collect(),
-            namespaces: self.namespaces.iter().map(namespace).collect(),
+            namespaces: all.values().map(|covered| namespace(covered)).collect(),
             tables: tables
                 .fill()
                 .into_iter()
@@ -156,7 +147,7 @@ impl Handler for Running {
             },
             limits: self
                 .rooms
-                .used(&snapshot.limits, self.workloads.iter(), descriptors::open())
+                .used(&snapshot.limits, rooms.iter(), descriptors::open())
                 .map(|used| Limit {
                     name: used.limit.label().into(),
                     now: used.now,
@@ -208,20 +199,16 @@ impl Handler for Running {
     }
 
     fn exec_info(&self) -> Result<ExecInfo, String> {
-        Ok(self.exec.clone())
+        self.exec.clone()
     }
 
     fn offer(&self) -> Result<(Offer, Vec<OwnedFd>), String> {
-        if self.has_command {
-            return Err(format!(
-                "the interceptor named {} runs a command of its own, which is its child and ends with it: \
-                 its place cannot be taken. Cover the command's cgroup with `run --cgroup` where that \
-                 must be possible",
-                self.name
-            ));
+        if let Err(why) = &self.successor {
+            return Err(why.clone());
         }
         let (mut namespaces, mut fds) = (Vec::new(), Vec::new());
-        for CoveredNamespace { netns, doors, .. } in &self.namespaces {
+        for covered in self.covered.all().values() {
+            let CoveredNamespace { netns, doors, .. } = &**covered;
             let failed = |error| format!("network namespace {}: {error}", netns.label());
             let (v4, v6) = doors.share().map_err(failed)?;
             namespaces.push(OfferedNamespace {
@@ -240,15 +227,29 @@ impl Handler for Running {
     }
 
     fn lay_down(&self) -> Result<(), String> {
+        let daemon = self.successor.as_ref().map_err(String::clone)?;
         let (successor, laid_down) = oneshot::channel();
-        let told = self.successor.blocking_send(successor).is_ok();
+        let told = daemon.blocking_send(successor).is_ok();
         let done = told && laid_down.blocking_recv().is_ok();
         done.then_some(()).ok_or_else(|| "it ends, or another one has taken over already".into())
     }
 }
 
+impl Running {
+    /// Why connections came to the proxy, of all policies together.
+    fn why_proxy(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for tenant in self.covered.tenants() {
+            for (why, count) in tenant.sync.fallbacks().counts() {
+                *all.entry(why.into()).or_default() += count;
+            }
+        }
+        all
+    }
+}
+
 fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
-    let CoveredNamespace { netns, doors, ways } = covered;
+    let CoveredNamespace { netns, doors, ways, .. } = covered;
     let (at, ways) = (doors.addresses(), ways.load());
     NamespaceReport {
         interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),

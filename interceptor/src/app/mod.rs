@@ -2,13 +2,17 @@
 
 mod agent;
 mod agent_check;
+mod begin;
 mod command;
+mod cover;
+mod covered;
 mod cut;
 mod direct;
 mod enrol;
 mod existing;
 mod explain;
 mod handler;
+mod pods;
 mod reload;
 mod report;
 mod resolv_conf;
@@ -18,6 +22,7 @@ mod selftest;
 mod signals;
 mod start;
 mod stop;
+mod tenant;
 mod test;
 mod wanted;
 mod watchdog;
@@ -148,9 +153,12 @@ pub fn main() -> ExitCode {
 fn init_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
     let bpf_log = matches!(&cli.verb, Verb::Run(run) if run.bpf_log);
-    // The reader of netlink warns of every attribute that is younger than itself. The Kubernetes client
+    // The reader of netlink warns of every attribute that is younger than itself, and of who does not
+    // listen any more. The Kubernetes client
     // shows answers that it cannot read, Secrets included; the agent says itself what goes wrong.
-    let mut default = "warn,netlink_packet_route=error,kube_client=off,kube_runtime=off".to_owned();
+    let mut default =
+        "warn,netlink_packet_route=error,netlink_proto=error,kube_client=off,kube_runtime=off"
+            .to_owned();
     if bpf_log {
         default.push_str(",interceptor_ebpf=debug");
     }

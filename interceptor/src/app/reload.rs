@@ -10,8 +10,10 @@ use interceptor_common::Settings;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::begin::Others;
 use super::handler::Running;
-use super::wanted::{caller, governed, log_settings, stale_for};
+use super::tenant::Rules;
+use super::wanted::{caller, default_log, governed, log_settings, stale_for};
 use super::{cli, cut};
 use crate::admin::report::LastReload;
 use crate::clock;
@@ -27,6 +29,8 @@ pub(super) struct Reloader {
     pub(super) sources: Sources,
     pub(super) args: cli::Run,
     pub(super) running: Arc<Running>,
+    /// The rules that the policy is a part of.
+    pub(super) rules: Arc<Rules>,
     /// What of the settings policy does not change.
     pub(super) settings: Settings,
     /// What is in force.
@@ -82,7 +86,8 @@ impl Reloader {
             Refused::Failed(what)
         };
         self.set_kernel(&snapshot).map_err(undo)?;
-        let log = self.running.log.replace(&log_settings(&self.args, &snapshot)).await;
+        let (flag, default) = (self.args.access_log.as_ref(), default_log(&self.args));
+        let log = self.running.log.replace(&log_settings(flag, default, &snapshot)).await;
         log.map_err(|error| undo(format!("cannot open the access log: {error}")))?;
         let generation = snapshot.generation;
         let changes = self.inventory.changes(&loaded.inventory);
@@ -102,7 +107,7 @@ impl Reloader {
         let running = Arc::clone(&self.running);
         let cut = move || {
             let now = running.policy.current();
-            (cut::datagrams(&running, &before, &now), cut::direct(&running, &now))
+            (cut::datagrams(&running, &before, &now), cut::direct(&running))
         };
         match tokio::task::spawn_blocking(cut).await {
             Ok((datagrams, direct)) => {
@@ -118,16 +123,25 @@ impl Reloader {
 
     /// The tables of the kernel that follow policy.
     fn set_kernel(&self, snapshot: &Snapshot) -> Result<(), String> {
-        let settings = governed(self.settings, snapshot);
+        let settings = governed(self.settings, snapshot, &Others::Forgotten);
         let set = {
             let mut tables = self.running.kernel.tables();
-            tables
-                .set_datagrams(&self.running.resolvers, &snapshot.udp_allowed)
+            let all = self.running.covered.all();
+            self.rules
+                .set_datagrams(snapshot, &mut tables)
                 .and_then(|()| tables.set_settings(settings))
+                .and_then(|()| {
+                    all.iter().try_for_each(|(cookie, covered)| {
+                        let entry = self.rules.entry(covered.doors.addresses(), snapshot);
+                        tables.cover(*cookie, entry)
+                    })
+                })
         };
         // Where this fails the proxy takes over, with the policy that is about to be in force.
-        if let Err(error) = self.running.sync.apply(snapshot) {
-            tracing::error!("{error}");
+        for tenant in self.running.covered.tenants() {
+            if let Err(error) = tenant.sync.apply(snapshot) {
+                tracing::error!("{error}");
+            }
         }
         set.map_err(|error| error.to_string())
     }

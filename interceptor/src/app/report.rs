@@ -27,11 +27,11 @@ pub(super) trait DirectFlows: Send + Sync {
     /// Ends one whose first bytes were refused; gives its line.
     fn refused(&self, refused: &RefusedHello) -> Record;
 
-    /// Why every connection to `dst` is refused.
-    fn reason_of(&self, dst: SocketAddr) -> Reason;
+    /// Why every connection of a namespace to `dst` is refused.
+    fn reason_of(&self, netns: u64, dst: SocketAddr) -> Reason;
 
-    /// The name that the daemon knows an address by.
-    fn name_of(&self, ip: IpAddr) -> Option<HostName>;
+    /// The name that the daemon knows an address by, for a namespace.
+    fn name_of(&self, netns: u64, ip: IpAddr) -> Option<HostName>;
 }
 
 /// Writes lines for what the kernel reports.
@@ -102,7 +102,8 @@ impl Reporter {
                     if self.bypass_log && self.is_strict() {
                         let mut record = bypassed(&closed);
                         record.connection_termination_details = self.cut(&closed);
-                        record.note_address_of(self.direct.name_of(closed.dst.ip()).as_ref(), true);
+                        let name = self.direct.name_of(closed.netns, closed.dst.ip());
+                        record.note_address_of(name.as_ref(), true);
                         self.log.pen_at(closed.opened).write(record);
                     }
                 }
@@ -135,7 +136,7 @@ impl Reporter {
         }
         if refused.why == Finding::AddressRefused.label() {
             // As the proxy would have said it.
-            record.reason = self.direct.reason_of(refused.dst);
+            record.reason = self.direct.reason_of(refused.netns, refused.dst);
             record.reason.label().clone_into(&mut why);
         }
         if self.is_strict() {
@@ -220,11 +221,11 @@ mod tests {
             record
         }
 
-        fn reason_of(&self, _dst: SocketAddr) -> Reason {
+        fn reason_of(&self, _netns: u64, _dst: SocketAddr) -> Reason {
             Reason::NotRegistered
         }
 
-        fn name_of(&self, ip: IpAddr) -> Option<HostName> {
+        fn name_of(&self, _netns: u64, ip: IpAddr) -> Option<HostName> {
             (ip == IpAddr::from([192, 0, 2, 80]))
                 .then(|| HostName::parse("a.test").expect("a name"))
         }
@@ -240,6 +241,7 @@ mod tests {
 
     fn refused(protocol: u32) -> KernelEvent {
         KernelEvent::Refused(Refused {
+            netns: 1,
             at: crate::clock::wall(),
             src: None,
             dst: DST.parse().expect("an address"),
@@ -333,6 +335,7 @@ mod tests {
     fn istio_says_less() {
         let direct = || {
             KernelEvent::Closed(Closed {
+                netns: 1,
                 tier: ClosedTier::Resolver,
                 label: 0,
                 name: None,

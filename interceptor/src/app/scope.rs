@@ -1,17 +1,16 @@
 //! What is covered: which cgroups and namespaces, which resolvers they have, and who can reach into
 //! them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::enrol::{Enrolled, namespaces_of};
+use super::enrol::namespaces_of;
 use super::{AppError, resolv_conf, system};
 use crate::accept::Listeners;
 use crate::admin::HandedOver;
 use crate::cli;
 use crate::netns::NetNs;
-use crate::netns::diag::Diag;
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 use crate::workloads::session::Session;
 
@@ -103,22 +102,6 @@ pub(super) fn resolvers(args: &cli::Run) -> Result<Vec<SocketAddr>, AppError> {
         );
     }
     Ok(servers)
-}
-
-/// What ends refused connections in each namespace.
-pub(super) fn destroyers(enrolled: &[Enrolled]) -> Result<HashMap<u64, Diag>, String> {
-    let open = |one: &Enrolled| {
-        let diag = Diag::open(&one.netns);
-        let diag = diag.and_then(|diag| diag.require_destroy().map(|()| diag)).map_err(|error| {
-            format!(
-                "cannot end connections in network namespace {} (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY): \
-                 {error}",
-                one.netns.label()
-            )
-        })?;
-        Ok((one.netns.cookie(), diag))
-    };
-    enrolled.iter().map(open).collect()
 }
 
 /// Where `exec` puts further commands: beside COMMAND, or into the first given cgroup.

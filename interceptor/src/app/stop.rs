@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
 
+use super::begin::Begun;
 use super::handler::Successor;
 use super::signals::Signals;
 use super::start::Started;
 use super::{AppError, GRACE};
+use crate::admit::Rooms;
 use crate::cli::Exit;
 use crate::policy::Enforcement;
 use crate::workloads::session::Session;
@@ -26,21 +28,19 @@ impl Started {
     /// Takes everything away. A command's own connections end with it, so their records are waited
     /// for before the hooks go; connections of cgroups that live on are drained after.
     pub(super) async fn stop(self, session: &Session, drain: bool) -> Result<(), AppError> {
-        self.admin.abort();
+        let begun = self.begun;
+        begun.admin.abort();
         self.reloader.abort();
-        self.watchdog.iter().for_each(JoinHandle::abort);
+        begun.watchdog.iter().for_each(JoinHandle::abort);
         session.workload().terminate(GRACE).await?;
         if !drain {
-            self.settled(SETTLE).await;
+            settled(&begun.running.rooms, SETTLE).await;
         }
-        let detached = self.running.kernel.detach();
+        let detached = begun.running.kernel.detach();
         if drain {
-            self.settled(DRAIN).await;
+            settled(&begun.running.rooms, DRAIN).await;
         }
-        let _ = self.stop_reporter.send(());
-        let _ = self.reporter.await;
-        self.background.iter().for_each(JoinHandle::abort);
-        self.running.log.flush().await;
+        begun.finish().await;
         if let Some(isolated) = self.isolated {
             isolated.remove().await?;
         }
@@ -58,22 +58,28 @@ impl Started {
         signals: &mut Signals,
     ) -> Exit {
         drop(self.successors);
-        let running = self.running;
+        let Begun { running, admin, reporter, watchdog, background, stop_reporter, .. } =
+            self.begun;
         // Nothing is written in the kernel from here on.
         running.kernel.leave();
-        running.sync.leave();
-        let tasks =
-            [self.admin, self.reloader].into_iter().chain(self.watchdog).chain(self.background);
+        let all = running.covered.all();
+        for tenant in running.covered.tenants() {
+            tenant.sync.leave();
+        }
+        let tasks = [admin, self.reloader].into_iter().chain(watchdog).chain(background);
         for task in tasks {
             task.abort();
             // Cancelled, as it was asked.
             let _ = task.await;
         }
-        let _ = self.stop_reporter.send(());
-        let _ = self.reporter.await;
+        for covered in all.values() {
+            covered.stop_following().await;
+        }
+        let _ = stop_reporter.send(());
+        let _ = reporter.await;
         // Last, since from here on connections wait.
-        for namespace in &running.namespaces {
-            namespace.doors.shut().await;
+        for covered in all.values() {
+            covered.doors.shut().await;
         }
         let _ = successor.send(());
         let open = || running.rooms.active();
@@ -82,37 +88,46 @@ impl Started {
             open(),
             at_most.as_secs()
         );
-        self.drainer.begin();
+        running.drainer.begin();
         let ended = until(|| open() == 0, at_most);
         tokio::select! {
             () = ended => {}
             () = hurried(signals) => {}
         }
         let cut = open();
-        self.drainer.end();
+        running.drainer.end();
         until(|| open() == 0, LAST_LINES).await;
         if cut > 0 {
             eprintln!("interceptor: {cut} connections did not end by themselves and are cut");
         }
         let strict = running.policy.current().enforcement == Enforcement::Strict;
-        self.folds.unfold(strict, true);
+        running.folds.unfold(strict, true);
         running.log.flush().await;
         Exit::Success
     }
+}
 
-    /// Waits until no connection is open and none came in for a moment: what the workload's last
-    /// breath left in the accept queues has its record too.
-    async fn settled(&self, at_most: Duration) {
-        const QUIET: u32 = 8;
-        let counts = &self.running.rooms;
-        let until = Instant::now() + at_most;
-        let (mut quiet, mut total) = (0, counts.total());
-        while quiet < QUIET && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            let idle = counts.active() == 0 && counts.total() == total;
-            total = counts.total();
-            quiet = if idle { quiet + 1 } else { 0 };
-        }
+impl Begun {
+    /// Writes the last lines. What is attached and pinned stays as it is.
+    pub(super) async fn finish(self) {
+        let _ = self.stop_reporter.send(());
+        let _ = self.reporter.await;
+        self.background.iter().for_each(JoinHandle::abort);
+        self.running.log.flush().await;
+    }
+}
+
+/// Waits until no connection is open and none came in for a moment: what the workload's last breath left
+/// in the accept queues has its record too.
+async fn settled(counts: &Rooms, at_most: Duration) {
+    const QUIET: u32 = 8;
+    let until = Instant::now() + at_most;
+    let (mut quiet, mut total) = (0, counts.total());
+    while quiet < QUIET && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let idle = counts.active() == 0 && counts.total() == total;
+        total = counts.total();
+        quiet = if idle { quiet + 1 } else { 0 };
     }
 }
 

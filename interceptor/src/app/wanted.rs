@@ -6,6 +6,7 @@ use std::time::Duration;
 use interceptor_common::Settings;
 
 use super::AppError;
+use super::begin::Others;
 use super::reload::said;
 use super::watchdog::LOSS_LIMIT;
 use crate::account::{LogSettings, LogTarget};
@@ -63,7 +64,7 @@ pub(super) fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, 
 }
 
 /// What of the kernel's settings policy governs.
-pub(super) fn governed(settings: Settings, snapshot: &Snapshot) -> Settings {
+pub(super) fn governed(settings: Settings, snapshot: &Snapshot, others: &Others) -> Settings {
     let exempt_id = match snapshot.enforcement {
         Enforcement::Istio => PROXY_UID,
         // T-8: whoever can become that user would be past us.
@@ -74,7 +75,7 @@ pub(super) fn governed(settings: Settings, snapshot: &Snapshot) -> Settings {
         OnLoss::Closed => LOSS_LIMIT,
     };
     Settings {
-        refuse_datagrams: u32::from(snapshot.refuse_datagrams),
+        refuse_datagrams: u32::from(others.refuse_unknown(snapshot.refuse_datagrams)),
         exempt_id,
         loss_limit_ns: loss_limit.as_nanos() as u64,
         ..settings
@@ -86,14 +87,22 @@ pub(super) fn stale_for(snapshot: &Snapshot) -> Option<Duration> {
     (snapshot.enforcement == Enforcement::Strict).then_some(STALE_FOR)
 }
 
-/// The flag, else what mesh config and Telemetry say, else standard error beside COMMAND's own
-/// output, else standard output. The flag moves every output to its place; formats and filters stay.
-pub(super) fn log_settings(args: &cli::Run, snapshot: &Snapshot) -> Vec<LogSettings> {
-    let forced = args.access_log.as_ref().map(|flag| match flag {
+/// Where lines go that nobody says a place for: standard error beside COMMAND's own output, else
+/// standard output.
+pub(super) fn default_log(args: &cli::Run) -> LogTarget {
+    if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr }
+}
+
+/// The flag, else what mesh config and Telemetry say, else the default. The flag moves every output to its place; formats and filters stay.
+pub(super) fn log_settings(
+    flag: Option<&cli::LogTarget>,
+    default: LogTarget,
+    snapshot: &Snapshot,
+) -> Vec<LogSettings> {
+    let forced = flag.map(|flag| match flag {
         cli::LogTarget::Stdout => LogTarget::Stdout,
         cli::LogTarget::File(path) => LogTarget::File(path.clone()),
     });
-    let default = if args.command.is_empty() { LogTarget::Stdout } else { LogTarget::Stderr };
     let everything = |target| {
         vec![LogSettings { target, format: Arc::clone(&snapshot.log_format), filter: None }]
     };

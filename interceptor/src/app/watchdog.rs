@@ -9,13 +9,13 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::covered::Registry;
 use super::existing::Existing;
 use super::handler::Running;
 use crate::account::AccessLog;
 use crate::admin::report;
 use crate::kernel::{Kernel, Repair};
 use crate::policy::Store;
-use crate::tiers::Sync;
 
 /// How often attachments and pins are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -61,7 +61,7 @@ pub(super) async fn beat(kernel: Arc<Kernel>) {
 
 /// Where nothing may pass that the access log cannot tell of, gives everything to the proxy, which
 /// refuses it, for as long as lines are lost (T-57). For ever.
-pub(super) async fn mind_log(log: AccessLog, policy: Arc<Store>, sync: Arc<Sync>) {
+pub(super) async fn mind_log(log: AccessLog, policy: Arc<Store>, covered: Arc<Registry>) {
     let mut tick = interval(LOG_LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut suspended = false;
@@ -73,8 +73,10 @@ pub(super) async fn mind_log(log: AccessLog, policy: Arc<Store>, sync: Arc<Sync>
             continue;
         }
         suspended = fails;
-        if let Err(error) = sync.suspend(&snapshot, suspended) {
-            tracing::error!("{error}");
+        for tenant in covered.tenants() {
+            if let Err(error) = tenant.sync.suspend(&tenant.policy(), suspended) {
+                tracing::error!("{error}");
+            }
         }
         match suspended {
             true => tracing::error!(

@@ -1,8 +1,12 @@
 //! `interceptor agent`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use ipnet::IpNet;
+
+use super::values::{LogTarget, parse_cidr, parse_log_target, parse_name, parse_resolver};
 
 use crate::agent::Name;
 use crate::agent::pods::Mode;
@@ -15,12 +19,14 @@ use crate::policy::{Enforcement, Outbound};
     interceptor agent --node node-7 --once
   Whether a node and a cluster have what it needs:
     interceptor agent --node node-7 --check
-  Follow the cluster; another interceptor follows the policy file:
+  Cover the node's pods:
     interceptor agent --node node-7
-    interceptor run -f /var/lib/interceptor/policy.yaml --namespace shop --cgroup kubepods.slice/...
+  End that, once it is stopped; a signal alone leaves everything attached:
+    interceptor detach --name agent
 The API server is the one of the pod's service account, or of $KUBECONFIG or ~/.kube/config.
 Exit status: 0 ended by a signal, all was answered with --once, or all is there with --check; 1 the
-API server does not answer, or something is missing; 64 usage; 65 the resources cannot be used; 70 internal.")]
+API server does not answer, or something is missing; 64 usage; 65 the resources cannot be used; 69 the
+kernel lacks something; 70 internal; 73 an agent of this name runs; 77 not root.")]
 pub struct Agent {
     /// The node whose pods are meant, as its Node object is called.
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = parse_node)]
@@ -54,6 +60,33 @@ pub struct Agent {
     /// kubelet's --cgroup-root.
     #[arg(long, value_name = "PATH", default_value = "/")]
     pub cgroup_root: PathBuf,
+
+    /// A name server that the agent asks itself. Port 53 unless given. Repeatable [default: nameservers
+    /// of --resolv-conf].
+    #[arg(long = "resolver", value_name = "IP[:PORT]", value_parser = parse_resolver)]
+    pub resolvers: Vec<SocketAddr>,
+
+    /// A name server that kubelet gives pods whose dnsPolicy is ClusterFirst, as its clusterDNS.
+    /// Repeatable [default: the addresses of the Service kube-system/kube-dns].
+    #[arg(long = "cluster-dns", value_name = "IP[:PORT]", value_parser = parse_resolver)]
+    pub cluster_dns: Vec<SocketAddr>,
+
+    /// The node's resolv.conf, as kubelet's resolvConf: what pods get whose dnsPolicy is Default.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+
+    /// Let connections to this network go direct, whichever pod's. Repeatable.
+    #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
+    pub bypass: Vec<IpNet>,
+
+    /// Where access-log lines go: `stdout`, or a file [default: what the mesh config and Telemetry
+    /// say, else standard output].
+    #[arg(long, value_name = "TARGET", value_parser = parse_log_target)]
+    pub access_log: Option<LogTarget>,
+
+    /// Name of this interceptor, 1 to 32 of a-z, 0-9 and -.
+    #[arg(long, default_value = "agent", value_parser = parse_name)]
+    pub name: String,
 
     /// Wait until everything is known, print the node's pods, and end. Keeps nothing.
     #[arg(long)]

@@ -56,9 +56,9 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Whether a set of names with this number is among them.
-    pub fn has_set(&self, number: u16) -> bool {
-        self.sets.contains(&number)
+    /// The numbers of the sets of names among them.
+    pub fn sets(&self) -> &BTreeSet<u16> {
+        &self.sets
     }
 
     fn leave_out(&mut self, ours: impl Iterator<Item = EndpointRow>) {
@@ -168,6 +168,19 @@ impl DirectTables {
         let names: Vec<_> = self.names.keys().filter_map(Result::ok).collect();
         for key in names {
             self.names.remove(&key).map_err(at(maps::NAMES))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every destination of one policy.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn clear_policy(&mut self, policy: u16) -> Result<(), TableError> {
+        let rows = self.endpoints.keys().filter_map(Result::ok);
+        let rows: Vec<_> = rows.filter(|key| key.data().policy() == policy).collect();
+        for key in rows {
+            was_there(self.endpoints.remove(&key)).map_err(at(maps::ENDPOINTS))?;
         }
         Ok(())
     }
@@ -310,7 +323,7 @@ impl DirectTables {
     }
 }
 
-fn endpoint_key(row: EndpointRow) -> Key<EndpointKey> {
+pub(super) fn endpoint_key(row: EndpointRow) -> Key<EndpointKey> {
     let bits = EndpointKey::FIXED_BITS + u32::from(row.network.prefix_len());
     let key = match row.network.network() {
         IpAddr::V4(ip) => EndpointKey::v4(row.policy, ip.octets(), row.port),

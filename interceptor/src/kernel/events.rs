@@ -49,6 +49,8 @@ pub enum ClosedTier {
 /// A direct TCP flow, after its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closed {
+    /// Cookie of its network namespace.
+    pub netns: u64,
     /// How it went direct.
     pub tier: ClosedTier,
     /// The number of its label; 0: none.
@@ -81,6 +83,8 @@ pub struct Closed {
 /// A refusal in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
+    /// Cookie of the network namespace; 0 where the kernel does not tell.
+    pub netns: u64,
     /// When.
     pub at: SystemTime,
     /// Where from, as a packet said it that was dropped at an interface.
@@ -203,6 +207,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
     let ech = event.marks & Event::ECH != 0;
     let closed = |tier| {
         KernelEvent::Closed(Closed {
+            netns: event.netns,
             tier,
             label: event.label,
             name: shown(name),
@@ -234,6 +239,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
         REFUSED_CONNECT | REFUSED_DATAGRAM | REFUSED_PACKET => {
             let packet = event.kind == REFUSED_PACKET;
             KernelEvent::Refused(Refused {
+                netns: event.netns,
                 at: start,
                 src: packet.then(|| socket_addr(&event.src)),
                 dst,

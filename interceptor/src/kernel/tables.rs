@@ -8,13 +8,14 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use interceptor_common::{
-    DatagramKey, Endpoint, Finding, Handover, HandoverKey, Namespace, Permit, Route, RouteKey,
+    Endpoint, EndpointKey, Finding, Handover, HandoverKey, Namespace, Permit, Route, RouteKey,
     Settings, capacity, maps,
 };
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
-use super::{KernelError, take_typed};
+use super::direct::{EndpointRow, endpoint_key};
+use super::{KernelError, Pins, take_typed};
 
 /// The kernel's tables.
 pub struct Tables {
@@ -23,7 +24,7 @@ pub struct Tables {
     routes: LpmTrie<MapData, RouteKey, Route>,
     bypass4: LpmTrie<MapData, [u8; 4], u32>,
     bypass6: LpmTrie<MapData, [u8; 16], u32>,
-    datagrams: LpmTrie<MapData, DatagramKey, u32>,
+    datagrams: LpmTrie<MapData, EndpointKey, u32>,
     handovers: HashMap<MapData, HandoverKey, Handover>,
     kept: HashMap<MapData, u64, u32>,
     heartbeat: Array<MapData, u64>,
@@ -85,6 +86,19 @@ pub enum RouteKind {
     Local,
     /// Nowhere: the namespace says unreachable.
     Unreachable,
+}
+
+/// The highest number of a policy that a namespace has by what an interceptor of this name left pinned;
+/// 0: none has one.
+pub fn last_policy(pins: &Pins) -> u16 {
+    let pinned = MapData::from_pin(pins.maps().join(maps::NAMESPACES));
+    let table = pinned
+        .map(aya::maps::Map::HashMap)
+        .and_then(|map| HashMap::<_, u64, Namespace>::try_from(map));
+    let Ok(table) = table else { return 0 };
+    let most = capacity::NAMESPACES as usize;
+    let policies = table.iter().take(most).filter_map(Result::ok);
+    policies.map(|(_, namespace)| namespace.policy).max().unwrap_or(0)
 }
 
 impl Tables {
@@ -157,12 +171,32 @@ impl Tables {
         self.routes.get(&key, 0).is_ok_and(|route| route.kind == Route::LOCAL)
     }
 
-    /// Covers a namespace, or changes its listeners.
+    /// Covers a namespace, or changes what is known of it.
     ///
     /// # Errors
     /// [`TableError`]; the table is full.
     pub fn cover(&mut self, cookie: u64, namespace: Namespace) -> Result<(), TableError> {
         self.namespaces.insert(cookie, namespace, 0).map_err(at(maps::NAMESPACES))
+    }
+
+    /// What is known of a namespace.
+    pub fn namespace(&self, cookie: u64) -> Option<Namespace> {
+        self.namespaces.get(&cookie, 0).ok()
+    }
+
+    /// What is known of each namespace.
+    pub fn namespaces(&self) -> Vec<(u64, Namespace)> {
+        let most = capacity::NAMESPACES as usize;
+        self.namespaces.iter().take(most).filter_map(Result::ok).collect()
+    }
+
+    /// Forgets a namespace, with its routes: nothing leaves it any more.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn forget_namespace(&mut self, cookie: u64) -> Result<(), TableError> {
+        was_there(self.namespaces.remove(&cookie)).map_err(at(maps::NAMESPACES))?;
+        self.set_routes(cookie, &[])
     }
 
     /// Removes every namespace but `kept` (an earlier run's leftovers), with its routes.
@@ -173,8 +207,7 @@ impl Tables {
         let covered: Vec<u64> =
             self.namespaces.keys().collect::<Result<_, _>>().map_err(at(maps::NAMESPACES))?;
         for cookie in covered.into_iter().filter(|cookie| !kept.contains(cookie)) {
-            self.namespaces.remove(&cookie).map_err(at(maps::NAMESPACES))?;
-            self.set_routes(cookie, &[])?;
+            self.forget_namespace(cookie)?;
         }
         Ok(())
     }
@@ -269,12 +302,13 @@ impl Tables {
         prefixes.iter().try_for_each(|prefix| self.bypass_add(*prefix))
     }
 
-    /// Makes `resolvers` and `allowed` the whole list of datagram destinations.
+    /// Makes `resolvers` and `allowed` the whole list of a policy's datagram destinations.
     ///
     /// # Errors
     /// [`TableError`]; the table is full.
     pub fn set_datagrams(
         &mut self,
+        policy: u16,
         resolvers: &[SocketAddr],
         allowed: &[(IpNet, u16)],
     ) -> Result<(), TableError> {
@@ -287,16 +321,28 @@ impl Tables {
             entries.chain(resolvers).map(|(net, port, permit)| ((net, port), permit)).collect();
         let mut kept = HashSet::with_capacity(wanted.len());
         for ((net, port), permit) in wanted {
-            let key = datagram_key(net, port);
+            let key = endpoint_key(EndpointRow { policy, port, network: net });
             self.datagrams.insert(&key, permit as u32, 0).map_err(at(maps::DATAGRAMS))?;
             kept.insert((key.prefix_len(), key.data()));
         }
         // Only now, so that what stays allowed is so all the time.
         let present: Vec<_> = self.datagrams.keys().filter_map(Result::ok).collect();
         for key in present {
-            if !kept.contains(&(key.prefix_len(), key.data())) {
+            if key.data().policy() == policy && !kept.contains(&(key.prefix_len(), key.data())) {
                 self.datagrams.remove(&key).map_err(at(maps::DATAGRAMS))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Removes the datagram destinations of every policy but these.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn keep_datagrams(&mut self, policies: &[u16]) -> Result<(), TableError> {
+        let present: Vec<_> = self.datagrams.keys().filter_map(Result::ok).collect();
+        for key in present.iter().filter(|key| !policies.contains(&key.data().policy())) {
+            self.datagrams.remove(key).map_err(at(maps::DATAGRAMS))?;
         }
         Ok(())
     }
@@ -354,14 +400,6 @@ impl Tables {
                 capacity::HANDOVERS,
             ),
         ]
-    }
-}
-
-fn datagram_key(prefix: IpNet, port: u16) -> Key<DatagramKey> {
-    let bits = DatagramKey::FIXED_BITS + u32::from(prefix.prefix_len());
-    match prefix {
-        IpNet::V4(net) => Key::new(bits, DatagramKey::v4(net.network().octets(), port)),
-        IpNet::V6(net) => Key::new(bits, DatagramKey::v6(net.network().octets(), port)),
     }
 }
 

@@ -116,6 +116,12 @@ impl NetNs {
         &self.label
     }
 
+    /// The same, called otherwise.
+    #[must_use]
+    pub fn labelled(self, label: String) -> Self {
+        Self { label, ..self }
+    }
+
     /// As it was opened, for [`Self::handed_over`].
     pub fn opened_as(&self) -> &Path {
         &self.path

@@ -11,6 +11,7 @@ mod hints;
 mod labels;
 mod learned;
 mod rows;
+mod sets;
 mod survey;
 mod sync;
 #[cfg(test)]
@@ -21,5 +22,6 @@ pub use fallback::Fallbacks;
 pub use hints::name_in;
 pub use labels::Labels;
 pub use rows::{Compiled, Label, NameSet, Pattern, Row};
+pub use sets::{Numbers, REST};
 pub use survey::Survey;
-pub use sync::{POLICY, Sync, SyncError};
+pub use sync::{Commons, Sync, SyncError};

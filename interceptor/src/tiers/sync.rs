@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use interceptor_common::{EndpointRule, EndpointVerdict, LABEL_REFUSED};
+use interceptor_common::{EndpointRule, EndpointVerdict};
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
@@ -16,15 +16,13 @@ use super::hints::Heard;
 use super::labels::Labels;
 use super::learned::Learned;
 use super::rows::{Compiled, NameSet, Row};
+use super::sets::NameSets;
 use super::survey::{Survey, network_of};
 use crate::decide::host::HostName;
 use crate::decide::tier::WhyProxy;
-use crate::kernel::{DirectTables, EndpointRow, Inherited, Kernel, NameRow, TableError};
+use crate::kernel::{DirectTables, EndpointRow, Inherited, Kernel, TableError};
 use crate::policy::{Enforcement, Snapshot, Store};
 use crate::resolve::Resolver;
-
-/// The one policy that `run` has. Pods will have one each.
-pub const POLICY: u16 = 1;
 
 /// How often names whose answers ran out are asked for anew: less than an address lingers.
 const REFRESH: Duration = Duration::from_secs(3);
@@ -42,27 +40,52 @@ const MAX_AVOIDED: usize = 1024;
 /// Most destinations of which it is known that clients do not speak HTTP there; further ones are
 /// learned when some of them are forgotten, after [`AVOID`].
 const MAX_SPOKEN: usize = 4096;
-/// How long the number of a set is not given to another after its last use: a program that read it
-/// from one table must not find another's names in the other.
-const REST: Duration = Duration::from_secs(2);
-
 /// A row that gives a destination to the proxy.
 const PROXY: EndpointRule =
     EndpointRule { verdict: EndpointVerdict::Proxy as u8, pad: 0, names: 0, label: 0 };
 
-/// The tables could not be written; they were emptied, so everything is the proxy's.
+/// The tables could not be written; the policy's rows were removed, so everything is the proxy's.
 #[derive(Debug, thiserror::Error)]
 #[error("the tables of what goes direct cannot be written, so everything goes by the proxy: {0}")]
 pub struct SyncError(#[from] TableError);
 
-/// Keeps the kernel's tables in step.
-pub struct Sync {
+/// What all policies of a daemon have in common.
+pub struct Commons {
     kernel: Arc<Kernel>,
     resolver: Arc<Resolver>,
     labels: Arc<Labels>,
+    sets: Mutex<NameSets>,
+    enabled: bool,
+}
+
+impl Commons {
+    /// Nothing is ever written where it is not `enabled`.
+    pub fn new(
+        kernel: Arc<Kernel>,
+        resolver: Arc<Resolver>,
+        labels: Arc<Labels>,
+        enabled: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self { kernel, resolver, labels, sets: Mutex::default(), enabled })
+    }
+
+    /// Whether anything goes direct at all.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn sets(&self) -> MutexGuard<'_, NameSets> {
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps one policy's rows in the kernel's tables in step.
+pub struct Sync {
+    commons: Arc<Commons>,
+    /// Its number in the tables.
+    policy: u16,
     fallbacks: Arc<Fallbacks>,
     namespace: Arc<str>,
-    enabled: bool,
     questions: Arc<Semaphore>,
     learned: Arc<Mutex<Learned>>,
     state: Mutex<State>,
@@ -94,7 +117,7 @@ struct State {
     /// The name that found no room when names were asked for.
     ask_first: Option<HostName>,
     written: Written,
-    /// The tables are another daemon's by now.
+    /// The rows are another daemon's by now, or nobody's.
     left: bool,
 }
 
@@ -102,39 +125,25 @@ struct State {
 #[derive(Default)]
 struct Written {
     rules: BTreeMap<(u16, IpNet), EndpointRule>,
+    /// The sets that rules point at, by number.
     sets: HashMap<Arc<NameSet>, u16>,
-    /// Numbers of sets that are gone, and since when.
-    resting: HashMap<u16, Instant>,
-    last: u16,
     /// What a predecessor wrote, and since when it retires.
     inherited: Option<(Inherited, Option<Instant>)>,
 }
 
 impl Sync {
-    /// Nothing is written before the first [`Sync::apply`]; nothing at all where it is not `enabled`.
-    pub fn new(
-        kernel: Arc<Kernel>,
-        resolver: Arc<Resolver>,
-        labels: Arc<Labels>,
-        namespace: &str,
-        enabled: bool,
-    ) -> Self {
+    /// The policy of workloads in `namespace`, by its number in the tables. Nothing is written before
+    /// the first [`Sync::apply`].
+    pub fn new(commons: Arc<Commons>, policy: u16, namespace: &str) -> Self {
         Self {
-            kernel,
-            resolver,
-            labels,
+            commons,
+            policy,
             fallbacks: Arc::default(),
             namespace: namespace.into(),
-            enabled,
             questions: Arc::new(Semaphore::new(QUESTIONS)),
             learned: Arc::default(),
             state: Mutex::default(),
         }
-    }
-
-    /// Whether it writes anything at all.
-    pub fn is_enabled(&self) -> bool {
-        self.enabled
     }
 
     /// Why connections come to the proxy.
@@ -145,13 +154,25 @@ impl Sync {
     /// Takes over the tables as a predecessor left them. With the first [`Sync::apply`] its rows
     /// retire, as do addresses that are in no answer any more.
     pub fn inherit(&self) {
-        let inherited = self.kernel.direct().inherited();
+        let inherited = self.commons.kernel.direct().inherited();
+        self.commons.sets().inherit(inherited.sets().clone());
         self.state().written.inherited = Some((inherited, None));
     }
 
     /// Leaves the tables to another daemon: nothing is written from here on.
     pub fn leave(&self) {
         self.state().left = true;
+    }
+
+    /// Takes the policy's rows out: nobody has it any more.
+    ///
+    /// # Errors
+    /// [`TableError`]; what can be removed is.
+    pub fn clear(&self) -> Result<(), TableError> {
+        let mut state = self.state();
+        state.left = true;
+        let mut tables = self.commons.kernel.direct();
+        state.written.clear(self, &mut tables)
     }
 
     /// Makes the tables those of `snapshot`, with the addresses that are known now.
@@ -190,7 +211,7 @@ impl Sync {
         state.avoided.push_back((dst, Instant::now()));
         // At once; the next compilation has it too.
         let (place, rule) = ((dst.port(), network_of(dst.ip())), PROXY);
-        match self.kernel.direct().set_endpoint(row_of(place), rule) {
+        match self.commons.kernel.direct().set_endpoint(self.row_of(place), rule) {
             Ok(()) => {
                 state.written.rules.insert(place, rule);
                 self.fallbacks.remember(dst);
@@ -203,7 +224,7 @@ impl Sync {
     /// direct.
     pub fn spoke(&self, snapshot: &Snapshot, dst: SocketAddr) {
         let mut state = self.state();
-        let enabled = self.enabled && snapshot.fast_path && !state.left && !state.suspended;
+        let enabled = self.commons.enabled && snapshot.fast_path && !state.left && !state.suspended;
         let known = state.spoken.contains_key(&dst);
         let avoided = state.avoided.iter().any(|(avoided, _)| *avoided == dst);
         let stale = snapshot.generation != state.generation;
@@ -218,10 +239,10 @@ impl Sync {
         }
         let rule = EndpointRule {
             verdict: EndpointVerdict::Noticed as u8,
-            label: self.labels.number(label),
+            label: self.commons.labels.number(label),
             ..PROXY
         };
-        match self.kernel.direct().set_endpoint(row_of(place), rule) {
+        match self.commons.kernel.direct().set_endpoint(self.row_of(place), rule) {
             Ok(()) => {
                 state.written.rules.insert(place, rule);
                 state.spoken.insert(dst, Instant::now());
@@ -256,7 +277,7 @@ impl Sync {
     /// Asks for a name, unless enough questions are under way.
     fn look_up(&self, name: &HostName, why: Why) -> bool {
         let Ok(room) = Arc::clone(&self.questions).try_acquire_owned() else { return false };
-        let (resolver, name) = (Arc::clone(&self.resolver), name.clone());
+        let (resolver, name) = (Arc::clone(&self.commons.resolver), name.clone());
         let learned = Arc::clone(&self.learned);
         tokio::spawn(async move {
             let found = resolver.lookup(&name).await;
@@ -271,7 +292,7 @@ impl Sync {
 
     /// Follows the resolver's answers and policy's changes, for ever.
     pub async fn follow(self: Arc<Self>, policy: Arc<Store>) {
-        let mut news = self.resolver.news();
+        let mut news = self.commons.resolver.news();
         let mut tick = tokio::time::interval(REFRESH);
         loop {
             tokio::select! {
@@ -303,8 +324,9 @@ impl Sync {
             names.into_iter().partition(|name| first.as_ref().is_some_and(|first| *name < first));
         let mut names = later.into_iter().chain(earlier);
         // Those that find no room now are asked for at the next turn.
-        let left =
-            names.find(|name| !self.resolver.remembers(name) && !self.look_up(name, Why::Policy));
+        let left = names.find(|name| {
+            !self.commons.resolver.remembers(name) && !self.look_up(name, Why::Policy)
+        });
         self.state().ask_first = left.cloned();
     }
 
@@ -314,7 +336,7 @@ impl Sync {
         if state.left || !always && snapshot.generation < state.generation {
             return Ok(());
         }
-        let enabled = self.enabled && snapshot.fast_path && !state.suspended;
+        let enabled = self.commons.enabled && snapshot.fast_path && !state.suspended;
         let now = Instant::now();
         let mut changed = always || state.generation != snapshot.generation;
         if changed {
@@ -324,7 +346,7 @@ impl Sync {
             state.survey =
                 Arc::new(if enabled { Survey::of(&snapshot.policy) } else { Survey::default() });
         }
-        let known = self.resolver.known();
+        let known = self.commons.resolver.known();
         changed |= state.book.update(known.iter().map(|(host, ips)| (host, &**ips)), now);
         let remembered = state.avoided.len() + state.spoken.len();
         state.avoided.retain(|(_, since)| now.duration_since(*since) < AVOID);
@@ -348,15 +370,18 @@ impl Sync {
             }
         }
         self.fallbacks.replace(&compiled);
-        let mut tables = self.kernel.direct();
-        let written = state.written.replace(&compiled, &self.labels, &mut tables, now);
+        let mut tables = self.commons.kernel.direct();
+        let written = state.written.replace(&compiled, self, &mut tables, now);
         written.inspect_err(|_| {
-            state.written = Written::default();
-            if let Err(error) = tables.clear() {
+            if let Err(error) = state.written.clear(self, &mut tables) {
                 tracing::error!("emptying them: {error}");
             }
         })?;
         Ok(())
+    }
+
+    fn row_of(&self, (port, network): (u16, IpNet)) -> EndpointRow {
+        EndpointRow { policy: self.policy, port, network }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -371,11 +396,11 @@ impl Written {
     fn replace(
         &mut self,
         compiled: &Compiled,
-        labels: &Labels,
+        sync: &Sync,
         tables: &mut DirectTables,
         now: Instant,
     ) -> Result<(), TableError> {
-        self.resting.retain(|_, since| now.duration_since(*since) < REST);
+        let labels = &sync.commons.labels;
         let mut sets = HashMap::new();
         let mut rules = BTreeMap::new();
         for (place, row) in &compiled.rows {
@@ -392,7 +417,7 @@ impl Written {
                     EndpointVerdict::Noticed
                 }
                 Row::Named(set) | Row::Retiring(set) => {
-                    let number = self.number(set, &mut sets, labels, tables)?;
+                    let number = self.number(set, &mut sets, sync, tables)?;
                     rule.names = number.unwrap_or(0);
                     match (row, number) {
                         (Row::Named(_), Some(_)) => EndpointVerdict::Named,
@@ -407,41 +432,50 @@ impl Written {
         for place in places {
             let rule = rules[&place];
             if self.rules.get(&place) != Some(&rule) {
-                tables.set_endpoint(row_of(place), rule)?;
+                tables.set_endpoint(sync.row_of(place), rule)?;
             }
         }
         let mut stale: Vec<_> =
             self.rules.keys().filter(|place| !rules.contains_key(*place)).copied().collect();
         stale.sort_by_key(|(_, network)| network.prefix_len());
         for place in stale {
-            tables.remove_endpoint(row_of(place))?;
+            tables.remove_endpoint(sync.row_of(place))?;
         }
         self.rules = rules;
         let gone: Vec<_> =
-            self.sets.iter().filter(|(set, _)| !sets.contains_key(*set)).map(clone_pair).collect();
-        for (set, number) in gone {
-            for pattern in set.0.keys() {
-                let row =
-                    NameRow { set: number, name: pattern.name.as_str(), below: pattern.below };
-                tables.remove_name(row)?;
-            }
-            self.resting.insert(number, now);
+            self.sets.keys().filter(|set| !sets.contains_key(*set)).map(Arc::clone).collect();
+        for set in gone {
+            self.sets.remove(&set);
+            sync.commons.sets().give_back(&set, tables)?;
         }
-        self.sets = sets;
-        self.replace_inherited(tables, now)
+        self.replace_inherited(sync, tables, now)
+    }
+
+    /// Takes everything out, as far as it can be.
+    fn clear(&mut self, sync: &Sync, tables: &mut DirectTables) -> Result<(), TableError> {
+        let Self { sets, .. } = std::mem::take(self);
+        let mut result = tables.clear_policy(sync.policy);
+        for set in sets.keys() {
+            result = result.and(sync.commons.sets().give_back(set, tables));
+        }
+        result
     }
 
     /// A predecessor's rows give way: first for new connections, then, once those under way had time to
     /// show their names, altogether.
     fn replace_inherited(
         &mut self,
+        sync: &Sync,
         tables: &mut DirectTables,
         now: Instant,
     ) -> Result<(), TableError> {
         let has_retired = self.has_retired(now);
-        let ours = self.rules.keys().copied().map(row_of);
+        let ours = self.rules.keys().map(|place| sync.row_of(*place));
         match self.inherited.take() {
-            Some((inherited, Some(_))) if has_retired => tables.forget(inherited, ours)?,
+            Some((inherited, Some(_))) if has_retired => {
+                tables.forget(inherited, ours)?;
+                sync.commons.sets().inherit(BTreeSet::new());
+            }
             Some((mut inherited, None)) => {
                 tables.retire(&mut inherited, ours)?;
                 self.inherited = Some((inherited, Some(now)));
@@ -462,48 +496,19 @@ impl Written {
         &mut self,
         set: &Arc<NameSet>,
         sets: &mut HashMap<Arc<NameSet>, u16>,
-        labels: &Labels,
+        sync: &Sync,
         tables: &mut DirectTables,
     ) -> Result<Option<u16>, TableError> {
-        if let Some(number) = sets.get(set) {
-            return Ok(Some(*number));
-        }
         let number = match self.sets.get(set) {
             Some(number) => *number,
             None => {
-                let Some(number) = self.free_number() else { return Ok(None) };
-                self.last = number;
-                // Known from here on: what a failure leaves behind is cleared with the rest.
+                let taken = sync.commons.sets().take(set, &sync.commons.labels, tables)?;
+                let Some(number) = taken else { return Ok(None) };
                 self.sets.insert(Arc::clone(set), number);
-                for (pattern, label) in &set.0 {
-                    let row =
-                        NameRow { set: number, name: pattern.name.as_str(), below: pattern.below };
-                    let label = label.as_ref().map_or(LABEL_REFUSED, |label| labels.number(label));
-                    tables.set_name(row, label)?;
-                }
                 number
             }
         };
         sets.insert(Arc::clone(set), number);
         Ok(Some(number))
     }
-
-    fn free_number(&self) -> Option<u16> {
-        let taken: std::collections::HashSet<u16> = self.sets.values().copied().collect();
-        let inherited = self.inherited.as_ref().map(|(inherited, _)| inherited);
-        let is_free = |number: &u16| {
-            !taken.contains(number)
-                && !self.resting.contains_key(number)
-                && !inherited.is_some_and(|inherited| inherited.has_set(*number))
-        };
-        (1..=u16::MAX).map(|step| self.last.wrapping_add(step)).find(is_free)
-    }
-}
-
-fn clone_pair((set, number): (&Arc<NameSet>, &u16)) -> (Arc<NameSet>, u16) {
-    (Arc::clone(set), *number)
-}
-
-fn row_of((port, network): (u16, IpNet)) -> EndpointRow {
-    EndpointRow { policy: POLICY, port, network }
 }

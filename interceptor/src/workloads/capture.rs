@@ -1,9 +1,12 @@
 //! Whether a flow is captured at all (section 4). Pure: what the kernel side and the agent do is
 //! this table.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::annotations::CaptureLists;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::annotations::{CaptureLists, Ranges};
 use crate::policy::Enforcement;
 
 /// The uid that Istio's own proxy runs as (CAP-12).
@@ -91,6 +94,33 @@ pub fn capture(
     }
 }
 
+/// What a list says of a port (0: of every port without a word of its own) and a network: true where it
+/// is not captured. Of the longest network that holds an address its row counts; what has none is
+/// captured. These are CAP-2 (1), (4) and (5) to (7) in the order in which the kernel looks.
+pub fn rows(lists: &CaptureLists) -> BTreeMap<(u16, IpNet), bool> {
+    const ANY_PORT: u16 = 0;
+    let everywhere = [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())];
+    let excluded = || lists.exclude_ranges.iter().map(IpNet::trunc);
+    let mut rows = BTreeMap::new();
+    if let Ranges::Only(included) = &lists.include_ranges {
+        rows.extend(everywhere.map(|all| ((ANY_PORT, all), true)));
+        let is_excluded = |network: &IpNet| excluded().any(|around| around.contains(network));
+        let included = included.iter().map(IpNet::trunc).filter(|network| !is_excluded(network));
+        rows.extend(included.map(|network| ((ANY_PORT, network), false)));
+    }
+    rows.extend(excluded().map(|network| ((ANY_PORT, network), true)));
+    // Nothing is at port 0, which stands for all others here.
+    let included = lists.include_ports.iter().filter(|port| !lists.exclude_ports.contains(port));
+    for port in included.filter(|port| **port != ANY_PORT) {
+        rows.extend(everywhere.map(|all| ((*port, all), false)));
+        rows.extend(excluded().map(|network| ((*port, network), true)));
+    }
+    for port in lists.exclude_ports.iter().filter(|port| **port != ANY_PORT) {
+        rows.extend(everywhere.map(|all| ((*port, all), true)));
+    }
+    rows
+}
+
 /// Loopback is not captured, but the proxy itself listens there.
 fn own_port(ip: IpAddr, port: u16) -> bool {
     ip.is_loopback() && matches!(port, PROXY_PORT | PROXY_INBOUND_PORT)
@@ -98,8 +128,60 @@ fn own_port(ip: IpAddr, port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::annotations::Ranges;
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// As the kernel asks: at the port, or if nothing is said there, at any.
+    fn is_uncaptured(rows: &BTreeMap<(u16, IpNet), bool>, dst: SocketAddr) -> bool {
+        let longest = |port: u16| {
+            let around = rows.iter().filter(|((p, net), _)| *p == port && net.contains(&dst.ip()));
+            around.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, out)| *out)
+        };
+        longest(dst.port()).or_else(|| longest(0)).unwrap_or(false)
+    }
+
+    fn network() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (0..4_u8, prop_oneof![Just(0), Just(8), Just(16), Just(32)]).prop_map(|(b, len)| {
+                IpNet::new(IpAddr::from([10, b, 0, b]), len).expect("a network")
+            }),
+            Just("2001:db8::/32".parse().expect("a network")),
+        ]
+    }
+
+    fn networks() -> impl Strategy<Value = Vec<IpNet>> {
+        prop::collection::vec(network(), 0..4)
+    }
+
+    fn ports() -> impl Strategy<Value = Vec<u16>> {
+        prop::collection::vec(prop_oneof![Just(25), Just(80), Just(443)], 0..3)
+    }
+
+    proptest! {
+        /// The kernel's rows say what CAP-2 says.
+        #[test]
+        fn cap_2_rows_are_the_table(
+            include in prop::option::of(networks()),
+            exclude_ranges in networks(),
+            include_ports in ports(),
+            exclude_ports in ports(),
+            ip in prop_oneof![
+                (0..4_u8, 0..4_u8).prop_map(|(b, d)| IpAddr::from([10, b, 0, d])),
+                Just("192.0.2.1".parse().expect("an address")),
+                Just("2001:db8::1".parse().expect("an address")),
+                Just("2001:db9::1".parse().expect("an address")),
+            ],
+            port in prop_oneof![Just(25), Just(80), Just(443), Just(8080)],
+        ) {
+            let include_ranges = include.map_or(Ranges::All, Ranges::Only);
+            let lists = CaptureLists { include_ranges, exclude_ranges, include_ports, exclude_ports };
+            let dst = SocketAddr::new(ip, port);
+            let app = Sender { uid: 1000, opted_out: false };
+            let expected = capture(&lists, app, dst, Enforcement::Strict) != Capture::Captured;
+            prop_assert_eq!(is_uncaptured(&rows(&lists), dst), expected, "{:?} {}", lists, dst);
+        }
+    }
 
     #[test]
     fn cap_2_in_its_order() {

@@ -167,6 +167,12 @@ impl Hierarchy {
         Ok(Cgroup { path })
     }
 
+    /// The cgroup at `path` below the mount, if there is one.
+    pub fn at(&self, path: &Path) -> Option<Cgroup> {
+        let path = self.join(path);
+        path.is_dir().then_some(Cgroup { path })
+    }
+
     /// Every cgroup of this directory name that is root's, wherever it is in the tree. One that a
     /// user made under a cgroup of their own is no leftover of ours: adopting it would let that user
     /// put processes in with the daemon (T-8).

@@ -85,6 +85,12 @@ impl Session {
         self.draining.add_self()
     }
 
+    /// Leaves the cgroups as they are, with this process in its own: what is attached goes on, and the
+    /// next interceptor of this name finds them.
+    pub fn stay(mut self) {
+        self.whose = Whose::Nobodys;
+    }
+
     /// The cgroup of this process and its threads.
     pub fn daemon(&self) -> &Cgroup {
         &self.daemon

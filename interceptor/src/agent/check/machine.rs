@@ -83,6 +83,12 @@ fn cgroups(root: &Path) -> Vec<Finding> {
         }
     };
     let own = match hierarchy.own() {
+        // It makes cgroups of its own in there.
+        Ok(own) if access(own.path(), AccessFlags::W_OK).is_err() => Finding::missing(
+            "cgroups",
+            format!("{} cannot be written", own.path().display()),
+            "mount the host's /sys/fs/cgroup without readOnly",
+        ),
         Ok(own) => Finding::good(
             "cgroups",
             format!(

@@ -1,0 +1,468 @@
+//! The node's pods under cover: what the agent knows of them, brought together with what is on the node.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use interceptor_common::{EndpointKey, Namespace};
+use tokio::task::spawn_blocking;
+
+use super::begin::Charge;
+use super::covered::{CoveredNamespace, Whose};
+use super::cut;
+use super::enrol::Enrolled;
+use super::existing::Existing;
+use super::handler::Running;
+use super::tenant::{Rules, Tenant};
+use crate::agent::cgroups::PodUid;
+use crate::agent::pods::{Mode, Pod};
+use crate::agent::{Name, State};
+use crate::netns::NetNs;
+use crate::policy::{OnRemoval, Snapshot, Store};
+use crate::tiers::Numbers;
+use crate::workloads::Workload;
+use crate::workloads::annotations::CaptureLists;
+use crate::workloads::cgroup::{Cgroup, Hierarchy};
+
+/// Rules that no pod has any more are kept for so long: connections that were let go by them may still
+/// have to show a name.
+const UNUSED: Duration = Duration::from_secs(10);
+
+/// What is known of the node beside its pods.
+pub(super) struct Node {
+    pub(super) hierarchy: Hierarchy,
+    /// Where a pod's cgroup may be.
+    pub(super) paths: Box<dyn Fn(&Pod) -> Vec<PathBuf> + Send + Sync>,
+    /// The cluster's name servers, where the command line says.
+    pub(super) cluster_dns: Vec<SocketAddr>,
+    /// The node's own.
+    pub(super) dns: Vec<SocketAddr>,
+}
+
+/// A pod as it is to be.
+pub(super) struct Wanted {
+    name: Name,
+    uid: PodUid,
+    paths: Vec<PathBuf>,
+    /// What holds for it; `None`: it is left alone.
+    rules: Option<WantedRules>,
+    workload: Arc<Workload>,
+}
+
+struct WantedRules {
+    policy: Arc<Store>,
+    resolvers: Vec<SocketAddr>,
+    lists: CaptureLists,
+}
+
+/// Pods that are covered or exempt.
+pub(super) struct Pods {
+    node: Node,
+    known: BTreeMap<Name, Known>,
+    rules: Vec<InForce>,
+    ids: Numbers,
+    /// What was said of pods that cannot be covered.
+    troubles: HashMap<Name, String>,
+    /// Pods of which it was said that `audit` is not there.
+    audited: HashSet<Name>,
+}
+
+/// A pod whose namespace was found.
+struct Known {
+    uid: PodUid,
+    inode: u64,
+    cookie: u64,
+    covered: bool,
+}
+
+/// Rules that a pod has, or had until just now.
+struct InForce {
+    rules: Arc<Rules>,
+    /// From the start on.
+    tenant: Option<Arc<Tenant>>,
+    /// As last written.
+    applied: Arc<Snapshot>,
+    unused: Option<Instant>,
+}
+
+impl Pods {
+    /// Nothing is covered yet. `last`: the number of a policy that an earlier run may have given last.
+    pub(super) fn new(node: Node, last: u16) -> Self {
+        Self {
+            node,
+            known: BTreeMap::new(),
+            rules: Vec::new(),
+            ids: Numbers::after(last),
+            troubles: HashMap::new(),
+            audited: HashSet::new(),
+        }
+    }
+
+    /// The pods as they are to be.
+    pub(super) fn wanted(&mut self, state: &State) -> Vec<Wanted> {
+        let known: Vec<_> =
+            state.cluster_dns().into_iter().map(|ip| SocketAddr::new(ip, 53)).collect();
+        let cluster =
+            if self.node.cluster_dns.is_empty() { &known } else { &self.node.cluster_dns };
+        let mut wanted = Vec::new();
+        for (name, one) in state.pods() {
+            let pod = &one.pod;
+            let Some(uid) = pod.uid() else { continue };
+            // Of the node's own namespace nothing is held.
+            if pod.is_on_host_network() || pod.has_ended() {
+                continue;
+            }
+            let rules = match one.cover.mode {
+                Mode::Disabled => None,
+                Mode::Enforce | Mode::Audit => {
+                    // Nothing is in force: it stays held.
+                    let Some(policy) = state.policy(pod) else { continue };
+                    Some(WantedRules {
+                        policy: Arc::clone(&policy.store),
+                        resolvers: pod.resolvers(cluster, &self.node.dns),
+                        lists: pod.capture_lists().unwrap_or_default(),
+                    })
+                }
+            };
+            if one.cover.mode == Mode::Audit && self.audited.insert(name.clone()) {
+                eprintln!(
+                    "interceptor: warning: pod {name}: audit is not there yet; what policy does not allow \
+                     is refused, as by enforce"
+                );
+            }
+            let workload = Arc::new(Workload {
+                namespace: pod.namespace().into(),
+                name: pod.name().into(),
+                labels: pod.labels().clone(),
+            });
+            let paths = (self.node.paths)(pod);
+            wanted.push(Wanted { name: name.clone(), uid, paths, rules, workload });
+        }
+        wanted
+    }
+
+    /// Prepares what is there at the start: namespaces to be covered, and cookies of exempt ones.
+    pub(super) async fn first(&mut self, wanted: Vec<Wanted>) -> (Vec<Charge>, Vec<u64>) {
+        let (mut charges, mut exempt) = (Vec::new(), Vec::new());
+        for one in wanted {
+            let Some(netns) = self.find(&one) else { continue };
+            let (inode, cookie) = (netns.1, netns.0.cookie());
+            let covered = match &one.rules {
+                None => {
+                    exempt.push(cookie);
+                    false
+                }
+                Some(wanted) => match Enrolled::prepare(Arc::new(netns.0), None).await {
+                    Ok(enrolled) => {
+                        let Some(rules) = self.rules_of(wanted, &one.workload) else { continue };
+                        let workload = Arc::clone(&one.workload);
+                        charges.push(Charge { enrolled, rules, workload });
+                        true
+                    }
+                    // It is tried again.
+                    Err(error) => {
+                        self.say(&one.name, error.to_string());
+                        continue;
+                    }
+                },
+            };
+            self.known.insert(one.name, Known { uid: one.uid, inode, cookie, covered });
+        }
+        (charges, exempt)
+    }
+
+    /// Everything is as the kernel's tables, the listeners and the interfaces have it to be. What is
+    /// not possible now is said, and tried again the next time.
+    pub(super) async fn settle(
+        &mut self,
+        running: &Arc<Running>,
+        existing: &Arc<Existing>,
+        wanted: Vec<Wanted>,
+    ) {
+        for in_force in self.rules.iter_mut().filter(|one| one.tenant.is_none()) {
+            let id = in_force.rules.id;
+            in_force.tenant = running.covered.tenants().into_iter().find(|one| one.rules.id == id);
+        }
+        self.apply(running);
+        let stays = |name: &Name, known: &Known| {
+            wanted.iter().any(|one| one.name == *name && one.uid == known.uid)
+        };
+        let gone = self.known.iter().filter(|(name, known)| !stays(name, known));
+        let gone: Vec<Name> = gone.map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.drop(running, &name).await;
+        }
+        self.troubles.retain(|name, _| wanted.iter().any(|one| one.name == *name));
+        self.audited.retain(|name| wanted.iter().any(|one| one.name == *name));
+        let mut opened = false;
+        for one in wanted {
+            match self.settle_one(running, &one).await {
+                Ok(was_open) => {
+                    opened |= was_open;
+                    self.troubles.remove(&one.name);
+                }
+                Err(error) => self.say(&one.name, error.to_string()),
+            }
+        }
+        if opened {
+            // What an exempt pod had open was judged by nobody.
+            let (running, existing) = (Arc::clone(running), Arc::clone(existing));
+            if let Err(error) = spawn_blocking(move || existing.settle_gap(&running)).await {
+                tracing::error!("ending connections from before broke off: {error}");
+            }
+        }
+        self.retire(running);
+    }
+
+    /// One pod. Whether it was exempt until now and is no more.
+    async fn settle_one(&mut self, running: &Arc<Running>, one: &Wanted) -> io::Result<bool> {
+        let found = self.find(one);
+        let known = self.known.get(&one.name);
+        let netns = match (known, found) {
+            // Without a process just now it stays as it is.
+            (None, None) => return Ok(false),
+            (Some(known), found)
+                if found.as_ref().is_none_or(|(_, inode)| *inode == known.inode) =>
+            {
+                if known.covered == one.rules.is_some() {
+                    return self.keep(running, one).map(|()| false);
+                }
+                found
+            }
+            (_, found) => {
+                // A new sandbox.
+                self.drop(running, &one.name).await;
+                found
+            }
+        };
+        let Some((netns, inode)) = netns else { return Ok(false) };
+        let cookie = netns.cookie();
+        if let Some((other, _)) =
+            self.known.iter().find(|(name, known)| known.cookie == cookie && **name != one.name)
+        {
+            return Err(io::Error::other(format!("it shares its network namespace with {other}")));
+        }
+        let was_exempt = running.kernel.tables().namespace(cookie).is_some_and(|n| n.is_exempt());
+        match &one.rules {
+            None => {
+                running.withdraw(cookie).await;
+                let exempt = Namespace { kind: Namespace::EXEMPT, ..Namespace::default() };
+                running.kernel.tables().cover(cookie, exempt).map_err(io::Error::other)?;
+            }
+            Some(wanted) => {
+                let enrolled = Enrolled::prepare(Arc::new(netns), None).await?;
+                let tenant = self.tenant_of(running, wanted, &one.workload)?;
+                let workload = Arc::clone(&one.workload);
+                running.cover(enrolled, Whose { tenant, workload }).await?;
+            }
+        }
+        let covered = one.rules.is_some();
+        self.known.insert(one.name.clone(), Known { uid: one.uid.clone(), inode, cookie, covered });
+        Ok(was_exempt && covered)
+    }
+
+    /// Gives a pod that is covered already the rules that it has now.
+    fn keep(&mut self, running: &Running, one: &Wanted) -> io::Result<()> {
+        let Some(wanted) = &one.rules else { return Ok(()) };
+        let all = running.covered.all();
+        let known = self.known.get(&one.name).and_then(|known| all.get(&known.cookie));
+        let Some(covered) = known.map(Arc::clone) else { return Ok(()) };
+        let tenant = self.tenant_of(running, wanted, &one.workload)?;
+        let whose = covered.whose();
+        if Arc::ptr_eq(&tenant, &whose.tenant) && one.workload == whose.workload {
+            return Ok(());
+        }
+        let workload = Arc::clone(&one.workload);
+        running.change(&covered, Whose { tenant, workload }).map_err(io::Error::other)
+    }
+
+    /// Forgets a pod that is gone: nothing leaves its namespace any more.
+    async fn drop(&mut self, running: &Running, name: &Name) {
+        let Some(known) = self.known.remove(name) else { return };
+        if known.covered {
+            running.withdraw(known.cookie).await;
+        } else if let Err(error) = running.kernel.tables().forget_namespace(known.cookie) {
+            tracing::warn!("pod {name}: {error}");
+        }
+    }
+
+    /// Writes what changed of policies since it was last written.
+    fn apply(&mut self, running: &Running) {
+        let mut cuts = false;
+        for in_force in &mut self.rules {
+            let Some(tenant) = &in_force.tenant else { continue };
+            let now = tenant.policy();
+            if now.generation == in_force.applied.generation {
+                continue;
+            }
+            let id = tenant.rules.id;
+            let all = running.covered.all();
+            let has = |one: &&Arc<CoveredNamespace>| one.whose().tenant.rules.id == id;
+            let set = {
+                let mut tables = running.kernel.tables();
+                tenant.rules.set_datagrams(&now, &mut tables).and_then(|()| {
+                    all.values().filter(has).try_for_each(|covered| {
+                        let entry = tenant.rules.entry(covered.doors.addresses(), &now);
+                        tables.cover(covered.netns.cookie(), entry)
+                    })
+                })
+            };
+            let rows = tenant.sync.apply(&now);
+            if let Err(error) =
+                set.map_err(|error| error.to_string()).and(rows.map_err(|e| e.to_string()))
+            {
+                eprintln!("interceptor: policy generation {}: {error}", now.generation);
+            }
+            cuts |= now.on_removal == OnRemoval::Cut;
+            in_force.applied = now;
+        }
+        if cuts {
+            cut::direct(running);
+        }
+    }
+
+    /// The rules that are these, in force.
+    fn tenant_of(
+        &mut self,
+        running: &Running,
+        wanted: &WantedRules,
+        workload: &Workload,
+    ) -> io::Result<Arc<Tenant>> {
+        let rules = self.rules_of(wanted, workload).ok_or_else(|| {
+            io::Error::other("there are too many different policies on this node")
+        })?;
+        let in_force = self.rules.iter_mut().find(|one| Arc::ptr_eq(&one.rules, &rules));
+        let in_force = in_force.ok_or_else(|| io::Error::other("its policy is gone"))?;
+        if let Some(tenant) = &in_force.tenant {
+            return Ok(Arc::clone(tenant));
+        }
+        let written = rules.set_datagrams(&rules.policy.current(), &mut running.kernel.tables());
+        written.map_err(io::Error::other)?;
+        let tenant = Tenant::start(&running.kernel, &running.commons, &rules, false);
+        in_force.tenant = Some(Arc::clone(&tenant));
+        Ok(tenant)
+    }
+
+    /// The rules that are these; new ones where no pod had them. `None`: there are too many.
+    fn rules_of(&mut self, wanted: &WantedRules, workload: &Workload) -> Option<Arc<Rules>> {
+        let same = |one: &&mut InForce| {
+            Arc::ptr_eq(&one.rules.policy, &wanted.policy)
+                && one.rules.resolvers == wanted.resolvers
+                && one.rules.lists == wanted.lists
+        };
+        if let Some(one) = self.rules.iter_mut().find(same) {
+            one.unused = None;
+            return Some(Arc::clone(&one.rules));
+        }
+        let taken: HashSet<u16> = self.rules.iter().map(|one| one.rules.id).collect();
+        let most = EndpointKey::CAPTURE - 1;
+        let id = self.ids.take(most, Instant::now(), |id| taken.contains(&id))?;
+        let rules = Arc::new(Rules {
+            id,
+            namespace: Arc::clone(&workload.namespace),
+            policy: Arc::clone(&wanted.policy),
+            resolvers: wanted.resolvers.clone(),
+            lists: wanted.lists.clone(),
+        });
+        self.rules.push(InForce {
+            rules: Arc::clone(&rules),
+            tenant: None,
+            applied: wanted.policy.current(),
+            unused: None,
+        });
+        Some(rules)
+    }
+
+    /// Takes rules out of the tables that no pod has any more.
+    fn retire(&mut self, running: &Running) {
+        let now = Instant::now();
+        let used: HashSet<u16> =
+            running.covered.tenants().iter().map(|tenant| tenant.rules.id).collect();
+        let ids = &mut self.ids;
+        self.rules.retain_mut(|one| {
+            if used.contains(&one.rules.id) {
+                one.unused = None;
+                return true;
+            }
+            if now.duration_since(*one.unused.get_or_insert(now)) < UNUSED {
+                return true;
+            }
+            if let Some(tenant) = &one.tenant {
+                tenant.retire(&running.kernel);
+            }
+            ids.give_back(one.rules.id, now);
+            false
+        });
+    }
+
+    /// Whether the namespace of one of these pods is not found yet.
+    pub(super) fn waits(&self, wanted: &[Wanted]) -> bool {
+        wanted.iter().any(|one| !self.known.contains_key(&one.name))
+    }
+
+    /// The namespace of a pod, and its inode: that of its oldest process that is not in the node's own.
+    /// A pod's first process is its sandbox's; what a container's does later is younger.
+    fn find(&self, one: &Wanted) -> Option<(NetNs, u64)> {
+        let home = inode_of("self")?;
+        let paths = one.paths.iter().filter_map(|path| self.node.hierarchy.at(path));
+        for pid in paths.flat_map(|cgroup| oldest_first(&cgroup)) {
+            let inode = inode_of(&pid.to_string());
+            let Some(inode) = inode.filter(|inode| *inode != home) else { continue };
+            // One that ended meanwhile is no error.
+            if let Ok(netns) = NetNs::of_process(pid) {
+                return Some((netns.labelled(one.name.to_string()), inode));
+            }
+        }
+        None
+    }
+
+    /// Says once what is wrong with a pod.
+    fn say(&mut self, name: &Name, trouble: String) {
+        if self.troubles.get(name) != Some(&trouble) {
+            eprintln!("interceptor: warning: pod {name} is held, and not covered yet: {trouble}");
+            self.troubles.insert(name.clone(), trouble);
+        }
+    }
+}
+
+fn inode_of(process: &str) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{process}/ns/net")).ok().map(|meta| meta.ino())
+}
+
+/// The processes of a cgroup and below.
+fn oldest_first(cgroup: &Cgroup) -> Vec<u32> {
+    let mut pids: Vec<_> = cgroup
+        .procs()
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|pid| Some((started(pid)?, pid)))
+        .collect();
+    pids.sort_unstable();
+    pids.into_iter().map(|(_, pid)| pid).collect()
+}
+
+/// When a process started, in ticks since the boot (proc_pid_stat(5), field 22).
+fn started(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name, which may hold anything, ends at the last parenthesis; field 3 follows.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_older_than_its_child() {
+        let mut child = std::process::Command::new("sleep").arg("9").spawn().expect("a child");
+        let (own, younger) = (started(std::process::id()), started(child.id()));
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        assert!(own.expect("a time") <= younger.expect("a time"));
+    }
+}

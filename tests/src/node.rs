@@ -1,0 +1,322 @@
+//! A node of a cluster: the world's workload namespace, with pods behind it at the paths that kubelet
+//! gives them, and the product's agent.
+//!
+//! ```text
+//!  pod N                          …-workload (the node)               …-net
+//!  10.80.N.2 eth0 ──veth── 10.80.N.1 podN  10.77.0.2 ──veth── 10.77.0.1 (see world.rs)
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::cgroup::Cgroup;
+use crate::cluster::Cluster;
+use crate::netns::{Namespace, next_number};
+use crate::pod::forward;
+use crate::product::binary;
+use crate::world::{Finished, World, stop};
+
+/// How long the agent may take for what it was told.
+pub const SOON: Duration = Duration::from_secs(15);
+
+/// The node. Dropping it removes everything, what an agent left attached too.
+#[derive(Debug)]
+pub struct Node<'w> {
+    world: &'w World,
+    agent: Option<Child>,
+    name: String,
+    /// Below the mount of cgroup v2: kubelet's `--cgroup-root`, then what holds all pods.
+    parents: [Cgroup; 3],
+    root: String,
+    flags: Vec<String>,
+}
+
+/// A pod: a namespace, a link, a cgroup and a process that holds them. Dropping it removes it.
+#[derive(Debug)]
+pub struct Pod<'w> {
+    world: &'w World,
+    // In this order: no process holds the namespace, or is in the cgroup, when they go.
+    first: Child,
+    container: Cgroup,
+    namespace: Namespace,
+    _pod: Cgroup,
+    link: String,
+    object: Value,
+}
+
+impl<'w> Node<'w> {
+    /// Makes the node, without an agent. `flags` are the agent's.
+    ///
+    /// # Errors
+    /// When a cgroup or file can't be made.
+    pub fn new(world: &'w World, cluster: &Cluster, flags: &[&str]) -> Result<Self> {
+        forward(&world.workload)?;
+        world.internet.ip(&["route", "add", "10.80.0.0/16", "via", "10.77.0.2"])?;
+        world.file("kubeconfig", &cluster.kubeconfig())?;
+        let top = Cgroup::create("node")?;
+        let root = top.path().file_name().context("a name")?.to_string_lossy().into_owned();
+        let pods = top.child("kubepods")?;
+        let burstable = pods.child("burstable")?;
+        let name = format!("ix-{}-{}", std::process::id(), next_number());
+        let flags = flags.iter().map(ToString::to_string).collect();
+        // Inner ones go first.
+        Ok(Self { world, agent: None, name, parents: [burstable, pods, top], root, flags })
+    }
+
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start(&mut self) -> Result<()> {
+        let dir = self.world.dir();
+        let log = fs::File::options().create(true).append(true).open(self.said_in())?;
+        let mut command = self.world.command(binary());
+        command
+            .env("KUBECONFIG", dir.join("kubeconfig"))
+            .args(["agent", "--node", "n", "--name", &self.name, "--cgroup-root"])
+            .arg(format!("/{}", self.root))
+            .arg("--state-dir")
+            .arg(dir.join("state"))
+            .arg("--secrets-dir")
+            .arg(dir.join("secrets"))
+            .arg("--access-log")
+            .arg(dir.join("agent.log"))
+            .args(&self.flags);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.agent = Some(self.world.spawn(&mut command)?);
+        Ok(())
+    }
+
+    /// Kills the agent.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        agent.kill()?;
+        agent.wait()?;
+        Ok(())
+    }
+
+    /// Stops the agent by SIGTERM.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn stop(&mut self) -> Result<()> {
+        stop(&mut self.agent.take().context("no agent runs")?)?;
+        Ok(())
+    }
+
+    /// The agent's process.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.agent.as_ref().context("no agent runs")?.id())
+    }
+
+    fn said_in(&self) -> PathBuf {
+        self.world.dir().join("agent.err")
+    }
+
+    /// What the agents said so far.
+    #[must_use]
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.said_in()).unwrap_or_default()
+    }
+
+    /// The agent's access log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.world.dir().join("agent.log")).unwrap_or_default()
+    }
+
+    /// A verb of the product for this agent (`status`, `detach`), to its end.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn verb(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.world.command(binary());
+        self.world.output(command.args(arguments).args(["--name", &self.name]), SOON)
+    }
+
+    /// Waits until the agent covers a pod with this name.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn until_covered(&self, pod: &str, covered: bool) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let status = self.verb(&["status"])?;
+            if status.code == 0 && status.stdout.contains(pod) == covered {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{pod}: {status:?}\n{}", self.said());
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Makes a pod's sandbox and its first process, which does nothing. The API server is told by
+    /// [`Pod::object`].
+    ///
+    /// # Errors
+    /// When a part of it can't be made.
+    pub fn pod(&self, number: u8, namespace: &str, name: &str) -> Result<Pod<'w>> {
+        let network = format!("10.80.{number}");
+        self.pod_at(number, &network, namespace, name)
+    }
+
+    /// The same, in the /24 that is given.
+    ///
+    /// # Errors
+    /// As [`Node::pod`].
+    pub fn pod_at(
+        &self,
+        number: u8,
+        network: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Pod<'w>> {
+        let uid = format!("0f0d9b4e-6c1f-4f7c-9a55-{:012x}", u32::from(number) + 1);
+        let sandbox = Namespace::create(next_number(), "pod")?;
+        let link = format!("pod{number}");
+        let node = &self.world.workload;
+        node.ip(&[
+            "link",
+            "add",
+            &link,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            sandbox.name(),
+        ])?;
+        node.ip(&["addr", "add", &format!("{network}.1/24"), "dev", &link])?;
+        node.ip(&["link", "set", &link, "up"])?;
+        sandbox.ip(&["addr", "add", &format!("{network}.2/24"), "dev", "eth0"])?;
+        sandbox.ip(&["link", "set", "eth0", "up"])?;
+        sandbox.ip(&["route", "add", "default", "via", &format!("{network}.1")])?;
+        let [burstable, ..] = &self.parents;
+        let pod = burstable.child(&format!("pod{uid}"))?;
+        let container = pod.child(&format!("{:064x}", u32::from(number) + 1))?;
+        let mut shell = self.world.command("sh");
+        let first = ["ip", "netns", "exec", sandbox.name(), "sleep", "86400"];
+        let first = self.world.spawn(container.command(&mut shell, &first).stdin(Stdio::null()))?;
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "uid": uid,
+                "labels": {"app": name}, "annotations": {}},
+            "spec": {"nodeName": "n", "containers": [{"name": "app"}]},
+            "status": {"phase": "Running", "qosClass": "Burstable"},
+        });
+        Ok(Pod { world: self.world, first, container, namespace: sandbox, _pod: pod, link, object })
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        match self.verb(&["detach"]) {
+            Ok(done) if done.code == 0 => {}
+            other => eprintln!("cannot detach {}: {other:?}", self.name),
+        }
+        if std::thread::panicking() {
+            eprintln!("the agent said: {}", self.said());
+        }
+    }
+}
+
+impl Pod<'_> {
+    /// What the API server says of it, to be changed and put there.
+    pub fn object(&mut self) -> &mut Value {
+        &mut self.object
+    }
+
+    /// Gives it a label.
+    pub fn label(&mut self, key: &str, value: &str) {
+        self.object["metadata"]["labels"][key] = json!(value);
+    }
+
+    /// Its network namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// A program in a container of the pod, from its first instruction on.
+    #[must_use]
+    pub fn command(&self, program: &[&str]) -> Command {
+        let mut shell = self.world.command("sh");
+        let inside = ["ip", "netns", "exec", self.namespace.name()];
+        self.container.command(&mut shell, &[&inside[..], program].concat());
+        shell
+    }
+
+    /// Runs a program in the pod to its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn output(&self, program: &[&str]) -> Result<Finished> {
+        self.world.output(&mut self.command(program), SOON)
+    }
+
+    /// Says `hello` to an echo server: whether it came back.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn echoes(&self, to: std::net::SocketAddr) -> Result<bool> {
+        let script =
+            "exec 3<>/dev/tcp/$0/$1 || exit 1; echo hello >&3; read -t 2 x <&3; [ \"$x\" = hello ]";
+        let (ip, port) = (to.ip().to_string(), to.port().to_string());
+        Ok(self.output(&["timeout", "4", "bash", "-c", script, &ip, &port])?.code == 0)
+    }
+
+    /// Waits until an echo server is reached from it, or is not any more.
+    ///
+    /// # Errors
+    /// When that does not come in time.
+    pub fn until_echoes(&self, to: std::net::SocketAddr, reached: bool) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        while self.echoes(to)? != reached {
+            if Instant::now() > deadline {
+                bail!("{to} from {}: never {reached}", self.object["metadata"]["name"]);
+            }
+            sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// The node's end of its link.
+    #[must_use]
+    pub fn link(&self) -> &str {
+        &self.link
+    }
+
+    /// Where its containers' cgroup is.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        self.container.path()
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        let _ = self.first.kill();
+        let _ = self.first.wait();
+        // The link would go with the namespace, but only some time later.
+        if let Err(error) = self.world.workload.ip(&["link", "del", &self.link]) {
+            eprintln!("{error:#}");
+        }
+    }
+}

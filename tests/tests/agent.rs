@@ -1,0 +1,299 @@
+//! The node agent over a small API server: each pod by its own rules, from its first packet on, and with
+//! nothing open while the agent, or the API server, is away.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use interceptor_tests::cluster::Cluster;
+use interceptor_tests::node::{Node, Pod, SOON};
+use interceptor_tests::ongoing::Ongoing;
+use interceptor_tests::process::Held;
+use interceptor_tests::servers::port;
+use interceptor_tests::world::{self, World, kernel_tests};
+use serde_json::{Value, json};
+
+const PODS: &str = "api/v1/pods";
+const MODE: &str = "egress.interceptor.io/mode";
+
+fn at(ip: std::net::IpAddr) -> SocketAddr {
+    SocketAddr::new(ip, port::ECHO)
+}
+
+/// An entry of a namespace, for itself alone, that allows the echo server of an address.
+fn entry(namespace: &str, name: &str, ip: std::net::IpAddr) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"hosts": [format!("{name}.test")], "exportTo": ["."], "addresses": [ip.to_string()],
+            "ports": [{"number": port::ECHO, "name": "echo", "protocol": "TCP"}]},
+    })
+}
+
+const ENTRIES: &str = "apis/networking.istio.io/v1/serviceentries";
+
+/// A cluster in which shop may reach HTTPBIN, and bank CNN; pods of both are covered.
+fn cluster(world: &World) -> Result<Cluster> {
+    let cluster = Cluster::start(world)?;
+    for name in ["shop", "bank"] {
+        let labels = json!({MODE: "enforce"});
+        cluster.put("api/v1/namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+    }
+    cluster.put(ENTRIES, entry("shop", "httpbin", world::HTTPBIN));
+    cluster.put(ENTRIES, entry("bank", "cnn", world::CNN));
+    Ok(cluster)
+}
+
+const STRICT: [&str; 2] = ["--outbound", "registry-only"];
+
+fn tell(cluster: &Cluster, pod: &mut Pod<'_>) {
+    cluster.put(PODS, pod.object().clone());
+}
+
+/// Pods of two namespaces have the rules of their own, live: labels, annotations and the pods themselves
+/// come and go.
+#[test]
+fn each_pod_has_its_own_rules() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    let (mut web, mut vault) = (node.pod(1, "shop", "web")?, node.pod(2, "bank", "vault")?);
+    let (mut off, stranger) = (node.pod(3, "shop", "off")?, node.pod(4, "shop", "stranger")?);
+    off.label(MODE, "disabled");
+    for pod in [&mut web, &mut vault, &mut off] {
+        tell(&cluster, pod);
+    }
+    node.start()?;
+    node.until_covered("shop/web", true)?;
+    node.until_covered("bank/vault", true)?;
+    let (httpbin, cnn, google) = (at(world::HTTPBIN), at(world::CNN), at(world::GOOGLE));
+
+    let capture = world.capture()?;
+    ensure!(web.echoes(httpbin)? && !vault.echoes(httpbin)?, "{}", node.log());
+    ensure!(vault.echoes(cnn)? && !web.echoes(cnn)?, "{}", node.log());
+    ensure!(off.echoes(google)?, "one that is disabled passes: {}", node.said());
+    // What nobody knows is held, whatever it does.
+    ensure!(!stranger.echoes(httpbin)?);
+    let udp = "printf x > /dev/udp/203.0.113.50/7";
+    stranger.output(&["bash", "-c", udp])?;
+    let from = |number: u8| std::net::IpAddr::from([10, 80, number, 2]);
+    let packets = capture.packets();
+    let reached = |number: u8, to: SocketAddr| {
+        packets.iter().any(|packet| packet.source == from(number) && packet.destination == to.ip())
+    };
+    assert!(reached(1, httpbin) && reached(2, cnn) && reached(3, google), "the controls");
+    assert!(!reached(1, cnn) && !reached(2, httpbin));
+    assert!(packets.iter().all(|packet| packet.source != from(4)), "{:?}", packets.last());
+
+    // A label: from the next connect on.
+    off.label(MODE, "enforce");
+    tell(&cluster, &mut off);
+    off.until_echoes(google, false)?;
+    ensure!(off.echoes(httpbin)?, "{}", node.said());
+    off.label(MODE, "disabled");
+    tell(&cluster, &mut off);
+    off.until_echoes(google, true)?;
+    // An annotation (CAP-2), of one pod.
+    let key = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+    vault.object()["metadata"]["annotations"][key] = json!("198.51.100.0/24");
+    tell(&cluster, &mut vault);
+    vault.until_echoes(google, true)?;
+    ensure!(!web.echoes(google)? && !vault.echoes(httpbin)?);
+    vault.object()["metadata"]["annotations"] = json!({});
+    tell(&cluster, &mut vault);
+    vault.until_echoes(google, false)?;
+    // An entry.
+    cluster.put(ENTRIES, entry("bank", "google", world::GOOGLE));
+    vault.until_echoes(google, true)?;
+    ensure!(!web.echoes(google)?);
+    cluster.delete(ENTRIES, "bank", "google");
+    vault.until_echoes(google, false)?;
+
+    // One that is gone leaves nothing.
+    let before = Held::by(node.pid()?)?;
+    let mut more = node.pod(5, "bank", "more")?;
+    tell(&cluster, &mut more);
+    node.until_covered("bank/more", true)?;
+    ensure!(more.echoes(cnn)?);
+    ensure!(Held::by(node.pid()?)?.descriptors > before.descriptors, "the control");
+    cluster.delete(PODS, "bank", "more");
+    node.until_covered("bank/more", false)?;
+    ensure!(!more.echoes(cnn)?, "nothing leaves by what is gone");
+    let listening = more.output(&["ss", "-Htln"])?;
+    assert_eq!((listening.code, listening.stdout.as_str()), (0, ""), "its listeners are gone");
+    let deadline = Instant::now() + SOON;
+    while Held::by(node.pid()?)?.descriptors > before.descriptors {
+        ensure!(Instant::now() < deadline, "{:?} {before:?}", Held::by(node.pid()?)?);
+        sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// T-14: two pods with one address are two pods.
+#[test]
+fn identical_addresses_do_not_mix() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    // The answers' route leads to the first one.
+    let mut web = node.pod_at(1, "10.80.9", "shop", "web")?;
+    let mut vault = node.pod_at(2, "10.80.9", "bank", "vault")?;
+    tell(&cluster, &mut web);
+    tell(&cluster, &mut vault);
+    node.start()?;
+    node.until_covered("shop/web", true)?;
+    node.until_covered("bank/vault", true)?;
+    let (httpbin, cnn) = (at(world::HTTPBIN), at(world::CNN));
+    let capture = world.capture()?;
+    ensure!(!vault.echoes(httpbin)? && !web.echoes(cnn)?);
+    assert_eq!(capture.syns_to(httpbin.ip(), httpbin.port()), 0);
+    assert_eq!(capture.syns_to(cnn.ip(), cnn.port()), 0);
+    ensure!(web.echoes(httpbin)?, "{}", node.log());
+    vault.echoes(cnn)?;
+    assert!(capture.syns_to(httpbin.ip(), httpbin.port()) > 0, "the control");
+    assert!(capture.syns_to(cnn.ip(), cnn.port()) > 0, "the control");
+    Ok(())
+}
+
+/// A connection that goes direct, says a word every tenth of a second, and ends when it gets no answer.
+fn keep(world: &World, pod: &Pod<'_>, to: SocketAddr) -> Result<Ongoing> {
+    let script = "exec 3<>/dev/tcp/$0/$1 || exit 1; echo up; while echo x >&3 && read -t 3 y <&3; do \
+                  sleep 0.1; done; exit 2";
+    let (ip, port) = (to.ip().to_string(), to.port().to_string());
+    let mut command = pod.command(&["bash", "-c", script, &ip, &port]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut kept = Ongoing::from(world.spawn(&mut command)?);
+    kept.wait_for("up")?;
+    Ok(kept)
+}
+
+/// The API server goes away, the agent is killed, and comes back without a server: what was allowed is
+/// allowed, nothing else ever leaves, and what is open and direct goes on.
+#[test]
+fn nothing_is_open_while_agent_and_server_are_away() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    let mut web = node.pod(1, "shop", "web")?;
+    let mut off = node.pod(2, "shop", "off")?;
+    off.label(MODE, "disabled");
+    tell(&cluster, &mut web);
+    tell(&cluster, &mut off);
+    node.start()?;
+    node.until_covered("shop/web", true)?;
+    let (httpbin, cnn) = (at(world::HTTPBIN), at(world::CNN));
+    web.until_echoes(httpbin, true)?;
+    off.until_echoes(cnn, true)?;
+    let mut kept = keep(&world, &web, httpbin)?;
+    let deadline = Instant::now() + SOON;
+    while !std::fs::read_to_string(world.dir().join("state/workloads.yaml"))
+        .is_ok_and(|text| text.contains("\"web\""))
+    {
+        ensure!(Instant::now() < deadline, "the state was never written: {}", node.said());
+        sleep(Duration::from_millis(50));
+    }
+
+    let capture = world.capture()?;
+    let from_web = |capture: &interceptor_tests::capture::Capture| {
+        let web = std::net::IpAddr::from([10, 80, 1, 2]);
+        let packets = capture.packets();
+        packets.iter().filter(|one| one.source == web && one.destination == cnn.ip()).count()
+    };
+    cluster.set_down(true);
+    ensure!(web.echoes(httpbin)? && !web.echoes(cnn)? && off.echoes(cnn)?, "without a server");
+    node.kill()?;
+    ensure!(!web.echoes(cnn)? && off.echoes(cnn)?, "without an agent");
+    ensure!(kept.goes_on()?, "an open direct connection needs no agent");
+    let mut new = node.pod(3, "shop", "new")?;
+    ensure!(!new.echoes(httpbin)?, "what is not known is held");
+    node.start()?;
+    // Tried all the while.
+    let deadline = Instant::now() + SOON;
+    while !web.echoes(httpbin)? {
+        ensure!(!web.echoes(cnn)? && Instant::now() < deadline, "{}", node.said());
+    }
+    ensure!(!web.echoes(cnn)? && off.echoes(cnn)? && kept.goes_on()?);
+    cluster.set_down(false);
+    tell(&cluster, &mut new);
+    new.until_echoes(httpbin, true)?;
+    node.stop()?;
+    ensure!(!web.echoes(cnn)? && off.echoes(cnn)? && kept.goes_on()?, "a signal detaches nothing");
+    assert_eq!(from_web(&capture), 0, "{}", node.said());
+    assert!(capture.syns_to(cnn.ip(), cnn.port()) > 0, "the control");
+    let detached = node.verb(&["detach"])?;
+    ensure!(detached.code == 0, "{detached:?}");
+    // The kernel lets go of links some time later.
+    web.until_echoes(cnn, true)?;
+    Ok(())
+}
+
+/// Pods that are started so often, some while the agent is away.
+const STARTS: u8 = 100;
+/// So many at a time.
+const AT_ONCE: u8 = 10;
+
+/// A pod's first act is a forbidden and an allowed connect.
+#[test]
+fn the_first_packet_does_not_leave() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    let mut first = node.pod(1, "shop", "first")?;
+    tell(&cluster, &mut first);
+    node.start()?;
+    node.until_covered("shop/first", true)?;
+    let (httpbin, cnn) = (at(world::HTTPBIN), at(world::CNN));
+    let capture = world.capture()?;
+    // The forbidden one until the allowed one is reached, and once more.
+    // A connect that is turned to the proxy works, and then nothing comes of it: the capture is the judge.
+    let script = "try() { timeout 2 bash -c 'exec 3<>/dev/tcp/$0/7 || exit 1; echo x >&3; read -t 1 y <&3; \
+                  [ \"$y\" = x ]' $1; }; for i in $(seq 200); do try $1 && exit 3; try $0 && { try $1 && exit 3; \
+                  exit 0; }; sleep 0.05; done; exit 4";
+    let (allowed, forbidden) = (httpbin.ip().to_string(), cnn.ip().to_string());
+    let mut started = 0;
+    for round in 0..STARTS / AT_ONCE {
+        let away = round % 5 == 4;
+        if away {
+            node.kill()?;
+        }
+        let mut pods = Vec::new();
+        for number in 0..AT_ONCE {
+            let mut pod = node.pod(10 + number, "shop", &format!("new-{round}-{number}"))?;
+            let uid = format!("0f0d9b4e-6c1f-4f7c-9a55-{:012x}", u32::from(number) + 11);
+            assert_eq!(pod.object()["metadata"]["uid"], json!(uid));
+            tell(&cluster, &mut pod);
+            let mut command = pod.command(&["bash", "-c", script, &allowed, &forbidden]);
+            command.stdin(Stdio::null()).stderr(Stdio::null());
+            let act = world.spawn(&mut command)?;
+            pods.push((pod, act));
+        }
+        if away {
+            node.start()?;
+        }
+        for (mut pod, mut act) in pods {
+            let status = world::wait(&mut act, SOON * 2)?;
+            let ended = status.map(world::exit_code);
+            ensure!(ended == Some(0), "{ended:?} {}: {}", pod.object(), node.said());
+            started += 1;
+            let name = pod.object()["metadata"]["name"].clone();
+            cluster.delete(PODS, "shop", name.as_str().unwrap_or_default());
+        }
+    }
+    assert_eq!(capture.syns_to(cnn.ip(), cnn.port()), 0, "of {started} starts");
+    assert!(capture.syns_to(httpbin.ip(), httpbin.port()) >= usize::from(STARTS), "the control");
+    Ok(())
+}
