@@ -9,6 +9,7 @@ use nix::mount::MsFlags;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
 
+use super::super::cgroups::all_pods_paths;
 use super::Finding;
 use crate::kernel::{KernelError, Pins, Programs, require_floor, require_interface_hooks};
 use crate::workloads::cgroup::Hierarchy;
@@ -139,13 +140,9 @@ fn pods(mount: &Path, root: &Path) -> Finding {
     }
 }
 
-/// kubelet's top cgroup, by either driver.
+/// The cgroup of all pods, by either driver.
 fn parent_of_pods(mount: &Path, root: &Path) -> Option<PathBuf> {
-    let below = mount.join(root.strip_prefix("/").unwrap_or(root));
-    // systemd repeats the parents in each name: /kubelet.slice has kubelet-kubepods.slice.
-    let prefix = root.file_stem().map(|name| format!("{}-", name.to_string_lossy()));
-    let slice = format!("{}kubepods.slice", prefix.unwrap_or_default());
-    [slice.as_str(), "kubepods"].into_iter().map(|name| below.join(name)).find(|path| path.is_dir())
+    all_pods_paths(root).into_iter().map(|path| mount.join(path)).find(|path| path.is_dir())
 }
 
 /// Processes below a cgroup as cgroup.procs lists them, of the first few cgroups that have any; 0
@@ -350,7 +347,7 @@ mod tests {
         assert_eq!(look("/"), Some(mount.path().join("kubepods")));
         assert_eq!(look("/a"), Some(mount.path().join("a/kubepods")));
         let slice = mount.path().join("kubelet.slice/kubelet-kubepods.slice");
-        assert_eq!(look("/kubelet.slice"), Some(slice));
+        assert_eq!(look("/kubelet"), Some(slice));
         fs::create_dir_all(mount.path().join("kubepods.slice")).expect("made");
         assert_eq!(look("/"), Some(mount.path().join("kubepods.slice")));
     }
