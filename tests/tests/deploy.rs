@@ -70,6 +70,15 @@ fn the_manifests_capabilities_are_enough_and_none_too_many() -> Result<()> {
     Ok(())
 }
 
+/// A directory that goes with the value, where nobody took it away before.
+struct Made(PathBuf);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
 /// An interceptor with nothing but these capabilities allows and refuses.
 #[test]
 fn with_the_manifests_capabilities_a_cgroup_is_covered() -> Result<()> {
@@ -83,7 +92,8 @@ fn with_the_manifests_capabilities_a_cgroup_is_covered() -> Result<()> {
         Interceptor::new(&world, &binary(), &["--outbound", "registry-only", "-f", &entry]);
     // Only root of the host makes cgroups at the top; a pod's is there already.
     let daemon = format!("interceptor-{}", product.name());
-    fs::create_dir(cgroup2_mount().context("no cgroup v2 mount")?.join(daemon))?;
+    let daemon = Made(cgroup2_mount().context("no cgroup v2 mount")?.join(daemon));
+    fs::create_dir(&daemon.0)?;
     let plain = product.cover_command(cgroup.path());
     let mut few = world.command("setpriv");
     few.args(with(&capabilities()?)).arg(plain.get_program()).args(plain.get_args());
@@ -112,7 +122,9 @@ fn the_agent_leaves_its_cgroup_namespace() -> Result<()> {
     let product = binary();
     let program = product.to_str().context("a path in UTF-8")?;
     let mut shell = Command::new("sh");
-    let inside = ["unshare", "--cgroup", program, "agent", "--check", "--node", "n"];
+    // Process 1, as the host's, has the namespace that is to be joined.
+    let script = "unshare --cgroup \"$0\" agent --check --node n; true";
+    let inside = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", script, program];
     let output = cgroup.command(shell.env("KUBECONFIG", "/nowhere"), &inside).output()?;
     let text = String::from_utf8(output.stdout)?;
     let own = format!("our own is {}", cgroup.path().display());

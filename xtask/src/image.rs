@@ -53,7 +53,7 @@ fn program() -> Result<PathBuf> {
     cargo.args(["--release", "--package", "interceptor", "--target", &target]);
     // Beside the other builds: with other flags in one directory, each would undo the other's work.
     cargo.env("CARGO_TARGET_DIR", root().join("target/image"));
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-C\x1ftarget-feature=+crt-static");
     check(build::own_object(&mut cargo))?;
     Ok(root().join("target/image").join(target).join("release/interceptor"))
 }

@@ -127,8 +127,9 @@ pub fn main() -> ExitCode {
     if let Verb::Agent(_) = &cli.verb
         && let Err(error) = join_hosts()
     {
-        // Before there is a second thread, too. Where it matters, our own cgroup is not found.
-        tracing::warn!("cannot join the host's cgroup namespace: {error}");
+        // Before there is a second thread, too. Where it matters, our own cgroup is not found, which is
+        // said, and where process 1 is not the host's, it does not matter.
+        tracing::debug!("cannot join the host's cgroup namespace: {error}");
     }
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
