@@ -7,6 +7,7 @@ mod run;
 mod values;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,7 +99,7 @@ pub enum Verb {
     Exec(Exec),
     /// Show what is attached where, how full the tables are, and the counters.
     Status(Status),
-    /// Print the metrics of a running interceptor, in Prometheus's text format.
+    /// Print the metrics of a running interceptor, in Prometheus's text format, or serve them.
     Metrics(Metrics),
     /// Change or list the destinations that are not intercepted, while it runs.
     Bypass(Bypass),
@@ -146,6 +147,14 @@ pub struct Status {
     /// For people or for programs.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+
+    /// Say only whether every layer is attached and a policy in force; 1 if not, and what is amiss.
+    #[arg(long, conflicts_with = "output")]
+    pub ready: bool,
+
+    /// With --ready: without the interface layer, too.
+    #[arg(long, requires = "ready")]
+    pub allow_single_layer: bool,
 }
 
 /// `interceptor metrics`.
@@ -154,6 +163,10 @@ pub struct Metrics {
     /// Name of the running interceptor.
     #[arg(long, default_value = DEFAULT_NAME, value_parser = parse_name)]
     pub name: String,
+
+    /// Serve them over HTTP, at /metrics, until it is ended. /healthz tells whether this answers.
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// `interceptor bypass`.

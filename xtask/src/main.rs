@@ -5,7 +5,9 @@
 
 mod bench;
 mod build;
+mod chart;
 mod fuzz;
+mod image;
 mod install;
 mod lint;
 mod mutants;
@@ -46,6 +48,8 @@ enum Task {
     Fuzz(fuzz::Args),
     Bench(bench::Args),
     Torture(torture::Args),
+    Chart(chart::Args),
+    Image(image::Args),
     /// Look for what no compiler checks: paths of one machine, keys, leftovers, long files, and
     /// documents that no longer say what the code does
     Tidy,
@@ -87,6 +91,8 @@ fn main() -> ExitCode {
         Some(Task::Fuzz(args)) => fuzz::run(&args),
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Torture(args)) => torture::run(&args),
+        Some(Task::Chart(args)) => chart::run(&args),
+        Some(Task::Image(args)) => image::run(&args),
         Some(Task::Tidy) => tidy::run(),
     };
     match done {

@@ -6,8 +6,10 @@
 
 pub mod client;
 pub mod exec;
+pub mod http;
 pub mod metrics;
 mod passing;
+pub mod ready;
 pub mod report;
 pub mod server;
 pub mod succession;

@@ -4,9 +4,10 @@
 //!
 //! `watch` asks the API server; `kinds` says what of an object is kept, `documents` folds events into
 //! a set, `state` makes of it each pod's policy (`pods`, `policies`); `disk` keeps it; `cgroups` knows
-//! where a pod is on the node.
+//! where a pod is on the node; `check` looks beforehand whether all is there.
 
 pub mod cgroups;
+pub mod check;
 mod disk;
 mod documents;
 pub(crate) mod kinds;

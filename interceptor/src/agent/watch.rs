@@ -327,7 +327,8 @@ fn why_not(error: &watcher::Error) -> String {
     }
 }
 
-fn why(error: &kube::Error) -> String {
+/// What people are told of an error of the client.
+pub(super) fn why(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         // The outer ones name layers of the client only.

@@ -277,7 +277,8 @@ async fn follow_own(
     *applied = now;
 }
 
-async fn client() -> Result<Client, AppError> {
+/// A client of the API server.
+pub(super) async fn client() -> Result<Client, AppError> {
     let unusable = |error: &dyn std::error::Error| AppError::Cluster(error.to_string());
     let mut config = Config::infer().await.map_err(|error| unusable(&error))?;
     config.read_timeout = Some(SILENCE);

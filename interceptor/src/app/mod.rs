@@ -1,6 +1,7 @@
 //! The composition root: the command line to running parts, and errors to exit statuses.
 
 mod agent;
+mod agent_check;
 mod begin;
 mod cni;
 mod command;
@@ -28,11 +29,13 @@ mod test;
 mod wanted;
 mod watchdog;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admin::{self, AdminError, client};
+use crate::admin::{self, AdminError, client, ready};
 use crate::cli::{self, BypassChange, Cli, Exit, Output, Verb};
 use crate::cni::InstallError;
 use crate::kernel::{KernelError, PinError, Pins};
@@ -40,8 +43,11 @@ use crate::memory;
 use crate::netns::{IsolateError, Isolated};
 use crate::selftest::SelftestError;
 use crate::workloads::cgroup::CgroupError;
+use crate::workloads::cgroupns::join_hosts;
 use crate::workloads::command::LaunchError;
 use crate::workloads::session::Session;
+
+use self::signals::Signals;
 
 /// SIGTERM to SIGKILL for what remains in a covered cgroup.
 const GRACE: Duration = Duration::from_secs(5);
@@ -131,6 +137,13 @@ pub fn main() -> ExitCode {
         return cni::run().into();
     }
     init_log(&cli);
+    if let Verb::Agent(_) = &cli.verb
+        && let Err(error) = join_hosts()
+    {
+        // Before there is a second thread, too. Where it matters, our own cgroup is not found, which is
+        // said, and where process 1 is not the host's, it does not matter.
+        tracing::debug!("cannot join the host's cgroup namespace: {error}");
+    }
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .on_thread_park(memory::before_rest)
@@ -173,6 +186,11 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         Verb::Exec(exec) => Ok(admin::exec::run(&exec).await?),
         Verb::Status(status) => {
             let report = client::status(&status.name)?;
+            if status.ready {
+                let amiss = ready::amiss(&report, status.allow_single_layer);
+                amiss.iter().for_each(|what| println!("{what}"));
+                return Ok(if amiss.is_empty() { Exit::Success } else { Exit::Failure });
+            }
             match status.output {
                 Output::Text => print!("{report}"),
                 Output::Json => {
@@ -183,6 +201,9 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
                 }
             }
             Ok(Exit::Success)
+        }
+        Verb::Metrics(cli::Metrics { name, listen: Some(address) }) => {
+            serve_metrics(name, address).await
         }
         Verb::Metrics(metrics) => {
             let report = client::status(&metrics.name)?;
@@ -204,12 +225,27 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         }
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach).await,
+        Verb::Agent(args) if args.check => agent_check::run(&args).await,
         Verb::Agent(args) => agent::run(*args).await,
         Verb::Test(test) => self::test::run(&test),
         Verb::Selftest(args) => selftest::run(&args).await,
         // Done before the runtime was made.
         Verb::SelftestInside(_) | Verb::Cni(_) => Ok(Exit::Internal),
     }
+}
+
+/// Serves the metrics of interceptor `name` until a signal.
+async fn serve_metrics(name: String, address: SocketAddr) -> Result<Exit, AppError> {
+    let mut signals = Signals::listen().map_err(system("cannot catch signals"))?;
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(|source| AppError::Busy { what: format!("cannot listen on {address}"), source })?;
+    let ask = Arc::new(move || client::status(&name));
+    tokio::select! {
+        () = admin::http::serve(listener, ask) => {}
+        _ = signals.next() => {}
+    }
+    Ok(Exit::Success)
 }
 
 /// Removes what a killed interceptor left. Until the very end of its workload the hooks stay.

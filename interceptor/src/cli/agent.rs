@@ -20,14 +20,16 @@ use crate::policy::{Enforcement, Outbound};
 #[command(after_help = "Examples:
   What would be covered on a node, and by which policy:
     interceptor agent --node node-7 --once
+  Whether a node and a cluster have what it needs:
+    interceptor agent --node node-7 --check
   Cover the node's pods:
     interceptor agent --node node-7
   End that, once it is stopped; a signal alone leaves everything attached:
     interceptor detach --name agent
 The API server is the one of the pod's service account, or of $KUBECONFIG or ~/.kube/config.
-Exit status: 0 ended by a signal, or all was answered with --once; 1 the API server does not answer;
-64 usage; 65 the resources cannot be used; 69 the kernel lacks something; 70 internal; 73 an agent of this
-name runs; 77 not root.")]
+Exit status: 0 ended by a signal, all was answered with --once, or all is there with --check; 1 the
+API server does not answer, or something is missing; 64 usage; 65 the resources cannot be used; 69 the
+kernel lacks something; 70 internal; 73 an agent of this name runs; 77 not root.")]
 pub struct Agent {
     /// The node whose pods are meant, as its Node object is called.
     #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = parse_node)]
@@ -105,6 +107,11 @@ pub struct Agent {
     /// Wait until everything is known, print the node's pods, and end. Keeps nothing.
     #[arg(long)]
     pub once: bool,
+
+    /// Look whether this machine and this cluster have what the agent needs, say what is missing and
+    /// how to mend it, and end. Changes nothing.
+    #[arg(long, conflicts_with = "once")]
+    pub check: bool,
 }
 
 /// A node's name goes into a field selector, where other characters mean something.

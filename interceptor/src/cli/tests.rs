@@ -72,7 +72,28 @@ fn other_verbs() {
         ),
         (
             "interceptor status -o json",
-            Verb::Status(Status { name: "default".into(), output: Output::Json }),
+            Verb::Status(Status {
+                name: "default".into(),
+                output: Output::Json,
+                ready: false,
+                allow_single_layer: false,
+            }),
+        ),
+        (
+            "interceptor status --name agent --ready --allow-single-layer",
+            Verb::Status(Status {
+                name: "agent".into(),
+                output: Output::Text,
+                ready: true,
+                allow_single_layer: true,
+            }),
+        ),
+        (
+            "interceptor metrics --listen [::]:9464",
+            Verb::Metrics(Metrics {
+                name: "default".into(),
+                listen: Some("[::]:9464".parse().unwrap()),
+            }),
         ),
         (
             "interceptor bypass add 192.0.2.1 --name b",
@@ -107,6 +128,10 @@ fn wrong_lines_exit_64_and_say_why() {
         ("interceptor run --resolver 192.0.2.1:0 -- true", "cannot be a DNS server"),
         ("interceptor run --name ../x -- true", "a-z"),
         ("interceptor status --name 123456789012345678901234567890123", "1 to 32"),
+        ("interceptor status --allow-single-layer", "--ready"),
+        ("interceptor status --ready -o json", "--output"),
+        ("interceptor metrics --listen 9464", "invalid socket address"),
+        ("interceptor agent --node n --check --once", "--once"),
         ("interceptor exec", "COMMAND"),
         ("interceptor bypass add", "CIDR"),
     ] {

@@ -41,7 +41,7 @@ pub use hooks::{HOOKS, Hook, Kind, Side};
 pub use interface::InterfaceTables;
 pub use pinned::{PinnedNamespaces, Standing, standing};
 pub use pins::{PinError, Pins};
-pub use probe::{KernelVersion, MissingFeature, require_interface_hooks};
+pub use probe::{KernelVersion, MissingFeature, require_floor, require_interface_hooks};
 pub use tables::{RouteEntry, RouteKind, TableError, TableFill, Tables, last_policy};
 pub use watch::{Amiss, Repair};
 

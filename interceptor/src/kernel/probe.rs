@@ -33,7 +33,7 @@ pub struct MissingFeature {
 ///
 /// # Errors
 /// It is older than the floor.
-pub(super) fn require_floor() -> Result<KernelVersion, MissingFeature> {
+pub fn require_floor() -> Result<KernelVersion, MissingFeature> {
     let release = running();
     let version = parse(&release).unwrap_or(KernelVersion(0, 0));
     if version < FLOOR {

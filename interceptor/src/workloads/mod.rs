@@ -3,6 +3,7 @@
 pub mod annotations;
 pub mod capture;
 pub mod cgroup;
+pub mod cgroupns;
 mod child;
 pub mod command;
 pub mod mounts;

@@ -38,6 +38,8 @@ struct Server {
     faults: VecDeque<(String, Fault)>,
     /// Nothing at all is answered with anything but 503.
     is_down: bool,
+    /// Verbs and plurals that access reviews say no to.
+    denied: BTreeSet<(String, String)>,
     log: Vec<String>,
 }
 
@@ -88,13 +90,37 @@ impl Fake {
         fake
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let fake = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
-            let answer = fake.answer(&request);
-            async move { Ok::<_, Infallible>(answer) }
+            let fake = fake.clone();
+            async move {
+                let answer = match request.uri().path().ends_with("/selfsubjectaccessreviews") {
+                    true => fake.review(request).await,
+                    false => fake.answer(&request),
+                };
+                Ok::<_, Infallible>(answer)
+            }
         });
         Client::new(service, "default")
+    }
+
+    /// From here on an access review says no to this.
+    pub(crate) fn deny(&self, verb: &str, plural: &str) {
+        self.lock().denied.insert((verb.to_owned(), plural.to_owned()));
+    }
+
+    /// Whether what a review asks for is allowed.
+    async fn review(&self, request: Request<Body>) -> Answer {
+        let body = request.into_body().collect().await.expect("a body of ours").to_bytes();
+        let mut review: Value = serde_json::from_slice(&body).expect("JSON");
+        let asked = |field: &str| {
+            let value = review["spec"]["resourceAttributes"][field].as_str();
+            value.unwrap_or_default().to_owned()
+        };
+        let is_denied = self.lock().denied.contains(&(asked("verb"), asked("resource")));
+        review["status"] = json!({"allowed": !is_denied});
+        full(StatusCode::CREATED, &review)
     }
 
     /// Adds a custom resource definition, and serves it.
@@ -109,7 +135,7 @@ impl Fake {
     }
 
     /// Takes a custom resource definition away, and its objects.
-    pub(super) fn undefine(&self, kind: Kind) {
+    pub(crate) fn undefine(&self, kind: Kind) {
         let plural = kind.plural();
         self.lock().served.retain(|(_, served)| served != plural);
         self.lock().objects.retain(|(_, held), _| held != plural);
@@ -182,7 +208,7 @@ impl Fake {
     }
 
     /// Whether anything is answered.
-    pub(super) fn set_down(&self, is_down: bool) {
+    pub(crate) fn set_down(&self, is_down: bool) {
         self.lock().is_down = is_down;
         if is_down {
             self.disconnect();
@@ -223,7 +249,7 @@ impl Fake {
     }
 
     /// The requests so far whose line contains `part`.
-    pub(super) fn requests(&self, part: &str) -> Vec<String> {
+    pub(crate) fn requests(&self, part: &str) -> Vec<String> {
         self.lock().log.iter().filter(|line| line.contains(part)).cloned().collect()
     }
 
@@ -257,6 +283,7 @@ impl Fake {
         let (group, rest) = match parts.as_slice() {
             ["api", version, rest @ ..] => ((*version).to_owned(), rest),
             ["apis", group, version, rest @ ..] => (format!("{group}/{version}"), rest),
+            ["version"] => return full(StatusCode::OK, &version()),
             _ => return status(404, "no such path"),
         };
         let (namespace, plural) = match rest {
@@ -386,6 +413,18 @@ impl Selected {
             && fits(&self.name, "/metadata/name")
             && fits(&self.node, "/spec/nodeName")
     }
+}
+
+/// As /version says it.
+fn version() -> Value {
+    let field = |name: &str| (name.to_owned(), json!(""));
+    let fields = ["buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform"];
+    let mut version: serde_json::Map<_, _> = fields.into_iter().map(field).collect();
+    version.extend(
+        [("major", "1"), ("minor", "36"), ("gitVersion", "v1.36.0")]
+            .map(|(name, value)| (name.to_owned(), json!(value))),
+    );
+    version.into()
 }
 
 fn name_of(object: &Value) -> (String, String) {

@@ -1,5 +1,6 @@
 //! Loading: what is accepted, what is said, and the exact words and places of every refusal.
 
+mod definition;
 mod loading;
 mod malformed;
 mod mesh;
