@@ -293,8 +293,12 @@ impl Operator {
             ("QUERY_PARAM", Some(parameter)) if !parameter.is_empty() => {
                 What::Query(parameter.to_owned())
             }
-            ("DYNAMIC_METADATA", Some("interceptor:egress_proxy")) => What::Plain(Plain::EgressProxy),
-            ("DYNAMIC_METADATA", Some("interceptor:proxy_target")) => What::Plain(Plain::ProxyTarget),
+            ("DYNAMIC_METADATA", Some("interceptor:egress_proxy")) => {
+                What::Plain(Plain::EgressProxy)
+            }
+            ("DYNAMIC_METADATA", Some("interceptor:proxy_target")) => {
+                What::Plain(Plain::ProxyTarget)
+            }
             ("QUERY_PARAM", _) => return Err("QUERY_PARAM needs a parameter's name".into()),
             (name, _) if NEVER_WITH_ARGUMENTS.contains(&name) => What::Never,
             (name, argument) => {

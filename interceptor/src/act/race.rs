@@ -128,12 +128,10 @@ mod tests {
             }
         })
         .await;
-        let result = result
-            .map(|(winner, ())| winner.to_string())
-            .map_err(|lost| {
-                let late = io::ErrorKind::TimedOut;
-                (lost.tried.unwrap().to_string(), lost.failure.map_or(late, |error| error.kind()))
-            });
+        let result = result.map(|(winner, ())| winner.to_string()).map_err(|lost| {
+            let late = io::ErrorKind::TimedOut;
+            (lost.tried.unwrap().to_string(), lost.failure.map_or(late, |error| error.kind()))
+        });
         (result, start.elapsed().as_millis(), tries.into_inner())
     }
 

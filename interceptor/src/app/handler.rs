@@ -35,6 +35,8 @@ pub(super) struct CoveredNamespace {
     pub(super) netns: Arc<NetNs>,
     pub(super) doors: Doors,
     pub(super) ways: ArcSwap<WaysOut>,
+    /// State of its upstreams.
+    pub(super) outbound: Arc<crate::act::carrier::Outbound>,
 }
 
 /// The parts that status reads and the control socket changes.
@@ -164,6 +166,11 @@ impl Handler for Running {
                     refused: used.refused,
                 })
                 .into(),
+            egress_proxies: self
+                .namespaces
+                .iter()
+                .flat_map(|covered| covered.outbound.proxies.report())
+                .collect(),
             reloads: Reloads { accepted: reloads(0), refused: reloads(1) },
             records: self
                 .log
@@ -248,7 +255,7 @@ impl Handler for Running {
 }
 
 fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
-    let CoveredNamespace { netns, doors, ways } = covered;
+    let CoveredNamespace { netns, doors, ways, .. } = covered;
     let (at, ways) = (doors.addresses(), ways.load());
     NamespaceReport {
         interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),

@@ -188,6 +188,7 @@ pub(super) async fn start(
         let room = Room::new(Arc::clone(&rooms), Arc::clone(&policy));
         workloads.push(Arc::clone(&room));
         let snapshot = policy.current();
+        let outbound = Arc::new(Outbound::new(Arc::clone(&policy) as _));
         let site = Site {
             kernel: Arc::clone(&kernel),
             policy: Arc::clone(&policy),
@@ -197,7 +198,7 @@ pub(super) async fn start(
                 connect_timeout: snapshot.connect_timeout,
                 enforcement: snapshot.enforcement,
             },
-            outbound: Arc::new(Outbound::new(Arc::clone(&policy) as _)),
+            outbound: Arc::clone(&outbound),
             log: log.clone(),
             workload: Arc::clone(&workload),
             room,
@@ -213,7 +214,7 @@ pub(super) async fn start(
             Arc::new(move |accepted| conn::take_in(accepted, &site)),
             Arc::new(move || failing.accept_failed()),
         );
-        namespaces.push(CoveredNamespace { netns, doors, ways });
+        namespaces.push(CoveredNamespace { netns, doors, ways, outbound });
     }
     let (successor, successors) = mpsc::channel(1);
     let running = Arc::new(Running {

@@ -309,8 +309,7 @@ fn leads_there<'a>(
         _ => return Err(WhyProxy::Http),
     };
     // What is judged by its address is judged once for a whole network, and doors may divide that.
-    let divided =
-        || policy.rules(flow).is_none_or(|rules| rules.doors.may_proxy(Scope::Addresses));
+    let divided = || policy.rules(flow).is_none_or(|rules| rules.doors.may_proxy(Scope::Addresses));
     let by_address = |to: &Destination| {
         to.judged.is_none() && matches!(to.upstream, Upstream::OriginalDst { .. })
     };

@@ -444,14 +444,7 @@ impl Resources {
             let namespace = Arc::clone(&meta.namespace);
             self.egress_proxies = Some(EgressProxies::read(fields, namespace, cx, out));
         }
-        let later = [
-            "mode",
-            "bypassCIDRs",
-            "excludedPorts",
-            "resolvers",
-            "accessLog",
-            "selector",
-        ];
+        let later = ["mode", "bypassCIDRs", "excludedPorts", "resolvers", "accessLog", "selector"];
         for (key, _) in spec.rest() {
             let path = format!("spec.{}", key.name);
             let known = later.contains(&key.name.as_str());

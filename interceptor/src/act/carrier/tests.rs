@@ -47,7 +47,14 @@ fn destination(at: SocketAddr, change: impl FnOnce(&mut TrafficPolicy)) -> Desti
 
 fn ask() -> Ask<'static> {
     let dst = OriginalDst::new("192.0.2.1:443".parse().unwrap());
-    Ask { dst, src: "10.0.0.1:4000".parse().unwrap(), host: None, hash: None, avoid: &[], plain: None }
+    Ask {
+        dst,
+        src: "10.0.0.1:4000".parse().unwrap(),
+        host: None,
+        hash: None,
+        avoid: &[],
+        plain: None,
+    }
 }
 
 async fn exchange(carried: Carried) -> String {

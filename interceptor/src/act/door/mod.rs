@@ -228,15 +228,17 @@ impl Carrier {
         let mut absolute = None;
         match &proxy.speaks {
             Speaks::Socks5 => socks::connect(&mut stream, target, login.as_ref()).await?,
-            Speaks::Http | Speaks::Https(_) => match plain.then(|| to_authority(target)).flatten() {
-                Some(authority) => {
-                    absolute = Some(Absolute { authority, authorization: basic() });
+            Speaks::Http | Speaks::Https(_) => {
+                match plain.then(|| to_authority(target)).flatten() {
+                    Some(authority) => {
+                        absolute = Some(Absolute { authority, authorization: basic() });
+                    }
+                    None => {
+                        let request = tunnel::Request::connect(&authority, basic());
+                        tunnel::ask_http1(&mut stream, &request).await?;
+                    }
                 }
-                None => {
-                    let request = tunnel::Request::connect(&authority, basic());
-                    tunnel::ask_http1(&mut stream, &request).await?;
-                }
-            },
+            }
         }
         let (proxy, target) = (Arc::clone(&proxy.name), authority.into());
         Ok(Through { stream, upstream, local, how: Left { proxy, target, absolute } })

@@ -119,7 +119,11 @@ const LONG: &[u8] = &[b'x'; 20_000];
 async fn t_47_what_is_no_consent_is_a_refusal_and_nothing_goes_direct() {
     let long: &'static [u8] = [b"HTTP/1.1 200 OK\r\nX: ", LONG].concat().leak();
     for (answer, closes, expected) in [
-        (&b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"[..], false, "the_proxy_answered_407"),
+        (
+            &b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"[..],
+            false,
+            "the_proxy_answered_407",
+        ),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", true, "the_proxy_answered_403"),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", true, "the_proxy_answered_503"),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", true, "the_proxy_answered_101"),
@@ -258,7 +262,9 @@ async fn t_47_credentials_are_shown_to_the_proxy_only() {
 #[tokio::test]
 async fn https_proxies() {
     let (ca, clients) = (Ca::new(), Ca::new());
-    let client = clients.leaf(&["us"], |_| {});
+    let client = clients.leaf(&["us"], |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    });
     let identity = Identity::Files {
         certificate: ca.file("client.pem", &client.certificate_pem),
         key: ca.file("client.key", &client.key_pem),
@@ -288,12 +294,11 @@ async fn https_proxies() {
     let seen = server.seen.lock().unwrap()[0].clone();
     assert_eq!((seen.sni.as_deref(), seen.client_certificate), (Some("proxy.corp"), true));
     let stranger = Ca::new().trusted().trust;
-    for wrong in [
-        tls(&|tls| tls.trust = stranger.clone()),
-        tls(&|tls| tls.sni = Some("other.corp".into())),
-    ] {
+    for wrong in
+        [tls(&|tls| tls.trust = stranger.clone()), tls(&|tls| tls.sni = Some("other.corp".into()))]
+    {
         let error = go(&carrier(), &wrong).await.err().unwrap().details();
-        assert!(error.starts_with("egress_proxy{corp|TLS_error:") , "{error}");
+        assert!(error.starts_with("egress_proxy{corp|TLS_error:"), "{error}");
     }
 }
 
@@ -344,7 +349,11 @@ async fn rfc_1928_and_1929() {
         (vec![&b"\x05\xff"[..]], None, "the_proxy_accepts_none_of_our_ways_to_log_in"),
         (vec![b"\x05\x02"], None, "the_proxy_accepts_none_of_our_ways_to_log_in"),
         (vec![b"\x05\x02", b"\x01\x01"], Some("u:p"), "the_proxy_refused_user_and_password"),
-        (vec![b"\x05\0", b"\x05\x02\0\x01"], None, "the_proxy_answered_2_(not_allowed_by_its_rules)"),
+        (
+            vec![b"\x05\0", b"\x05\x02\0\x01"],
+            None,
+            "the_proxy_answered_2_(not_allowed_by_its_rules)",
+        ),
         (vec![b"\x05\0", b"\x05\x05"], None, "the_proxy_answered_5_(connection_refused)"),
         (vec![b"\x04\0"], None, "the_proxy_does_not_speak_SOCKS_5"),
         (vec![b"HTTP/1.1 400"], None, "the_proxy_does_not_speak_SOCKS_5"),

@@ -26,6 +26,7 @@ use crate::resolve::Resolver;
 use crate::workloads::Workload;
 
 mod clusters;
+mod doors;
 mod downgrade;
 mod early;
 mod failures;

@@ -16,11 +16,8 @@ fn config(more: &str) -> String {
 fn door(to: &Destination) -> String {
     let Door::Proxies(via) = &to.door else { return "direct".into() };
     let names: Vec<&str> = via.proxies.iter().map(|proxy| &*proxy.name).collect();
-    let targets: Vec<String> = via
-        .targets
-        .iter()
-        .map(|one| format!("{}:{}", one.target.0, one.target.1))
-        .collect();
+    let targets: Vec<String> =
+        via.targets.iter().map(|one| format!("{}:{}", one.target.0, one.target.1)).collect();
     let noticed = via.noticed.as_ref().map(|name| format!(" or {name}")).unwrap_or_default();
     format!("{}: {}{noticed}", names.join(","), targets.join(","))
 }
@@ -62,16 +59,31 @@ fn requested(policy: &Policy, dst: &str, host: &str) -> String {
 
 fn registry() -> String {
     [
-        entry("dns", "hosts: [dns.test], ports: [{number: 443, name: tls, protocol: TLS}, \
-                      {number: 80, name: http, protocol: HTTP, targetPort: 8080}], resolution: DNS"),
-        entry("none", "hosts: ['*.none.test'], ports: [{number: 443, name: tls, protocol: TLS}], \
-                       addresses: [192.0.2.0/25], resolution: NONE"),
-        entry("tcp", "hosts: [db.test], ports: [{number: 5432, name: tcp, protocol: TCP}], \
-                      addresses: [198.51.100.0/24], resolution: NONE"),
-        entry("claim", "hosts: [claim.test], ports: [{number: 6000, name: tcp, protocol: TCP}], \
-                        resolution: NONE"),
-        entry("static", "hosts: [static.test], ports: [{number: 443, name: tls, protocol: TLS}], \
-                         endpoints: [{address: 203.0.113.7}], resolution: STATIC"),
+        entry(
+            "dns",
+            "hosts: [dns.test], ports: [{number: 443, name: tls, protocol: TLS}, \
+                      {number: 80, name: http, protocol: HTTP, targetPort: 8080}], resolution: DNS",
+        ),
+        entry(
+            "none",
+            "hosts: ['*.none.test'], ports: [{number: 443, name: tls, protocol: TLS}], \
+                       addresses: [192.0.2.0/25], resolution: NONE",
+        ),
+        entry(
+            "tcp",
+            "hosts: [db.test], ports: [{number: 5432, name: tcp, protocol: TCP}], \
+                      addresses: [198.51.100.0/24], resolution: NONE",
+        ),
+        entry(
+            "claim",
+            "hosts: [claim.test], ports: [{number: 6000, name: tcp, protocol: TCP}], \
+                        resolution: NONE",
+        ),
+        entry(
+            "static",
+            "hosts: [static.test], ports: [{number: 443, name: tls, protocol: TLS}], \
+                         endpoints: [{address: 203.0.113.7}], resolution: STATIC",
+        ),
     ]
     .concat()
 }
@@ -144,8 +156,11 @@ fn nothing_of_a_route_goes_round_the_proxy() {
                  spec:\n  hosts: [dns.test]\n  http:\n  - route:\n    - {destination: {host: dns.test, \
                  port: {number: 80}}, weight: 50}\n    - {destination: {host: two.test, port: {number: \
                  80}}, weight: 50}\n    mirror: {host: two.test, port: {number: 80}}\n";
-    let two = entry("two", "hosts: [two.test], ports: [{number: 80, name: http, protocol: HTTP}], \
-                            endpoints: [{address: in.test}, {address: out.test}], resolution: DNS");
+    let two = entry(
+        "two",
+        "hosts: [two.test], ports: [{number: 80, name: http, protocol: HTTP}], \
+                            endpoints: [{address: in.test}, {address: out.test}], resolution: DNS",
+    );
     let rules = "rules: [{hosts: [in.test], direct: true}]";
     let policy =
         policy(&[registry(), two, route.into(), config(rules)].concat(), Strict, RegistryOnly);

@@ -63,7 +63,11 @@ impl EgressProxies {
         if let Some(list) = f.text("noProxy", cx, out) {
             let items = list.value.split(',').map(str::trim).filter(|item| !item.is_empty());
             let items: Vec<_> = items
-                .map(|item| Located { value: item.to_owned(), at: list.at, path: list.path.clone() })
+                .map(|item| Located {
+                    value: item.to_owned(),
+                    at: list.at,
+                    path: list.path.clone(),
+                })
                 .collect();
             let to = patterns(items, Dialect::NoProxy, cx, out);
             if !to.is_empty() {
@@ -137,8 +141,11 @@ fn rule(
             Some(at) => chosen.push(at),
             None => {
                 let known: Vec<&str> = proxies.iter().map(|proxy| &*proxy.name).collect();
-                let message =
-                    format!("no proxy is called \"{}\"; there are {}", name.value, known.join(", "));
+                let message = format!(
+                    "no proxy is called \"{}\"; there are {}",
+                    name.value,
+                    known.join(", ")
+                );
                 out.errors.push(cx.notice(name.at, &name.path, message));
             }
         }
@@ -249,8 +256,10 @@ fn address(url: &str) -> Result<Address, &'static str> {
         _ => return Err("unknown scheme; use http, https or socks5"),
     };
     if rest.contains('@') {
-        return Err("no user and password here, where everybody reads them; use credentialsFile or \
-                    credentialName");
+        return Err(
+            "no user and password here, where everybody reads them; use credentialsFile or \
+                    credentialName",
+        );
     }
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let uri: http::uri::Authority = rest.parse().map_err(|_| FORM)?;

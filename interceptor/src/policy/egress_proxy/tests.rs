@@ -27,7 +27,10 @@ fn what_does_not_hold_is_said() {
         ("proxies: [{url: 'http://p.test:1'}]".into(), "proxies[0].name: missing"),
         (proxy("credentialsFile: /f"), "proxies[0].url: missing"),
         (proxy("url: p.test"), "proxies[0].url: not a proxy's url; write it like http://proxy"),
-        (proxy("url: 'ftp://p.test:1'"), "proxies[0].url: unknown scheme; use http, https or socks5"),
+        (
+            proxy("url: 'ftp://p.test:1'"),
+            "proxies[0].url: unknown scheme; use http, https or socks5",
+        ),
         (proxy("url: 'http://p.test'"), "proxies[0].url: the port is missing"),
         (proxy("url: 'http://u:secret@p.test:1'"), "proxies[0].url: no user and password here"),
         (proxy("url: 'http://p.test:1', tls: {}"), "proxies[0].tls: TLS to the proxy needs a url"),
@@ -44,10 +47,16 @@ fn what_does_not_hold_is_said() {
         (with("rules: [{proxies: [q]}]"), "no proxy is called \"q\"; there are p"),
         (with("rules: [{hosts: [a.test]}]"), "rules[0]: needs either direct: true or a list"),
         (with("rules: [{direct: true, proxies: [p]}]"), "rules[0]: needs either direct: true or"),
-        (with("rules: [{hosts: [], direct: true}]"), "rules[0].hosts: an empty list is for no host"),
+        (
+            with("rules: [{hosts: [], direct: true}]"),
+            "rules[0].hosts: an empty list is for no host",
+        ),
         (with("rules: [{hosts: ['*a.test'], direct: true}]"), "a wildcard is a whole label"),
         (with("noProxy: 10.0.0.0/33"), "egressProxy.noProxy: \"10.0.0.0/33\": not a network"),
-        (with("plainHTTP: connect"), "egressProxy.plainHTTP: unknown value \"connect\"; use one of"),
+        (
+            with("plainHTTP: connect"),
+            "egressProxy.plainHTTP: unknown value \"connect\"; use one of",
+        ),
     ] {
         let said = load(&spec).expect_err(&spec).join("\n");
         assert!(said.contains(expected), "{spec}: {said}");
