@@ -233,7 +233,7 @@ async fn connect(
 ) -> Result<Carried, CarryError> {
     let (dst, src) = (origin.dst, origin.src);
     let hash = source_hash(&destination.traffic, src);
-    let ask = Ask { dst, src, host: None, hash, avoid: &[] };
+    let ask = Ask { dst, src, host: None, hash, avoid: &[], plain: None };
     let carrier = Carrier { dialer: site.dialer.clone(), outbound: Arc::clone(&site.outbound) };
     carrier.connect(destination, ask).await
 }
@@ -289,6 +289,7 @@ async fn act(
                         None => account.upstream(carried.upstream, carried.local, tls),
                         Some(path) => account.upstream_socket(Arc::clone(path), tls),
                     }
+                    account.left(carried.left.as_deref());
                     let peer = carried.upstream;
                     let established = Established { origin, hello, destination, peer };
                     let client = Prefixed::new(bytes, client);
@@ -343,6 +344,10 @@ fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bo
         CarryError::Overflow(_) => account.upstream_failed(None, vec![Flag::UO], None),
         CarryError::Tunnel { .. } => {
             account.upstream_failed(error.tried(), vec![Flag::UF], Some(error.details()));
+        }
+        CarryError::Door(door) => {
+            account.upstream_failed(door.tried, vec![Flag::UF], Some(error.details()));
+            account.shut(Arc::clone(&door.proxy));
         }
         CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. })
         | CarryError::Tls { .. } => {

@@ -27,6 +27,7 @@ pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod product;
+pub mod proxies;
 pub mod servers;
 pub mod shapes;
 pub mod snapshot;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::account::{AccessLog, Flag, Folds, Pen, Record, TlsFields};
+use crate::act::door::Left;
 use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Decision, Reason};
 use crate::origin::Origin;
@@ -122,6 +123,20 @@ impl ConnectionAccount {
             record.more.upstream_socket = Some(path);
         }
         self.connected(tls);
+    }
+
+    /// The way out: through an egress proxy, or none.
+    pub fn left(&mut self, left: Option<&Left>) {
+        if let Some(record) = &mut self.record {
+            record.note_door(left);
+        }
+    }
+
+    /// The egress proxy that gave no way out.
+    pub fn shut(&mut self, proxy: Arc<str>) {
+        if let Some(record) = &mut self.record {
+            record.more.egress_proxy = Some(proxy);
+        }
     }
 
     /// There is no upstream connection (LOG-54).

@@ -279,6 +279,8 @@ fn operators() {
             }),
             upstream_socket: None,
             address_of: None,
+            egress_proxy: Some("corp-1".into()),
+            proxy_target: Some("example.com:443".into()),
         },
         ..http_record()
     };
@@ -348,6 +350,8 @@ fn operators() {
         ("%QUERY_PARAM(a)%", "-", "-"),
         ("%DOWNSTREAM_TLS_VERSION%", "-", "-"),
         ("%DYNAMIC_METADATA(a:b)%", "-", "-"),
+        ("%DYNAMIC_METADATA(interceptor:egress_proxy)%", "corp-1", "-"),
+        ("%DYNAMIC_METADATA(interceptor:proxy_target)%", "example.com:443", "-"),
         ("%FILTER_STATE(wasm.a:PLAIN):10%", "-", "-"),
         ("%ENVIRONMENT(SURELY_NOT_SET_ANYWHERE)%", "-", "-"),
         ("%UPSTREAM_WIRE_BYTES_SENT%", "-", "-"),

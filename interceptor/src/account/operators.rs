@@ -121,6 +121,8 @@ pub(super) enum Plain {
     LogType,
     UpstreamName,
     UpstreamNameWithoutPort,
+    EgressProxy,
+    ProxyTarget,
 }
 
 /// Operators without arguments and their names.
@@ -290,6 +292,12 @@ impl Operator {
             ("COMMON_DURATION", points) => common_duration(points.unwrap_or_default())?,
             ("QUERY_PARAM", Some(parameter)) if !parameter.is_empty() => {
                 What::Query(parameter.to_owned())
+            }
+            ("DYNAMIC_METADATA", Some("interceptor:egress_proxy")) => {
+                What::Plain(Plain::EgressProxy)
+            }
+            ("DYNAMIC_METADATA", Some("interceptor:proxy_target")) => {
+                What::Plain(Plain::ProxyTarget)
             }
             ("QUERY_PARAM", _) => return Err("QUERY_PARAM needs a parameter's name".into()),
             (name, _) if NEVER_WITH_ARGUMENTS.contains(&name) => What::Never,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::act::door::Left;
 use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
 
@@ -82,6 +83,10 @@ pub struct More {
     pub address_of: Option<String>,
     /// The unix socket that stands in the place of `upstream_host`.
     pub upstream_socket: Option<Arc<Path>>,
+    /// The egress proxy through which it left, or that gave no way out.
+    pub egress_proxy: Option<Arc<str>>,
+    /// What that was asked for, as an authority.
+    pub proxy_target: Option<Arc<str>>,
 }
 
 /// What a log line may say of a TLS session.
@@ -122,6 +127,12 @@ impl Record {
         if explain && !told {
             self.remark(format!("address_of{{{name}}}"));
         }
+    }
+
+    /// The way out.
+    pub fn note_door(&mut self, left: Option<&Left>) {
+        self.more.egress_proxy = left.map(|left| Arc::clone(&left.proxy));
+        self.more.proxy_target = left.map(|left| Arc::clone(&left.target));
     }
 
     /// Adds a word to field 8.

@@ -104,6 +104,8 @@ impl Plain {
             Self::UpstreamPeerIpSan => tls(|tls| tls.peer_ip_san.as_deref()),
             Self::RequestTxDuration => millis(Point::UsTxEnd.of(record)),
             // As in Envoy: the address, where no name is known.
+            Self::EgressProxy => borrowed(more.egress_proxy.as_deref()),
+            Self::ProxyTarget => borrowed(more.proxy_target.as_deref()),
             Self::UpstreamName => name_or(record, Self::Address(End::UpstreamRemote)),
             Self::UpstreamNameWithoutPort => name_or(record, Self::Ip(End::UpstreamRemote)),
             Self::LogType => Value::Text(Cow::Borrowed(match record.http {

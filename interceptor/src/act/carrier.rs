@@ -4,28 +4,26 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
 use super::dial::{DialError, Dialer, Dialled};
+use super::door::{DoorError, Health, Left, Through};
 use super::preamble;
+pub use super::stream::{Io, Stream};
 use super::tls::{Alpn, Originator, Secrets, TlsError, TlsSession};
+use super::tunnel::{self, NoTunnel};
 use crate::decide::Upstream;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
 use crate::policy::Enforcement;
-use crate::sniff::prefixed::Prefixed;
 
 /// The ends of a connection to a unix socket: none that could be told.
 pub const UNNAMED: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -40,6 +38,8 @@ pub struct Outbound {
     pub clusters: Clusters,
     /// TLS.
     pub originator: Originator,
+    /// How egress proxies do.
+    pub proxies: Health,
     /// Room for mirrored requests (VS-28).
     pub(super) mirrors: Arc<Semaphore>,
 }
@@ -50,6 +50,7 @@ impl Outbound {
         Self {
             clusters: Clusters::default(),
             originator: Originator::new(secrets),
+            proxies: Health::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
         }
     }
@@ -77,59 +78,13 @@ pub struct Ask<'a> {
     pub hash: Option<u64>,
     /// Endpoints that were tried already.
     pub avoid: &'a [SocketAddr],
+    /// The Host of a request in plain HTTP/1.1, which an egress proxy may be given as it is; `None`:
+    /// bytes that want a tunnel.
+    pub plain: Option<&'a str>,
 }
-
-/// A stream that is no plain socket.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
-
-/// What carries the bytes.
-pub enum Stream {
-    /// The socket itself.
-    Plain(TcpStream),
-    /// TLS or a tunnel on it.
-    Wrapped(Box<dyn Io>),
-}
-
-impl Stream {
-    /// Returns when the other side has said something, or has ended; nothing of it is lost. Can be
-    /// dropped and called again.
-    pub async fn speaks(&mut self) {
-        let stream = match self {
-            Self::Plain(socket) => {
-                // An error is for whoever reads.
-                let _ = socket.readable().await;
-                return;
-            }
-            Self::Wrapped(stream) => stream,
-        };
-        let mut words = BytesMut::with_capacity(FIRST_WORDS);
-        // An error or the end will be met again by whoever reads on.
-        let _ = stream.read_buf(&mut words).await;
-        let nothing: Box<dyn Io> = Box::new(tokio::io::empty());
-        let inner = std::mem::replace(stream, nothing);
-        *stream = Box::new(Prefixed::new(words.freeze(), inner));
-    }
-}
-
-impl Stream {
-    /// Ready when the other side has said something, or has ended. A byte that it said is lost.
-    pub fn poll_speaks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut byte = [0];
-        let mut byte = ReadBuf::new(&mut byte);
-        match self {
-            Self::Plain(socket) => Pin::new(socket).poll_read(cx, &mut byte).map(|_| ()),
-            Self::Wrapped(stream) => Pin::new(stream).poll_read(cx, &mut byte).map(|_| ()),
-        }
-    }
-}
-
-/// How much of a wrapped stream's first words is read ahead.
-const FIRST_WORDS: usize = 4096;
 
 /// A stream in TLS, and what TLS agreed on.
-fn wrapped<S>(stream: TlsStream<S>) -> (Stream, Arc<TlsSession>)
+pub(super) fn wrapped<S>(stream: TlsStream<S>) -> (Stream, Arc<TlsSession>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -149,6 +104,8 @@ pub struct Carried {
     pub tls: Option<Arc<TlsSession>>,
     /// The unix socket in place of addresses, which are [`UNNAMED`] then.
     pub socket: Option<Arc<Path>>,
+    /// The egress proxy through which it leaves.
+    pub left: Option<Arc<Left>>,
     /// Held while the connection lives.
     pub held: Held,
 }
@@ -186,8 +143,11 @@ pub enum CarryError {
         /// The proxy.
         tried: SocketAddr,
         /// Why.
-        source: io::Error,
+        source: NoTunnel,
     },
+    /// No egress proxy let it out (T-47).
+    #[error(transparent)]
+    Door(#[from] DoorError),
 }
 
 impl CarryError {
@@ -197,6 +157,7 @@ impl CarryError {
             Self::Dial(error) => error.tried(),
             Self::Tls { tried, .. } => *tried,
             Self::Tunnel { tried, .. } => Some(*tried),
+            Self::Door(error) => error.tried,
             Self::NoCluster | Self::Overflow(_) => None,
         }
     }
@@ -206,6 +167,7 @@ impl CarryError {
         match self {
             Self::Dial(error) => error.details(),
             Self::Tls { error, .. } => error.details(),
+            Self::Door(error) => error.details(),
             other => other.to_string().replace(' ', "_"),
         }
     }
@@ -261,6 +223,10 @@ impl Carrier {
             return Err(CarryError::NoCluster);
         }
         let cluster = self.outbound.clusters.get(name);
+        if destination.door.via().is_some() {
+            // The proxy's own address is none of the cluster's, and names are the proxy's to resolve.
+            return Ok(Choice { cluster, order: None, total: 1, spreads: false });
+        }
         let dialer = self.dialer_for(&destination.traffic);
         let Some(candidates) = dialer.candidates(&destination.upstream).await? else {
             return Ok(Choice { cluster, order: None, total: 1, spreads: false });
@@ -308,28 +274,19 @@ impl Carrier {
         let tried = carried.upstream;
         let deadline = Instant::now() + self.timeout(&destination.traffic);
         let http2 = destination.traffic.protocol == UpstreamProtocol::Http2;
-        let failed = |source| CarryError::Tunnel { tried, source };
+        let request = tunnel::Request::of_rule(tunnel);
         carried.stream = timeout_at(deadline, async {
-            Ok(match (carried.stream, http2) {
-                (Stream::Plain(mut stream), false) => {
-                    preamble::tunnel_http1(&mut stream, tunnel).await?;
-                    Stream::Plain(stream)
-                }
-                (Stream::Wrapped(mut stream), false) => {
-                    preamble::tunnel_http1(&mut stream, tunnel).await?;
-                    Stream::Wrapped(stream)
-                }
-                (Stream::Plain(stream), true) => {
-                    Stream::Wrapped(Box::new(preamble::tunnel_http2(stream, tunnel).await?))
-                }
-                (Stream::Wrapped(stream), true) => {
-                    Stream::Wrapped(Box::new(preamble::tunnel_http2(stream, tunnel).await?))
-                }
-            })
+            let mut stream = carried.stream;
+            if http2 {
+                let tunnelled = tunnel::ask_http2(stream, &request).await?;
+                return Ok(Stream::Wrapped(Box::new(tunnelled)));
+            }
+            tunnel::ask_http1(&mut stream, &request).await?;
+            Ok(stream)
         })
         .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(failed)?;
+        .unwrap_or(Err(NoTunnel::Late))
+        .map_err(|source| CarryError::Tunnel { tried, source })?;
         Ok(carried)
     }
 
@@ -367,7 +324,14 @@ impl Carrier {
         let report = |address, outcome| {
             choice.cluster.report(address, outcome, traffic.outlier.as_ref(), choice.total);
         };
+        let mut left = None;
         let (mut stream, upstream, local, socket) = match (&destination.upstream, choice.order) {
+            _ if let Some(via) = destination.door.via() => {
+                let Through { stream, upstream, local, how } =
+                    self.leave(via, ask, &dialer).await?;
+                left = Some(Arc::new(how));
+                (stream, upstream, local, None)
+            }
             (Upstream::Unix(sockets), _) => {
                 let (stream, path) = dialer.dial_unix(sockets).await?;
                 (Stream::Wrapped(Box::new(stream)), UNNAMED, UNNAMED, Some(path))
@@ -391,13 +355,7 @@ impl Carrier {
             || DialError::Connect { tried: upstream, source: io::ErrorKind::TimedOut.into() };
         if let Some(version) = traffic.proxy_protocol {
             let header = preamble::proxy_header(version, ask.src, ask.dst.addr());
-            let written = async {
-                match &mut stream {
-                    Stream::Plain(stream) => stream.write_all(&header).await,
-                    Stream::Wrapped(stream) => stream.write_all(&header).await,
-                }
-            };
-            timeout_at(deadline, written)
+            timeout_at(deadline, stream.write_all(&header))
                 .await
                 .map_err(|_| late())?
                 .map_err(|source| DialError::Connect { tried: upstream, source })?;
@@ -405,12 +363,7 @@ impl Carrier {
         let (stream, tls) = match handshake {
             None => (stream, None),
             Some(handshake) => {
-                let shaken = async {
-                    match stream {
-                        Stream::Plain(stream) => handshake.run(stream).await.map(wrapped),
-                        Stream::Wrapped(stream) => handshake.run(stream).await.map(wrapped),
-                    }
-                };
+                let shaken = async { handshake.run(stream).await.map(wrapped) };
                 let shaken = timeout_at(deadline, shaken).await;
                 match shaken
                     .map_err(|_| late())
@@ -427,7 +380,7 @@ impl Carrier {
         if ask.host.is_none() {
             report(upstream, Outcome::Success);
         }
-        Ok(Carried { stream, upstream, local, tls, socket, held })
+        Ok(Carried { stream, upstream, local, tls, socket, left, held })
     }
 
     fn timeout(&self, traffic: &TrafficPolicy) -> Duration {

@@ -279,6 +279,17 @@ impl Dialer {
         Err(DialError::NotVerified { dst })
     }
 
+    /// Connects to a server that the configuration names, not to a judged destination.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub(super) async fn dial_server(&self, place: &Place, port: u16) -> Result<Dialled, DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let addresses = self.addresses(&(place.clone(), port), deadline).await?;
+        let addresses = alternate_families(addresses);
+        self.connect_first(addresses, ready(Vec::new()), ATTEMPT_DELAY, deadline).await
+    }
+
     /// Dials an endpoint chosen by weight, over all of its addresses; the other endpoints stand in
     /// when it has none or none answers (RES-3, RES-4).
     async fn dial_names(
@@ -399,12 +410,13 @@ impl Dialer {
         };
         match race(addresses, others, stagger, deadline, connect).await {
             Ok((upstream, (stream, local))) => Ok(Dialled { stream, upstream, local }),
-            Err(Lost { tried: Some(tried), source }) => {
-                if source.kind() == io::ErrorKind::TimedOut && source.raw_os_error().is_none() {
-                    // Cut off here, so its own end was never seen.
-                    failed(tried);
-                }
+            Err(Lost { tried: Some(tried), failure: Some(source) }) => {
                 Err(DialError::Connect { tried, source })
+            }
+            Err(Lost { tried: Some(tried), failure: None }) => {
+                // Cut off here, so its own end was never seen.
+                failed(tried);
+                Err(DialError::Connect { tried, source: io::ErrorKind::TimedOut.into() })
             }
             Err(Lost { tried: None, .. }) => Err(DialError::NoEndpoint),
         }
@@ -422,7 +434,7 @@ fn start_at(addresses: &mut [SocketAddr], dialled: IpAddr, first: bool) {
 }
 
 /// The endpoints in a random order in which each next one is drawn by weight among those left.
-fn by_weight<A>(endpoints: &[Endpoint<A>]) -> impl Iterator<Item = &A> {
+pub(super) fn by_weight<A>(endpoints: &[Endpoint<A>]) -> impl Iterator<Item = &A> {
     let mut left = endpoints.iter().collect::<Vec<_>>();
     std::iter::from_fn(move || {
         let weight = |endpoint: &Endpoint<A>| u64::from(endpoint.weight.max(1));

@@ -4,11 +4,14 @@ pub mod block;
 pub mod carrier;
 pub mod cluster;
 pub mod dial;
+pub mod door;
 pub mod http;
 mod preamble;
 mod race;
 pub mod relay;
+mod stream;
 pub mod tls;
+pub mod tunnel;
 
 use crate::decide::route::Destination;
 

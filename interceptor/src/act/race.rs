@@ -2,7 +2,6 @@
 //! connect wins. Knows nothing of sockets.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
@@ -13,11 +12,11 @@ use tokio::time::{Instant, sleep_until};
 
 /// Nobody won.
 #[derive(Debug)]
-pub(super) struct Lost {
+pub(super) struct Lost<C, E> {
     /// The candidate tried last; `None` if there was none.
-    pub(super) tried: Option<SocketAddr>,
-    /// How the last failure read; [`io::ErrorKind::TimedOut`] without an OS error at the deadline.
-    pub(super) source: io::Error,
+    pub(super) tried: Option<C>,
+    /// The last failure; `None`: the deadline came, or there was no candidate.
+    pub(super) failure: Option<E>,
 }
 
 /// Connects to the first of `candidates`, and to the next one whenever `stagger` has passed or a
@@ -26,13 +25,13 @@ pub(super) struct Lost {
 ///
 /// # Errors
 /// [`Lost`]: everyone failed, or `deadline` came.
-pub(super) async fn race<T, F: Future<Output = io::Result<T>>>(
-    candidates: Vec<SocketAddr>,
-    more: impl Future<Output = Vec<SocketAddr>>,
+pub(super) async fn race<C: Copy, T, E, F: Future<Output = Result<T, E>>>(
+    candidates: Vec<C>,
+    more: impl Future<Output = Vec<C>>,
     stagger: Duration,
     deadline: Instant,
-    connect: impl Fn(SocketAddr) -> F,
-) -> Result<(SocketAddr, T), Lost> {
+    connect: impl Fn(C) -> F,
+) -> Result<(C, T), Lost<C, E>> {
     let mut queue = VecDeque::from(candidates);
     let mut more = pin!(more);
     let mut may_be_more = true;
@@ -51,8 +50,7 @@ pub(super) async fn race<T, F: Future<Output = io::Result<T>>>(
             wanted = false;
         }
         if running.is_empty() && queue.is_empty() && !may_be_more {
-            let none = || io::Error::new(io::ErrorKind::AddrNotAvailable, "no address to try");
-            return Err(Lost { tried, source: failure.unwrap_or_else(none) });
+            return Err(Lost { tried, failure });
         }
         tokio::select! {
             biased;
@@ -70,7 +68,7 @@ pub(super) async fn race<T, F: Future<Output = io::Result<T>>>(
             }
             () = sleep_until(next_start), if !wanted => wanted = true,
             () = sleep_until(deadline) => {
-                return Err(Lost { tried, source: io::ErrorKind::TimedOut.into() });
+                return Err(Lost { tried, failure: None });
             }
         }
     }
@@ -98,6 +96,7 @@ pub(super) fn alternate_families(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> 
 mod tests {
     use std::cell::RefCell;
     use std::future::{pending, ready};
+    use std::io;
 
     use tokio::time::sleep;
 
@@ -129,9 +128,10 @@ mod tests {
             }
         })
         .await;
-        let result = result
-            .map(|(winner, ())| winner.to_string())
-            .map_err(|lost| (lost.tried.unwrap().to_string(), lost.source.kind()));
+        let result = result.map(|(winner, ())| winner.to_string()).map_err(|lost| {
+            let late = io::ErrorKind::TimedOut;
+            (lost.tried.unwrap().to_string(), lost.failure.map_or(late, |error| error.kind()))
+        });
         (result, start.elapsed().as_millis(), tries.into_inner())
     }
 
@@ -176,7 +176,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         let won = race(addresses(&[A]), pending(), STAGGER, deadline, |_| async {
             sleep(Duration::from_millis(700)).await;
-            Ok(())
+            io::Result::Ok(())
         });
         assert_eq!(won.await.unwrap().0, addresses(&[A])[0]);
     }

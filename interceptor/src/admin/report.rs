@@ -5,6 +5,8 @@ use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::act::door::ProxyState;
+
 /// The state of a running interceptor. Its `Display` is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StatusReport {
@@ -51,6 +53,9 @@ pub struct StatusReport {
     /// How full each limit is that a workload can reach.
     #[serde(default)]
     pub limits: Vec<Limit>,
+    /// Egress proxies that were used, in each namespace.
+    #[serde(default)]
+    pub egress_proxies: Vec<ProxyState>,
     /// Changes of the policy files so far.
     #[serde(default)]
     pub reloads: Reloads,
@@ -265,6 +270,16 @@ impl fmt::Display for StatusReport {
             ]
         });
         table(f, ["LIMIT", "NOW", "AT MOST", "REFUSED"], limits.collect())?;
+        let proxies = self.egress_proxies.iter().map(|proxy| {
+            let state = match proxy.rests_ms {
+                None => "in use".into(),
+                Some(rest) => format!("rests {} s", rest.div_ceil(1000)),
+            };
+            let (served, failed) = (proxy.served.to_string(), proxy.failed.to_string());
+            [proxy.proxy.clone(), state, served, failed, proxy.last.clone().unwrap_or("-".into())]
+        });
+        let head = ["EGRESS PROXY", "STATE", "SERVED", "FAILED", "LAST FAILURE"];
+        table(f, head, proxies.collect())?;
         let why = self.why_proxy.iter().map(|(why, count)| [why.clone(), count.to_string()]);
         table(f, ["PROXIED FOR", "CONNECTIONS"], why.collect())?;
         let records = self.records.iter().map(|(why, count)| [why.clone(), count.to_string()]);

@@ -101,6 +101,7 @@ pub(super) fn sample() -> StatusReport {
         counters: [("refused_total".to_owned(), 9)].into(),
         connections: Connections { active: 2, total: 120, accept_failures: 0 },
         limits: vec![Limit { name: "undecided".into(), now: 1, most: 2048, refused: 3 }],
+        egress_proxies: vec![],
         reloads: Reloads { accepted: 1, refused: 2 },
         records: [("not_registered".to_owned(), 5)].into(),
         access_log_dropped: 0,

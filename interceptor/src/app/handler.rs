@@ -158,6 +158,12 @@ impl Handler for Running {
                     refused: used.refused,
                 })
                 .into(),
+            egress_proxies: self
+                .covered
+                .all()
+                .values()
+                .flat_map(|covered| covered.site.load().outbound.proxies.report())
+                .collect(),
             reloads: Reloads { accepted: reloads(0), refused: reloads(1) },
             records: self
                 .log

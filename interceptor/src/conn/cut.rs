@@ -67,6 +67,14 @@ async fn leads_to(decision: &Decision, connection: &Established, site: &Site) ->
     let (peer, dialled) = (connection.peer, connection.origin.dst.addr().ip());
     for destination in destinations {
         let upstream = &destination.upstream;
+        // Through a proxy, the peer says nothing of where it leads.
+        let (now, then) = (&destination.door, &connection.destination.door);
+        if now != then {
+            continue;
+        }
+        if now.via().is_some() {
+            return true;
+        }
         let names = match upstream {
             same if *same == connection.destination.upstream => return true,
             Upstream::Static(endpoints) => {

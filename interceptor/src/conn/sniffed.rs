@@ -135,5 +135,5 @@ fn same_place(decision: &Decision, to: &Destination) -> bool {
         (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
         (a, b) => a == b,
     };
-    same && only.traffic == to.traffic
+    same && only.door == to.door && only.traffic == to.traffic
 }

@@ -143,7 +143,7 @@ pub enum Upstream {
 }
 
 /// How an endpoint is given where names are resolved (RES-3).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// The daemon resolves it.
     Name(HostName),

@@ -5,6 +5,7 @@
 //! same services into tables of their own and read those.
 
 mod decision;
+pub mod door;
 pub mod host;
 pub(crate) mod http_route;
 mod istio;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 pub use decision::*;
 pub(crate) use service::{Cluster, Group, RouteTo, Service, StreamRule, Target};
 
+use self::door::{Door, Doors};
 use self::pattern::HostIndex;
 pub use self::request::canonical_host;
 use self::request::{Host, effective_host};
@@ -54,6 +56,7 @@ struct Inner {
     dynamic_tls: Option<Arc<Origination>>,
     gateway: bool,
     unknown: Arc<TrafficPolicy>,
+    doors: Doors,
     services: Vec<Service>,
     /// Every host of the registry, whatever its ports (MESH-30).
     known: HostIndex,
@@ -87,6 +90,8 @@ pub(crate) struct Rules {
     pub(crate) gateway: bool,
     /// What carries unknown traffic, but for the protocol, which is the client's (MESH-18, MESH-25).
     pub(crate) unknown: TrafficPolicy,
+    /// How what is allowed leaves.
+    pub(crate) doors: Doors,
 }
 
 #[derive(Debug)]
@@ -98,8 +103,16 @@ enum Tables {
 impl Policy {
     /// Compiles `rules` for workloads of `namespace`.
     pub(crate) fn new(namespace: &str, enforcement: Enforcement, rules: Rules) -> Self {
-        let Rules { outbound, services, listeners, egress_proxy, dynamic_tls, gateway, unknown } =
-            rules;
+        let Rules {
+            outbound,
+            services,
+            listeners,
+            egress_proxy,
+            dynamic_tls,
+            gateway,
+            unknown,
+            doors,
+        } = rules;
         let unknown = Arc::new(TrafficPolicy { protocol: UpstreamProtocol::AsClient, ..unknown });
         let mut known = HostIndex::default();
         for (id, service) in (0..).zip(&services).filter(|(_, service)| !service.nominal) {
@@ -126,6 +139,7 @@ impl Policy {
             dynamic_tls,
             gateway,
             unknown,
+            doors,
             services,
             known,
             ports,
@@ -157,10 +171,12 @@ pub struct Flow<'a> {
 /// The verdict where address and port suffice, else what to do while waiting for bytes.
 pub fn by_address(policy: &Policy, flow: &Flow<'_>) -> ByAddress {
     let Some(rules) = policy.rules(flow) else { return ByAddress::Decided(no_policy()) };
-    match &rules.tables {
-        Tables::Strict(tables) => tables.by_address(rules, flow.dst.addr()),
-        Tables::Istio(tables) => tables.by_address(rules, flow.dst.addr()),
-    }
+    let dst = flow.dst.addr();
+    let found = match &rules.tables {
+        Tables::Strict(tables) => tables.by_address(rules, dst),
+        Tables::Istio(tables) => tables.by_address(rules, dst),
+    };
+    rules.doors.by_address(found, dst)
 }
 
 /// The verdict once the first bytes are known. Only asked after [`by_address`] said
@@ -171,10 +187,12 @@ pub fn by_hello(policy: &Policy, flow: &Flow<'_>, hello: &Hello) -> Decision {
         // Nothing was asked for, so nothing is refused either: no cluster (LIS-25).
         return Decision { cluster: None, ..refuse(Block::Close, Reason::EarlyClose) };
     }
-    match &rules.tables {
-        Tables::Strict(tables) => tables.by_hello(rules, flow.dst.addr(), hello),
-        Tables::Istio(tables) => tables.by_hello(rules, flow.dst.addr(), hello),
-    }
+    let dst = flow.dst.addr();
+    let found = match &rules.tables {
+        Tables::Strict(tables) => tables.by_hello(rules, dst, hello),
+        Tables::Istio(tables) => tables.by_hello(rules, dst, hello),
+    };
+    rules.doors.through(found, dst)
 }
 
 /// The verdict on one HTTP request of a connection for which [`by_hello`] said [`Action::Http`].
@@ -201,7 +219,7 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
         Tables::Strict(tables) => tables.by_request(rules, dst, &host),
         Tables::Istio(tables) => tables.by_request(rules, dst, &host),
     };
-    match found {
+    let decision = match found {
         Ok(id) => {
             let service = rules.service(id);
             let asked = Asked { dst, name, profile };
@@ -211,7 +229,8 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
             }
         }
         Err(reason) => rules.unknown_request(dst, &host, port, reason),
-    }
+    };
+    rules.doors.through(decision, dst)
 }
 
 /// The refusal of a request that the access log could not tell of (T-57).
@@ -248,6 +267,8 @@ impl Inner {
             weight: 1,
             cluster: Some(ClusterName::passthrough()),
             upstream: Upstream::OriginalDst { port: dst.port(), name },
+            judged: None,
+            door: Door::Direct,
             traffic: Arc::clone(&self.unknown),
             headers: Arc::default(),
         }
@@ -320,6 +341,8 @@ impl Inner {
             weight: 1,
             cluster: Some(ClusterName::allow_any_dynamic_dns()),
             upstream,
+            judged: None,
+            door: Door::Direct,
             traffic: Arc::new(TrafficPolicy {
                 protocol: UpstreamProtocol::AsClient,
                 tls: self.dynamic_tls.clone(),

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::door::Door;
+use super::host::HostName;
 use super::traffic::TrafficPolicy;
 use super::{ClusterName, Upstream};
 
@@ -32,6 +34,10 @@ pub struct Destination {
     pub cluster: Option<ClusterName>,
     /// Where it goes.
     pub upstream: Upstream,
+    /// The name by which the traffic was found to belong there; `None`: it was not by a name.
+    pub judged: Option<HostName>,
+    /// The way out.
+    pub door: Door,
     /// How it is carried.
     pub traffic: Arc<TrafficPolicy>,
     /// Header changes of this destination, after the route's (VS-27).

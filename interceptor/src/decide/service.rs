@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::door::Door;
 use super::host::HostName;
 use super::http_route::HttpRoutes;
 use super::pattern::EntryHost;
@@ -148,19 +149,25 @@ impl Service {
                 let cluster = to.first().and_then(|first| first.cluster.clone());
                 allow(Action::Relay(to), cluster, None, &rule.rule)
             }
-            None => self.relay_to(self.cluster.upstream(asked)),
+            None => self.relay_to(self.cluster.destination(asked)),
         }
     }
 
+    /// The verdict for a connection to `port` whose dialled address is known to belong to the host
+    /// (GAP-1).
+    pub(super) fn relay_claimed(&self, port: u16) -> Decision {
+        let (upstream, host) = (self.cluster.claimed(port), self.host().exact());
+        self.relay_to(self.cluster.at(upstream, host.cloned()))
+    }
+
     /// The verdict "this service's traffic, to there" for a connection.
-    pub(super) fn relay_to(&self, upstream: Upstream) -> Decision {
-        let to = vec![self.cluster.destination(upstream)];
-        allow(Action::Relay(to), Some(self.cluster.name.clone()), None, &self.rule)
+    fn relay_to(&self, to: Destination) -> Decision {
+        allow(Action::Relay(vec![to]), Some(self.cluster.name.clone()), None, &self.rule)
     }
 
     /// The verdict of its own default route (LOG-12).
     pub(super) fn forward(&self, asked: &Asked<'_>) -> Decision {
-        let to = self.cluster.destination(self.cluster.upstream(asked));
+        let to = self.cluster.destination(asked);
         let forward = Forward::to(to, Arc::clone(&self.actions));
         let route = Some("default".into());
         let cluster = Some(self.cluster.name.clone());
@@ -195,11 +202,23 @@ impl Cluster {
         }
     }
 
-    pub(super) fn destination(&self, upstream: Upstream) -> Destination {
+    /// The destination for this flow.
+    fn destination(&self, asked: &Asked<'_>) -> Destination {
+        // An alias, or a name that only a rule knows, stands for the host.
+        let by_name = |name: &HostName| match self.host.matches(name) {
+            true => Some(name.clone()),
+            false => self.host.exact().cloned(),
+        };
+        self.at(self.upstream(asked), asked.name.and_then(by_name))
+    }
+
+    fn at(&self, upstream: Upstream, judged: Option<HostName>) -> Destination {
         Destination {
             weight: 1,
             cluster: Some(self.name.clone()),
             upstream,
+            judged,
+            door: Door::Direct,
             traffic: Arc::clone(&self.traffic),
             headers: Arc::default(),
         }
@@ -208,7 +227,7 @@ impl Cluster {
     /// Where it goes for this flow. In istio, NONE goes where the workload dialled, unchecked. In
     /// strict the addresses must hold the dialled one, or, where there are none, the daemon's own
     /// resolution of the name must (R3).
-    pub(super) fn upstream(&self, asked: &Asked<'_>) -> Upstream {
+    fn upstream(&self, asked: &Asked<'_>) -> Upstream {
         let shown = asked.name.filter(|name| self.host.matches(name));
         let name = self.host.exact().or(shown);
         match (self.target(), name) {
@@ -237,7 +256,7 @@ impl Cluster {
     }
 
     /// Where it goes once the dialled address is known to belong to its host (GAP-1).
-    pub(super) fn claimed(&self, port: u16) -> Upstream {
+    fn claimed(&self, port: u16) -> Upstream {
         match (self.target(), self.host.exact()) {
             (Target::Original(own), _) => {
                 Upstream::OriginalDst { port: own.unwrap_or(port), name: None }
@@ -261,6 +280,8 @@ impl RouteTo {
                 weight: self.weight,
                 cluster: None,
                 upstream: Upstream::NoCluster,
+                judged: None,
+                door: Door::Direct,
                 traffic: Arc::default(),
                 headers: Arc::clone(&self.headers),
             };
@@ -268,7 +289,7 @@ impl RouteTo {
         Destination {
             weight: self.weight,
             headers: Arc::clone(&self.headers),
-            ..cluster.destination(cluster.upstream(asked))
+            ..cluster.destination(asked)
         }
     }
 }

@@ -343,7 +343,7 @@ impl Claims {
             let (id, rule) = chains.get(*number as usize)?;
             let service = services.get(*id as usize)?;
             let decision = match rule {
-                None => service.relay_to(service.cluster.claimed(dst.port())),
+                None => service.relay_claimed(dst.port()),
                 rule => service.relay(*rule, &asked(dst, Some(host))),
             };
             Some(Claim { host: host.clone(), decision })

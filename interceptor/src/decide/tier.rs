@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use super::door::{Door, Scope};
 use super::host::HostName;
 use super::route::Destination;
 use super::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
@@ -73,7 +74,7 @@ pub enum WhyProxy {
     TargetPort,
     /// It goes to endpoints other than the dialled address, or to one of several.
     Endpoint,
-    /// A Sidecar's egress proxy takes it.
+    /// It leaves through an egress proxy: `egressProxy`, or a Sidecar's.
     EgressProxy,
     /// Only a resolution can tell whose address it is (GAP-1).
     Resolution,
@@ -137,7 +138,7 @@ impl WhyProxy {
             Self::DestinationRule => "a DestinationRule says how it is carried",
             Self::TargetPort => "it goes to a target port other than the dialled one",
             Self::Endpoint => "it goes to other endpoints than the dialled address",
-            Self::EgressProxy => "the Sidecar's egress proxy takes it",
+            Self::EgressProxy => "it leaves through an egress proxy",
             Self::Resolution => "only a resolution can tell whose address it is",
         }
     }
@@ -153,7 +154,7 @@ pub fn by_destination(
     match by_address(policy, flow) {
         ByAddress::Decided(decision) => match &decision.action {
             Action::Block(_) => Tier::Refused(decision.reason),
-            _ => direct(decision, flow, owns),
+            _ => direct(policy, decision, flow, owns),
         },
         ByAddress::Inspect { unless_client_speaks } => {
             if no_byte_matters(policy, flow) {
@@ -167,12 +168,17 @@ pub fn by_destination(
     }
 }
 
-fn direct(decision: Decision, flow: &Flow<'_>, owns: &dyn Fn(&HostName) -> Option<bool>) -> Tier {
+fn direct(
+    policy: &Policy,
+    decision: Decision,
+    flow: &Flow<'_>,
+    owns: &dyn Fn(&HostName) -> Option<bool>,
+) -> Tier {
     let settled = match settle(decision, owns) {
         Some(settled) => settled,
         None => return Tier::Proxy(WhyProxy::Resolution),
     };
-    match leads_there(&settled, flow) {
+    match leads_there(policy, &settled, flow) {
         Ok(host) => {
             let host = host.cloned();
             Tier::Direct(settled, host)
@@ -215,14 +221,14 @@ fn whatever_is_said(
         // Refused with an answer, whatever it says.
         return Tier::Named;
     }
-    let whole = direct(silent, flow, owns);
+    let whole = direct(policy, silent, flow, owns);
     let Tier::Direct(decision, _) = &whole else { return whole };
     let unknown = HostName::parse("interceptor-probe.invalid").ok();
     let probes = [Hello::Opaque, Hello::Malformed(Malformed("")), tls(None), tls(unknown)];
     let alike = |hello: &Hello| {
         let said = settle(by_hello(policy, flow, hello), owns);
         said.is_some_and(|said| {
-            said.cluster == decision.cluster && leads_there(&said, flow).is_ok()
+            said.cluster == decision.cluster && leads_there(policy, &said, flow).is_ok()
         })
     };
     if !probes.iter().all(alike) {
@@ -248,7 +254,7 @@ pub fn by_name(policy: &Policy, flow: &Flow<'_>, name: &HostName) -> NameTier {
     if matches!(by_hello(policy, flow, &Hello::Tls(hidden)).action, Action::Block(_)) {
         return NameTier::Proxy(WhyProxy::Bytes);
     }
-    match leads_there(&decision, flow) {
+    match leads_there(policy, &decision, flow) {
         Ok(host) => {
             let host = host.cloned();
             NameTier::Direct(decision, host)
@@ -292,6 +298,7 @@ fn may_allow_requests(policy: &Policy, flow: &Flow<'_>) -> bool {
 /// dialled, carried as it is. With a name: where the daemon's own resolution of that has the dialled
 /// address, which then counts as the balancer's choice.
 fn leads_there<'a>(
+    policy: &Policy,
     decision: &'a Decision,
     flow: &Flow<'_>,
 ) -> Result<Option<&'a HostName>, WhyProxy> {
@@ -301,6 +308,14 @@ fn leads_there<'a>(
         Action::ByResolution(_) => return Err(WhyProxy::Resolution),
         _ => return Err(WhyProxy::Http),
     };
+    // What is judged by its address is judged once for a whole network, and doors may divide that.
+    let divided = || policy.rules(flow).is_none_or(|rules| rules.doors.may_proxy(Scope::Addresses));
+    let by_address = |to: &Destination| {
+        to.judged.is_none() && matches!(to.upstream, Upstream::OriginalDst { .. })
+    };
+    if to.iter().any(|to| to.door != Door::Direct || (by_address(to) && divided())) {
+        return Err(WhyProxy::EgressProxy);
+    }
     let [to] = to.as_slice() else { return Err(WhyProxy::VirtualService) };
     if !is_plain(&to.traffic) {
         return Err(WhyProxy::DestinationRule);
@@ -383,7 +398,7 @@ pub fn withdrawn(
     };
     match &decision.action {
         Action::Block(_) => Some(decision.reason.label()),
-        Action::Relay(to) if to.iter().any(leads) => None,
+        Action::Relay(to) if to.iter().any(|to| to.door == Door::Direct && leads(to)) => None,
         Action::Relay(_) => Some("other_upstream"),
         _ => Some("other_protocol"),
     }

@@ -29,6 +29,13 @@ pub struct TrafficPolicy {
     pub protocol: UpstreamProtocol,
 }
 
+impl TrafficPolicy {
+    /// Whether nothing goes around or ahead of a request's bytes.
+    pub fn is_bare(&self) -> bool {
+        self.tls.is_none() && self.proxy_protocol.is_none()
+    }
+}
+
 /// Limits of a cluster (DR-9, DR-10). `None` = unlimited.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Limits {

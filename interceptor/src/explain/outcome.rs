@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::question::Question;
 use super::{Dialled, Names};
 use crate::account::{Encoding, Flag, Format, HttpFields, Record};
+use crate::decide::door::Via;
 use crate::decide::route::{Abort, Destination, Forward, LocalReply};
 use crate::decide::traffic::{Origination, Trust, UpstreamProtocol, Verify};
 use crate::decide::{Action, Block, Decision, Place, Upstream};
@@ -51,6 +52,12 @@ pub struct Expect {
     /// Host that the upstream sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_host_header: Option<String>,
+    /// Egress proxies, in the order in which they are tried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub egress_proxies: Vec<String>,
+    /// What they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_target: Option<String>,
     /// Share of each cluster, where there are several.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub distribution: BTreeMap<String, u32>,
@@ -232,6 +239,10 @@ impl Draft {
         }
         let mut known = Vec::new();
         for one in destinations {
+            if let Some(via) = one.door.via() {
+                self.leave(via);
+                continue;
+            }
             match places(&one.upstream, question, names) {
                 Places::Known(addresses) => {
                     self.upstreams.extend(addresses.iter().map(ToString::to_string));
@@ -286,6 +297,22 @@ impl Draft {
                 UpstreamProtocol::AsClient if question.first == super::FirstBytes::H2c => "HTTP/2",
                 UpstreamProtocol::AsClient => "HTTP/1.1",
             });
+        }
+    }
+
+    /// Through egress proxies: the upstream that is connected to is one of those.
+    fn leave(&mut self, via: &Via) {
+        let targets = via.targets.iter().map(|one| format!("{}:{}", one.target.0, one.target.1));
+        let mut asked = targets.collect::<Vec<_>>().join(", ");
+        if let Some(name) = &via.noticed {
+            asked = format!("{asked}, or {name} if it has that address");
+        }
+        self.expect.proxy_target.get_or_insert(asked);
+        for proxy in via.proxies.iter().map(ToString::to_string) {
+            if !self.expect.egress_proxies.contains(&proxy) {
+                self.upstreams.push(proxy.clone());
+                self.expect.egress_proxies.push(proxy);
+            }
         }
     }
 

@@ -143,6 +143,9 @@ impl fmt::Display for Explanation {
             row(f, "", &format!("{cluster} with weight {weight}"))?;
         }
         row(f, "upstream", &or_dash(self.outcome.upstreams.join(", ")))?;
+        if let Some(target) = &expect.proxy_target {
+            row(f, "through", &format!("an egress proxy, which is asked for {target}"))?;
+        }
         row(f, "TLS", &self.tls())?;
         let status = expect.status.map_or(String::new(), |status| format!(" {status}"));
         row(

@@ -1,5 +1,22 @@
 //! The encoding of bytes in resources: standard base64 with padding (RFC 4648 section 4).
 
+/// Encodes `bytes`, without line breaks.
+pub(crate) fn encode(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let at = |index: usize| u32::from(group.get(index).copied().unwrap_or_default());
+        let bits = at(0) << 16 | at(1) << 8 | at(2);
+        for digit in 0..4 {
+            text.push(match digit > group.len() {
+                true => '=',
+                false => char::from(DIGITS[(bits >> (18 - 6 * digit)) as usize % 64]),
+            });
+        }
+    }
+    text
+}
+
 /// Decodes `text`, line breaks left out; `None` where it is anything else.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     let text: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
@@ -42,7 +59,7 @@ fn value(digit: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::decode;
+    use super::{decode, encode};
 
     #[test]
     fn rfc_4648_section_10_and_malformed_texts() {
@@ -65,5 +82,11 @@ mod tests {
             assert_eq!(decode(text), expected.map(|e| e.as_bytes().to_vec()), "{text:?}");
         }
         assert_eq!(decode("+/+/"), Some(vec![0xfb, 0xff, 0xbf]));
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
+        {
+            assert_eq!(encode(bytes.as_bytes()), text);
+        }
+        assert_eq!(encode(&[0xfb, 0xff, 0xbf]), "+/+/");
     }
 }

@@ -103,8 +103,11 @@ impl Checked {
             gateways: resources.gateways.clone(),
             workloads: self.workloads.clone(),
         };
-        let compiled =
+        let mut compiled =
             compile_for(caller, input, &self.mesh, &self.overrides, &self.rules, &mut out);
+        if let Some(proxies) = &resources.egress_proxies {
+            compiled.rules.doors = proxies.doors(&resources.secrets);
+        }
         out.warnings.extend(double_tls(&self.rules, caller, &compiled.rules.services));
         let services = compiled.rules.services.iter().filter(|service| !service.nominal).count();
         let summary = Summary {

@@ -19,6 +19,7 @@ use super::service_entry::Resolution;
 use super::sidecar::{self, Imports, Sidecar};
 use super::virtual_service::VirtualService;
 use super::virtual_service::compile::{Binder, Clusters, Settings};
+use crate::decide::door::Doors;
 use crate::decide::http_route::HttpRoutes;
 use crate::decide::pattern::EntryHost;
 use crate::decide::route::{HeaderChanges, RouteActions};
@@ -132,6 +133,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
         dynamic_tls: mesh.dynamic_tls.clone(),
         gateway: false,
         unknown: mesh.unknown.clone(),
+        doors: Doors::default(),
     };
     let all = &input.virtual_services;
     match mesh.gateway {

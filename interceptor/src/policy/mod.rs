@@ -4,6 +4,7 @@ mod base64;
 mod checked;
 mod compile;
 mod destination_rule;
+mod egress_proxy;
 mod entry;
 mod fields;
 mod gateway;
@@ -37,6 +38,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+pub(crate) use self::base64::encode as encode_base64;
 pub use self::checked::Checked;
 pub use self::inventory::{Changes, Inventory};
 pub use self::kubernetes::{Credentials, Keyring};

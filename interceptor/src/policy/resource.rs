@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::destination_rule::DestinationRule;
+use super::egress_proxy::EgressProxies;
 use super::fields::{Context, Fields, Findings};
 use super::gateway::Gateway;
 use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
 use super::limits::Limits;
 use super::mesh::MeshConfig;
-use super::metadata::{read_meta, shadows};
+use super::metadata::{Meta, read_meta, shadows};
 use super::node::{At, BadYaml, Node, Value, parse};
 use super::parts::{self, Known, Origin, Part, Piece, Written};
 use super::selection::Workload;
@@ -45,6 +46,7 @@ pub(super) struct Resources {
     pub(super) on_log_loss: Option<OnLogLoss>,
     pub(super) fast_path: Option<bool>,
     pub(super) limits: Option<Limits>,
+    pub(super) egress_proxies: Option<EgressProxies>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -325,7 +327,7 @@ impl Resources {
                 self.config_map(node, &cx, out);
                 return;
             }
-            "InterceptorConfig" => self.interceptor_config(&mut top, node, &cx, out),
+            "InterceptorConfig" => self.interceptor_config(&meta, &mut top, node, &cx, out),
             other
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
@@ -403,6 +405,7 @@ impl Resources {
 
     fn interceptor_config<'n>(
         &mut self,
+        meta: &Meta,
         top: &mut Fields<'n>,
         node: &'n Node,
         cx: &Context,
@@ -436,15 +439,12 @@ impl Resources {
             let fields = Fields::of(limits.value, limits.path, cx, out);
             self.limits = Some(Limits::read(fields, cx, out));
         }
-        let later = [
-            "mode",
-            "bypassCIDRs",
-            "excludedPorts",
-            "resolvers",
-            "accessLog",
-            "egressProxy",
-            "selector",
-        ];
+        if let Some(proxies) = spec.take("egressProxy") {
+            let fields = Fields::of(proxies.value, proxies.path, cx, out);
+            let namespace = Arc::clone(&meta.namespace);
+            self.egress_proxies = Some(EgressProxies::read(fields, namespace, cx, out));
+        }
+        let later = ["mode", "bypassCIDRs", "excludedPorts", "resolvers", "accessLog", "selector"];
         for (key, _) in spec.rest() {
             let path = format!("spec.{}", key.name);
             let known = later.contains(&key.name.as_str());

@@ -16,6 +16,7 @@ use super::world::{Nowhere, World};
 use crate::account::{AccessLog, ConnectionAccount, Encoding, Flag, HttpFields, More, Record};
 use crate::act::http::refusal_body;
 use crate::clock;
+use crate::decide::door::Door;
 use crate::decide::route::Destination;
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{self, Action, Block, ByAddress, ClusterName, Decision, Reason, Upstream};
@@ -309,6 +310,8 @@ impl<'a> Site<'a> {
             weight: 1,
             cluster: Some(ClusterName::bypass()),
             upstream: Upstream::OriginalDst { port: speech.dst.port(), name: None },
+            judged: None,
+            door: Door::Direct,
             traffic: Arc::new(TrafficPolicy::default()),
             headers: Arc::default(),
         };

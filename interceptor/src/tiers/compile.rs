@@ -267,6 +267,10 @@ impl<'a> Compiler<'a> {
     /// What a name is worth at a place.
     fn name(&self, flow: &Flow<'_>, network: IpNet, candidate: &Candidate) -> Shown {
         let Candidate { pattern, sample } = candidate;
+        // One name stands for all below it.
+        if pattern.below && self.policy.may_proxy_below(&pattern.name) {
+            return Shown::Proxy(WhyProxy::EgressProxy);
+        }
         let (decision, host) = match by_name(self.policy, flow, sample) {
             NameTier::Refused => return Shown::Refused,
             NameTier::Proxy(why) => return Shown::Proxy(why),

@@ -1,5 +1,7 @@
 //! Tables as text: resources as YAML, addresses of names, and what the kernel is told.
 
+mod doors;
+
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 

@@ -8,12 +8,13 @@ use http_body_util::Empty;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::act::relay::{RelayEnd, RelayLimits, relay};
 use crate::act::tls::testing::NoSecrets;
 use crate::act::tls::testing::{Authority, serve};
+use crate::decide::door::Door;
 use crate::decide::traffic::{Origination, Tunnel, Verify};
 use crate::decide::{ClusterName, Endpoint};
 use crate::netns::NetNs;
@@ -38,6 +39,8 @@ fn destination(at: SocketAddr, change: impl FnOnce(&mut TrafficPolicy)) -> Desti
         weight: 1,
         cluster: Some(ClusterName("c".into())),
         upstream: Upstream::Static(Arc::from([Endpoint { target: at, weight: 1 }])),
+        judged: None,
+        door: Door::Direct,
         traffic: Arc::new(traffic),
         headers: Arc::default(),
     }
@@ -45,7 +48,14 @@ fn destination(at: SocketAddr, change: impl FnOnce(&mut TrafficPolicy)) -> Desti
 
 fn ask() -> Ask<'static> {
     let dst = OriginalDst::new("192.0.2.1:443".parse().unwrap());
-    Ask { dst, src: "10.0.0.1:4000".parse().unwrap(), host: None, hash: None, avoid: &[] }
+    Ask {
+        dst,
+        src: "10.0.0.1:4000".parse().unwrap(),
+        host: None,
+        hash: None,
+        avoid: &[],
+        plain: None,
+    }
 }
 
 async fn exchange(carried: Carried) -> String {

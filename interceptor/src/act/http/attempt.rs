@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -14,10 +14,13 @@ use crate::account::Record;
 use crate::act::carrier::{Ask, Carrier, CarryError};
 use crate::act::cluster::{Kind, Outcome};
 use crate::act::dial::DialError;
+use crate::act::door::DoorError;
 use crate::act::tls::{Alpn, TlsError};
+use crate::act::tunnel::NoTunnel;
 use crate::decide::route::Destination;
 use crate::decide::{ClusterName, Reason};
 
+use super::canon;
 use super::entry::{Entry, UnderWay, is_reset};
 use super::pool::{Connection, Ends, Pool, Purpose};
 use super::reply::{Failure, Reply};
@@ -70,6 +73,7 @@ impl Failed {
             CarryError::Dial(DialError::Connect { .. } | DialError::Unix { .. }) => Cause::Connect,
             // What cannot be made here cannot be made by trying again.
             CarryError::Tls { error: TlsError::Handshake(_), .. } => Cause::Connect,
+            CarryError::Door(error) if error.is_connect() => Cause::Connect,
             _ => Cause::Other,
         };
         let dynamic = destination.cluster == Some(ClusterName::allow_any_dynamic_dns());
@@ -92,7 +96,9 @@ impl Target<'_> {
         Ok(Purpose {
             cluster: self.destination.cluster.clone(),
             upstream: self.destination.upstream.clone(),
+            door: self.destination.door.clone(),
             traffic: traffic.clone(),
+            plain: self.ask.plain.map(str::to_owned),
             host: traffic.tls.as_ref().and_then(|_| self.ask.host.map(str::to_owned)),
             made_of,
             http2: self.http2,
@@ -147,6 +153,9 @@ impl Target<'_> {
             let address = connection.ends.upstream;
             match try_on(connection, request, entry).await {
                 Ok((response, connection, took)) => {
+                    if let Some(error) = proxy_refusal(&connection, &response) {
+                        return failed(error.into(), entry);
+                    }
                     report(address, Outcome::Status(response.status().as_u16()));
                     tried.now = Some(address);
                     let under_way = UnderWay { _request: permit, _busy: busy, lent: None };
@@ -185,13 +194,19 @@ impl Target<'_> {
         };
         let address = carried.upstream;
         tried.now = Some(address);
-        entry.edit(|record| note_end(record, address, None, carried.socket.clone()));
+        entry.edit(|record| {
+            note_end(record, address, None, carried.socket.clone());
+            record.note_door(carried.left.as_deref());
+        });
         let busy = cluster.busy(address);
         let lost = match Box::pin(self.pool.start(purpose, carried)).await {
             Err(error) => Lost { error, unsent: None },
             Ok(connection) => match try_on(connection, request, entry).await {
                 Err(lost) => lost,
                 Ok((response, connection, took)) => {
+                    if let Some(error) = proxy_refusal(&connection, &response) {
+                        return failed(error.into(), entry);
+                    }
                     report(address, Outcome::Status(response.status().as_u16()));
                     let under_way = UnderWay { _request: permit, _busy: busy, lent: None };
                     return Ok(Answered { response, connection, under_way, took });
@@ -236,7 +251,7 @@ impl Lost {
 
 async fn try_on(
     mut connection: Connection,
-    request: Request<Upload>,
+    mut request: Request<Upload>,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, Connection, Duration), Lost> {
     let session = connection.ends.tls.as_ref().filter(|_| entry.wanted().tls);
@@ -244,12 +259,15 @@ async fn try_on(
     entry.edit(|record| {
         let Ends { upstream, local, socket, .. } = &*connection.ends;
         note_end(record, *upstream, Some(*local), socket.clone());
+        record.note_door(connection.ends.left.as_deref());
         record.more.upstream_protocol = Some(connection.protocol());
         record.more.upstream_tls = tls;
     });
     if let Err(error) = connection.sender.ready().await {
         return Err(Lost { error, unsent: Some(Box::new(request)) });
     }
+    let absolute = connection.ends.left.as_deref().and_then(|left| left.absolute.as_ref());
+    canon::address(&mut request, absolute);
     let sent = Instant::now();
     let sent_after = entry.elapsed();
     entry.edit(|record| record.more.sending_duration = Some(sent_after));
@@ -260,6 +278,18 @@ async fn try_on(
             Err(Lost { error: error.into_error(), unsent })
         }
     }
+}
+
+/// The refusal of an egress proxy that a request was given without a tunnel, where it can be told from
+/// an upstream's: it wants credentials, or others. Its answer is none for the client.
+fn proxy_refusal(connection: &Connection, response: &Response<Incoming>) -> Option<DoorError> {
+    let left = connection.ends.left.as_ref().filter(|left| left.absolute.is_some())?;
+    let refused = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+    refused.then(|| DoorError {
+        proxy: Arc::clone(&left.proxy),
+        tried: Some(connection.ends.upstream),
+        why: NoTunnel::Answered(response.status().as_u16()).into(),
+    })
 }
 
 /// Where the request went: to an address, or to a unix socket.
@@ -286,6 +316,10 @@ fn note_error(record: &mut Record, error: &CarryError) {
         CarryError::Overflow(_) => record.upstream_host = None,
         CarryError::Dial(_) | CarryError::Tls { .. } | CarryError::Tunnel { .. } => {
             record.upstream_host = error.tried();
+        }
+        CarryError::Door(door) => {
+            record.upstream_host = door.tried;
+            record.more.egress_proxy = Some(Arc::clone(&door.proxy));
         }
     }
 }

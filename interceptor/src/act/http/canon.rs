@@ -8,10 +8,11 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{Uri, Version};
+use http::{Request, Uri, Version};
 use hyper::body::Frame;
 
 use super::framing;
+use crate::act::door::Absolute;
 
 /// Made by us where the client has none.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -60,6 +61,24 @@ pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, str
     parts.headers = headers;
     parts.uri = origin_form(&parts.uri);
     parts.version = Version::HTTP_11;
+}
+
+/// Makes a request one for an egress proxy, or one for the upstream itself where there is none or a
+/// tunnel through it (RFC 9112 3.2.2).
+pub(super) fn address<B>(request: &mut Request<B>, absolute: Option<&Absolute>) {
+    request.headers_mut().remove(PROXY_AUTHORIZATION);
+    if request.version() == Version::HTTP_2 {
+        return;
+    }
+    let mut target = origin_form(request.uri()).into_parts();
+    if let Some(Absolute { authority, authorization }) = absolute {
+        target.scheme = Some(Scheme::HTTP);
+        target.authority = Some(authority.clone());
+        if let Some(authorization) = authorization {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
+    }
+    *request.uri_mut() = Uri::from_parts(target).unwrap_or_default();
 }
 
 /// HTTP/2 may spread cookies over several headers, HTTP/1.1 may not (RFC 9113 8.2.3).

@@ -95,6 +95,8 @@ impl<W: World> Session<W> {
         }
         let side = Side::Request(entry.record());
         shape::change(&mut parts.headers, &destination.headers.request, side);
+        let plain = String::from_utf8_lossy(host.as_bytes()).into_owned();
+        let is_plain = !http2 && !websocket && traffic.is_bare();
         if http2 {
             canon::request_h2(&mut parts, &host, traffic.tls.is_some(), strict);
         } else {
@@ -106,7 +108,14 @@ impl<W: World> Session<W> {
             carrier,
             pool: &self.pool,
             destination: &destination,
-            ask: Ask { dst, src, host: Some(&original), hash, avoid: &[] },
+            ask: Ask {
+                dst,
+                src,
+                host: Some(&original),
+                hash,
+                avoid: &[],
+                plain: is_plain.then_some(&*plain),
+            },
             http2,
             upgrades: websocket,
             repeatable: bodiless && parts.method.is_idempotent(),

@@ -59,7 +59,7 @@ pub(super) fn send(
                 true => canon::request_h2(&mut parts, &host, traffic.tls.is_some(), strict),
                 false => canon::request(&mut parts, host, false, strict),
             }
-            let ask = Ask { dst, src, host: Some(&name), hash, avoid: &[] };
+            let ask = Ask { dst, src, host: Some(&name), hash, avoid: &[], plain: None };
             let choice = carrier.choose(destination, ask).await.ok()?;
             let _counted = choice.cluster.admit(Kind::Request, &traffic.limits).ok()?;
             let permit = choice.cluster.admit(Kind::Connection, &traffic.limits).ok()?;
@@ -69,7 +69,9 @@ pub(super) fn send(
             let purpose = Purpose {
                 cluster: destination.cluster.clone(),
                 upstream: destination.upstream.clone(),
+                door: destination.door.clone(),
                 traffic: Arc::clone(traffic),
+                plain: None,
                 host: None,
                 made_of: None,
                 http2,

@@ -17,7 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::act::carrier::{Carried, Held, Stream};
+use crate::act::door::Left;
 use crate::act::tls::{Stamp, TlsSession};
+use crate::decide::door::Door;
 use crate::decide::traffic::TrafficPolicy;
 use crate::decide::{ClusterName, Upstream};
 
@@ -42,7 +44,10 @@ const IDLE_LIMIT: Duration = Duration::from_secs(3600);
 pub(super) struct Purpose {
     pub(super) cluster: Option<ClusterName>,
     pub(super) upstream: Upstream,
+    pub(super) door: Door,
     pub(super) traffic: Arc<TrafficPolicy>,
+    /// The Host for which an egress proxy may have been given no tunnel.
+    pub(super) plain: Option<String>,
     /// The Host that TLS was made for.
     pub(super) host: Option<String>,
     /// What TLS was made of; a credential that changed or went is served by no kept connection.
@@ -74,6 +79,8 @@ pub(super) struct Ends {
     pub(super) tls: Option<Arc<TlsSession>>,
     /// The unix socket in place of addresses.
     pub(super) socket: Option<Arc<Path>>,
+    /// The egress proxy through which it leaves.
+    pub(super) left: Option<Arc<Left>>,
     made: Instant,
     last_used: Instant,
     /// Requests that were sent on it.
@@ -278,12 +285,13 @@ impl Pool {
         purpose: Purpose,
         carried: Carried,
     ) -> hyper::Result<Connection> {
-        let Carried { stream, upstream, local, tls, socket, held } = carried;
+        let Carried { stream, upstream, local, tls, socket, left, held } = carried;
         let sender = self.speak(stream, held, &purpose).await?;
         let now = Instant::now();
         let (made, last_used) = (now, now);
         let uses = 1;
-        let ends = Box::new(Ends { purpose, upstream, local, tls, socket, made, last_used, uses });
+        let ends = Ends { purpose, upstream, local, tls, socket, left, made, last_used, uses };
+        let ends = Box::new(ends);
         Ok(Connection { ends, sender })
     }
 
@@ -375,12 +383,14 @@ mod tests {
         let stream = TcpStream::connect(upstream).await.unwrap();
         let (far, local) = listener.accept().await.unwrap();
         let stream = Stream::Plain(stream);
-        let carried =
-            Carried { stream, upstream, local, tls: None, socket: None, held: Held::default() };
+        let (tls, socket, left, held) = (None, None, None, Held::default());
+        let carried = Carried { stream, upstream, local, tls, socket, left, held };
         let purpose = Purpose {
             cluster: None,
             upstream: Upstream::None,
+            door: Door::Direct,
             traffic: Arc::default(),
+            plain: None,
             host: None,
             made_of: None,
             http2: false,

@@ -174,7 +174,7 @@ impl Reply {
                 Self { flags: vec![Flag::NC], ..Self::new(503, "cluster_not_found") }
             }
             CarryError::Overflow(_) => Self::overflow(),
-            CarryError::Tls { .. } | CarryError::Tunnel { .. } => {
+            CarryError::Tls { .. } | CarryError::Tunnel { .. } | CarryError::Door(_) => {
                 let transport = error.details();
                 Self::reset("remote connection failure", Some(transport))
             }

@@ -15,6 +15,7 @@ use crate::account::Captured;
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
 use crate::act::tls::testing::NoSecrets;
+use crate::decide::door::Door;
 use crate::decide::route::{Destination, Forward, LocalReply, RouteActions};
 use crate::decide::traffic::{TrafficPolicy, UpstreamProtocol};
 use crate::decide::{Action, Block, ClusterName, Endpoint, RuleId, Upstream};
@@ -25,6 +26,7 @@ use crate::resolve::Resolver;
 use crate::workloads::Workload;
 
 mod clusters;
+mod doors;
 mod downgrade;
 mod early;
 mod failures;
@@ -107,6 +109,8 @@ impl Names {
             weight: 1,
             cluster: Some(ClusterName::outbound(80, name)),
             upstream,
+            judged: None,
+            door: Door::Direct,
             traffic: Arc::clone(&self.traffic),
             headers: Arc::default(),
         }

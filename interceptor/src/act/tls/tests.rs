@@ -264,7 +264,7 @@ async fn mutual() {
             certificate: Some(client.certificate_pem.as_bytes().into()),
             key: Some(client.key_pem.as_bytes().into()),
             ca: Some(authority.pem().as_bytes().into()),
-            crl: None,
+            ..Credentials::default()
         };
         change(&mut credentials);
         secrets.0.lock().expect("no panic").insert("s".into(), Arc::new(credentials));

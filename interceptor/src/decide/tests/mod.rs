@@ -1,5 +1,6 @@
 //! Decisions as tables: resources as YAML, flows, and the verdict in one line.
 
+mod doors;
 mod istio;
 mod matrix;
 mod properties;

@@ -1,4 +1,4 @@
-//! Secrets and ConfigMaps as credentials for TLS origination (TLS-6, TLS-9).
+//! Secrets and ConfigMaps as credentials: for TLS origination (TLS-6, TLS-9), and to log in with.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -8,7 +8,7 @@ use super::super::base64::decode;
 use super::super::fields::{Context, Fields, Findings, text};
 use super::super::metadata::Meta;
 
-/// A TLS credential, each part PEM as written. Its `Debug` shows no content.
+/// A credential, the parts of TLS in PEM as written. Its `Debug` shows no content.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// Certificate chain that we show: `tls.crt` or `cert`.
@@ -19,6 +19,10 @@ pub struct Credentials {
     pub ca: Option<Arc<[u8]>>,
     /// Revocation list: `ca.crl` or `crl`.
     pub crl: Option<Arc<[u8]>>,
+    /// Who we log in as: `username`.
+    pub user: Option<Arc<[u8]>>,
+    /// And with what: `password`.
+    pub password: Option<Arc<[u8]>>,
 }
 
 impl fmt::Debug for Credentials {
@@ -29,6 +33,8 @@ impl fmt::Debug for Credentials {
             .field("key", &self.key.is_some())
             .field("ca", &self.ca.is_some())
             .field("crl", &self.crl.is_some())
+            .field("user", &self.user.is_some())
+            .field("password", &self.password.is_some())
             .finish()
     }
 }
@@ -135,14 +141,17 @@ impl SecretStore {
 
 /// The parts by either of their names; the generic one goes first, as in Istio.
 fn credentials(mut data: BTreeMap<String, Vec<u8>>) -> Credentials {
+    let (user, password) = (data.remove("username"), data.remove("password"));
+    let filled = |found: Vec<u8>| (!found.is_empty()).then(|| found.into());
     let mut part = |generic: &str, tls: &str| -> Option<Arc<[u8]>> {
-        let found = data.remove(generic).or_else(|| data.remove(tls))?;
-        (!found.is_empty()).then(|| found.into())
+        filled(data.remove(generic).or_else(|| data.remove(tls))?)
     };
     Credentials {
         certificate: part("cert", "tls.crt"),
         key: part("key", "tls.key"),
         ca: part("cacert", "ca.crt"),
         crl: part("crl", "ca.crl"),
+        user: user.and_then(filled),
+        password: password.and_then(filled),
     }
 }

@@ -143,7 +143,7 @@ fn parts(store: &SecretStore, namespace: &str, name: &str) -> Option<[Option<Str
         bytes.map(|bytes| String::from_utf8(bytes.to_vec()).expect("text"))
     };
     let found = store.keyring(namespace).get(name)?;
-    let Credentials { certificate, key, ca, crl } = Credentials::clone(&found);
+    let Credentials { certificate, key, ca, crl, .. } = Credentials::clone(&found);
     Some([certificate, key, ca, crl].map(text))
 }
 
