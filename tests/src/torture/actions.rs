@@ -78,21 +78,23 @@ fn kill(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {
 }
 
 fn leave_dead(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {
+    let kinds = stage.without_daemon()?;
     stage.kill()?;
-    stage.kernel_goes_on().context("without a daemon")?;
+    stage.go_on(&kinds).context("without a daemon")?;
     let dead = milliseconds(random, 0, 3000);
     sleep(dead);
     stage.start_again()?;
-    Ok(format!("direct traffic went on; {} ms", dead.as_millis()))
+    Ok(format!("{} kinds of traffic went on; {} ms", kinds.len(), dead.as_millis()))
 }
 
 fn stop(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {
     let length = milliseconds(random, 100, 3000);
+    let kinds = stage.without_daemon()?;
     tamper::unseen(&stage.running, || {
         sleep(length);
-        stage.kernel_goes_on().context("while the daemon is stopped")
+        stage.go_on(&kinds).context("while the daemon is stopped")
     })?;
-    Ok(format!("direct traffic went on; {} ms", length.as_millis()))
+    Ok(format!("{} kinds of traffic went on; {} ms", kinds.len(), length.as_millis()))
 }
 
 fn upgrade(stage: &mut Stage<'_>, random: &mut Random) -> Result<String> {

@@ -55,7 +55,8 @@ impl Judge {
         self.wait_for_all(stage, BACK + more, &mut seen)?;
         stage.running.wait_for_status()?;
         self.look_outside(stage, &mut seen)?;
-        seen.violations.extend(stage.lines.follow()?);
+        stage.lines.follow()?;
+        seen.violations.extend(stage.lines.problems());
         seen.violations.extend(counters_add_up(stage)?);
         Ok(seen)
     }
@@ -126,7 +127,8 @@ impl Judge {
 /// # Errors
 /// When it cannot look.
 pub fn count_lines(stage: &mut Stage<'_>) -> Result<Vec<String>> {
-    let mut problems = stage.lines.follow()?;
+    stage.lines.follow()?;
+    let mut problems = stage.lines.problems();
     let before = COUNTED.map(|kind| stage.lines.connections(kind.to()));
     let mut some = stage.some(&COUNTED, TIMES)?;
     some.wait(Duration::from_secs(60)).context("counted connections")?;
@@ -140,7 +142,8 @@ pub fn count_lines(stage: &mut Stage<'_>) -> Result<Vec<String>> {
     let exact = |kind: &Kind| !kind.place.contains("/counted.test");
     let deadline = Instant::now() + WRITTEN;
     loop {
-        problems.extend(stage.lines.follow()?);
+        stage.lines.follow()?;
+        problems.extend(stage.lines.problems());
         let counted = COUNTED.iter().zip(before);
         let counts: Vec<(&Kind, u64)> = counted
             .map(|(kind, before)| (kind, stage.lines.connections(kind.to()) - before))
@@ -172,7 +175,8 @@ fn counters_add_up(stage: &mut Stage<'_>) -> Result<Vec<String>> {
     let (least, lost_before) = counts(&stage.running.status()?);
     // What is counted is handed to the writer, which lets lines gather.
     sleep(Duration::from_millis(300));
-    let mut problems = stage.lines.follow()?;
+    stage.lines.follow()?;
+    let mut problems = stage.lines.problems();
     let lines = stage.lines.total() - lines_before;
     let (most, lost) = counts(&stage.running.status()?);
     if lines + lost < least || lines + lost_before > most {

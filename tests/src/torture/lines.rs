@@ -27,6 +27,10 @@ pub struct Lines {
     total: u64,
     /// How many connections the lines of each destination stand for.
     connections: BTreeMap<SocketAddr, u64>,
+    /// Lines of each destination for connections that left from the client's own socket.
+    direct: BTreeMap<SocketAddr, u64>,
+    /// What was wrong, and is not told yet.
+    problems: Vec<String>,
     seen: HashSet<u64>,
 }
 
@@ -42,6 +46,8 @@ impl Lines {
             rest: Vec::new(),
             total: 0,
             connections: BTreeMap::new(),
+            direct: BTreeMap::new(),
+            problems: Vec::new(),
             seen: HashSet::new(),
         }
     }
@@ -58,32 +64,42 @@ impl Lines {
         self.connections.get(&to).copied().unwrap_or(0)
     }
 
-    /// Reads what is new; what is wrong with it.
+    /// Lines so far for connections to `to` that no proxy carried.
+    #[must_use]
+    pub fn direct(&self, to: SocketAddr) -> u64 {
+        self.direct.get(&to).copied().unwrap_or(0)
+    }
+
+    /// Takes what was wrong with lines since the last time.
+    pub fn problems(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.problems)
+    }
+
+    /// Reads what is new.
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn follow(&mut self) -> Result<Vec<String>> {
-        let mut problems = Vec::new();
+    pub fn follow(&mut self) -> Result<()> {
         // Whoever writes goes over to the new file for good: once that is there, the old one is whole.
         let replaced = self.renamed && self.path.exists();
-        self.read_on(&mut problems)?;
+        self.read_on()?;
         if replaced {
             fs::remove_file(self.aside())?;
             (self.open, self.renamed, self.read) = (None, false, 0);
-            self.read_on(&mut problems)?;
+            self.read_on()?;
         }
         if self.read > ROTATE && !self.renamed {
             fs::rename(&self.path, self.aside())?;
             self.renamed = true;
         }
-        Ok(problems)
+        Ok(())
     }
 
     fn aside(&self) -> PathBuf {
         self.path.with_extension("1")
     }
 
-    fn read_on(&mut self, problems: &mut Vec<String>) -> Result<()> {
+    fn read_on(&mut self) -> Result<()> {
         if self.open.is_none() {
             self.open = File::open(&self.path).ok();
         }
@@ -93,7 +109,8 @@ impl Lines {
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         self.rest = bytes.split_off(end);
         for line in String::from_utf8_lossy(&bytes).lines() {
-            problems.extend(self.take(line));
+            let problem = self.take(line);
+            self.problems.extend(problem);
         }
         Ok(())
     }
@@ -108,8 +125,12 @@ impl Lines {
         // The form of every line has an address there.
         let to = line.field("DOWNSTREAM_LOCAL_ADDRESS").parse().ok()?;
         *self.connections.entry(to).or_default() += line.stands_for();
+        let own = line.field("DOWNSTREAM_REMOTE_ADDRESS");
+        if line.field("UPSTREAM_LOCAL_ADDRESS") == own {
+            *self.direct.entry(to).or_default() += 1;
+        }
         // What the kernel refused has no port; two of them may well look alike.
-        let known = !line.field("DOWNSTREAM_REMOTE_ADDRESS").ends_with(":0");
+        let known = !own.ends_with(":0");
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
         (known && !self.seen.insert(hasher.finish())).then(|| format!("twice in the log: {text}"))

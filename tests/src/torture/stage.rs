@@ -262,11 +262,46 @@ impl<'g> Stage<'g> {
     /// # Errors
     /// With the first that does not.
     pub fn kernel_goes_on(&self) -> Result<()> {
-        let kinds = STEADY.iter().filter(|kind| kind.needs == load::Needs::Kernel);
+        self.go_on(&self.of_the_kernel())
+    }
+
+    /// Whether these go on now.
+    ///
+    /// # Errors
+    /// With the first that does not.
+    pub fn go_on(&self, kinds: &[&Kind]) -> Result<()> {
         for kind in kinds {
-            self.inside.goes_on(&kind.key(), SOON).with_context(|| kind.name)?;
+            self.inside.goes_on(&kind.key(), SOON).context(kind.name)?;
         }
         Ok(())
+    }
+
+    fn of_the_kernel(&self) -> Vec<&'static Kind> {
+        STEADY.iter().filter(|kind| kind.needs == load::Needs::Kernel).collect()
+    }
+
+    /// The kinds that need no daemon from now on. TLS is among them where the log says that it goes direct:
+    /// after a name had no addresses, or the kernel no room, it is the proxy's for a while.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn without_daemon(&mut self) -> Result<Vec<&'static Kind>> {
+        let mut kinds = self.of_the_kernel();
+        let Some(tls) = kinds.iter().position(|kind| kind.option == "--hello") else {
+            return Ok(kinds);
+        };
+        let to = kinds[tls].to();
+        self.lines.follow()?;
+        let (before, deadline) = (self.lines.direct(to), Instant::now() + SOON);
+        while self.lines.direct(to) == before {
+            if Instant::now() > deadline {
+                kinds.remove(tls);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            self.lines.follow()?;
+        }
+        Ok(kinds)
     }
 
     /// Fills the disk that the log is on; what to remove in order to end that.
