@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::cgroups::{ContainerId, PodUid, Qos};
+use super::cgroups::{ContainerId, PodUid, Qos, pod_paths};
 use crate::policy::Caller;
 use crate::workloads::annotations::{BadList, CaptureLists};
 
@@ -189,6 +190,13 @@ impl Pod {
     /// The classes that its cgroup may be in: the one that its status says, else any.
     pub fn qos(&self) -> &[Qos] {
         self.status.qos_class.as_ref().map_or(&Qos::ALL, std::slice::from_ref)
+    }
+
+    /// Where its cgroup may be, relative to the mount of cgroup v2; `root` is kubelet's `--cgroup-root`.
+    pub fn cgroup_paths(&self, root: &Path) -> Vec<PathBuf> {
+        let Some(uid) = self.uid() else { return Vec::new() };
+        let paths = self.qos().iter().flat_map(|qos| pod_paths(root, *qos, &uid));
+        paths.map(|(_, path)| path).collect()
     }
 
     /// Its containers that were started, by name; init and ephemeral ones too.

@@ -24,7 +24,7 @@ use super::wanted::{governed, log_settings, stale_for};
 use super::{AppError, resolv_conf, system};
 use crate::account::LogTarget;
 use crate::admin::{self, Server};
-use crate::agent::cgroups::{all_pods_paths, pod_paths};
+use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
 use crate::agent::{Agent, Disk, Options, State};
 use crate::cli::{self, Exit};
@@ -180,12 +180,11 @@ async fn cover(
 ) -> Result<(), AppError> {
     let Ground { hierarchy, cgroups, own } = ground;
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
-    let root = args.cgroup_root.clone();
     let boot = Records::boot().map_err(system("cannot read which boot this is"))?;
     let sandboxes = Arc::new(Sandboxes::recorded(&Records::of(&args.name, boot)));
     let node = Node {
         hierarchy,
-        paths: Box::new(move |pod| paths_of(&root, pod)),
+        root: args.cgroup_root.clone(),
         cluster_dns: args.cluster_dns.clone(),
         dns: dns.clone(),
         sandboxes: Arc::clone(&sandboxes),
@@ -330,16 +329,9 @@ async fn once(
     Ok(Exit::Success)
 }
 
-/// Where a pod's cgroup may be.
-fn paths_of(root: &Path, pod: &Pod) -> Vec<PathBuf> {
-    let Some(uid) = pod.uid() else { return Vec::new() };
-    let paths = pod.qos().iter().flat_map(|qos| pod_paths(root, *qos, &uid));
-    paths.map(|(_, path)| path).collect()
-}
-
 /// The pod's cgroup below `mount`, if there is one.
 fn find(mount: &Path, root: &Path, pod: &Pod) -> Option<PathBuf> {
-    paths_of(root, pod).into_iter().find(|path| mount.join(path).is_dir())
+    pod.cgroup_paths(root).into_iter().find(|path| mount.join(path).is_dir())
 }
 
 /// The node's pods, one a line, with what they would get.

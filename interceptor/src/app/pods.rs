@@ -20,7 +20,7 @@ use super::handler::Running;
 use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
 use crate::agent::cgroups::PodUid;
-use crate::agent::pods::{Mode, Pod};
+use crate::agent::pods::Mode;
 use crate::agent::{Name, State};
 use crate::netns::NetNs;
 use crate::policy::{OnRemoval, Snapshot, Store};
@@ -36,8 +36,8 @@ const UNUSED: Duration = Duration::from_secs(10);
 /// What is known of the node beside its pods.
 pub(super) struct Node {
     pub(super) hierarchy: Hierarchy,
-    /// Where a pod's cgroup may be.
-    pub(super) paths: Box<dyn Fn(&Pod) -> Vec<PathBuf> + Send + Sync>,
+    /// kubelet's `--cgroup-root`.
+    pub(super) root: PathBuf,
     /// The cluster's name servers, where the command line says.
     pub(super) cluster_dns: Vec<SocketAddr>,
     /// The node's own.
@@ -142,7 +142,7 @@ impl Pods {
                 name: pod.name().into(),
                 labels: pod.labels().clone(),
             });
-            let paths = (self.node.paths)(pod);
+            let paths = pod.cgroup_paths(&self.node.root);
             wanted.push(Wanted { name: name.clone(), uid, paths, rules, workload });
         }
         wanted

@@ -92,9 +92,8 @@ pub enum RouteKind {
 /// 0: none has one.
 pub fn last_policy(pins: &Pins) -> u16 {
     let pinned = MapData::from_pin(pins.maps().join(maps::NAMESPACES));
-    let table = pinned
-        .map(aya::maps::Map::HashMap)
-        .and_then(|map| HashMap::<_, u64, Namespace>::try_from(map));
+    let table =
+        pinned.map(aya::maps::Map::HashMap).and_then(HashMap::<_, u64, Namespace>::try_from);
     let Ok(table) = table else { return 0 };
     let most = capacity::NAMESPACES as usize;
     let policies = table.iter().take(most).filter_map(Result::ok);
