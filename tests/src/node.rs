@@ -7,6 +7,7 @@
 //! ```
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -158,6 +159,16 @@ impl<'w> Node<'w> {
         self.world.output(command.args(arguments).args(["--name", &self.name]), SOON)
     }
 
+    /// Whether the agent holds a network namespace open.
+    ///
+    /// # Errors
+    /// When no agent runs.
+    pub fn holds(&self, netns: &Namespace) -> Result<bool> {
+        let handle = format!("net:[{}]", fs::metadata(netns.path())?.ino());
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid()?))?.flatten();
+        Ok(open.filter_map(|one| fs::read_link(one.path()).ok()).any(|to| to.ends_with(&handle)))
+    }
+
     /// Waits until the agent covers a pod with this name.
     ///
     /// # Errors
@@ -307,6 +318,16 @@ impl Pod<'_> {
             sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// How many sockets there are in it, whoever's.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn sockets(&self) -> Result<u64> {
+        let said = self.output(&["cat", "/proc/self/net/sockstat"])?.stdout;
+        let used = said.lines().find_map(|line| line.strip_prefix("sockets: used "));
+        Ok(used.with_context(|| said.clone())?.parse()?)
     }
 
     /// The node's end of its link.

@@ -1,6 +1,6 @@
-//! The node agent: policy from the Kubernetes API for the pods of one node, and the last good state
-//! of it on disk. It covers no pod itself yet: it says which would be, and what with, and keeps a
-//! policy file that `run -f` and `explain -f` read (docs/agent.md).
+//! The node agent's knowledge: policy from the Kubernetes API for the pods of one node, and the last good
+//! state of it on disk, as a policy file that `run -f` and `explain -f` read too (docs/agent.md). It says
+//! which pods are to be covered, and what with; `app/pods.rs` does it.
 //!
 //! `watch` asks the API server; `kinds` says what of an object is kept, `documents` folds events into
 //! a set, `state` makes of it each pod's policy (`pods`, `policies`); `disk` keeps it; `cgroups` knows
@@ -118,6 +118,11 @@ impl Agent {
         agent
     }
 
+    /// The same, for who looks while it goes on.
+    pub fn shared(&self) -> Arc<Mutex<State>> {
+        Arc::clone(&self.state)
+    }
+
     /// What it knows.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -131,7 +136,8 @@ impl Agent {
         failing.chain(silent.map(|feed| format!("{feed}: no answer yet"))).collect()
     }
 
-    /// Waits until there is something to say, having done what there was to do.
+    /// Waits until there is something to say, which may be nothing, or something changed; having done what
+    /// there was to do. To be broken off only at the very end.
     pub async fn next(&mut self) -> Vec<String> {
         loop {
             let first = std::mem::take(&mut self.first);
@@ -145,6 +151,7 @@ impl Agent {
                 () = at(due) => {
                     self.due = None;
                     self.settle().await;
+                    return std::mem::take(&mut self.first);
                 }
                 () = at(write) => self.write().await,
             }

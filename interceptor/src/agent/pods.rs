@@ -252,8 +252,8 @@ impl Pod {
         }
         if self.spec.host_network {
             notes.push(
-                "hostNetwork: it shares the node's interfaces, so that it can be covered by its \
-                 cgroup only"
+                "hostNetwork: it shares the node's network namespace, which is exempt; it is not \
+                 covered"
                     .to_owned(),
             );
         }

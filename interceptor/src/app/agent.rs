@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::fs::{DirBuilder, create_dir_all};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use interceptor_common::Settings;
 use kube::{Client, Config};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::interval;
 
 use super::begin::{Others, Setup, begin};
@@ -68,10 +70,55 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
         return Err(AppError::Root("loading BPF programs and entering pods' namespaces"));
     }
     descriptors::raise_limit();
-    let Some(ground) = Ground::wait(&mut agent, &args, &mut signals).await? else {
-        return Ok(Exit::Success);
+    let follower = Follower::start(agent);
+    let ended = match Ground::wait(&follower, &args, &mut signals).await? {
+        Some(ground) => cover(&follower, &args, ground, &mut signals).await,
+        None => Ok(()),
     };
-    cover(agent, &args, ground, signals).await
+    follower.stop().await;
+    ended.map(|()| Exit::Success)
+}
+
+/// The agent that follows the cluster, on a task of its own: what it is at must not be broken off.
+struct Follower {
+    state: Arc<Mutex<State>>,
+    news: Arc<Notify>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Follower {
+    fn start(mut agent: Agent) -> Self {
+        let (state, news) = (agent.shared(), Arc::new(Notify::new()));
+        let (stop, mut stopped) = oneshot::channel();
+        let tell = Arc::clone(&news);
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    lines = agent.next() => say(&lines),
+                    _ = &mut stopped => break,
+                }
+                tell.notify_one();
+            }
+            agent.write().await;
+        });
+        Self { state, news, stop, task }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something may have changed.
+    async fn changed(&self) {
+        self.news.notified().await;
+    }
+
+    /// Ends it, with what is known written.
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
 }
 
 /// What there has to be before anything can be covered.
@@ -87,7 +134,7 @@ impl Ground {
     /// Waits for it; `None`: a signal came first. Until something was known for the first time, nothing
     /// is held: it would be every pod of the node, and the API server itself.
     async fn wait(
-        agent: &mut Agent,
+        follower: &Follower,
         args: &cli::Agent,
         signals: &mut Signals,
     ) -> Result<Option<Self>, AppError> {
@@ -97,7 +144,7 @@ impl Ground {
         let mut tick = interval(LOOK);
         loop {
             let cgroups: Vec<_> = paths.iter().filter_map(|path| hierarchy.at(path)).collect();
-            let own = agent.state().own();
+            let own = follower.state().own();
             if let Some(own) = &own
                 && !cgroups.is_empty()
             {
@@ -112,7 +159,7 @@ impl Ground {
                 );
             }
             tokio::select! {
-                lines = agent.next() => say(&lines),
+                () = follower.changed() => {}
                 _ = tick.tick() => {}
                 _ = signals.next() => return Ok(None),
             }
@@ -126,11 +173,11 @@ const REST: Duration = Duration::from_secs(2);
 
 /// Covers the node's pods until a signal comes. What is attached stays so.
 async fn cover(
-    mut agent: Agent,
+    follower: &Follower,
     args: &cli::Agent,
     ground: Ground,
-    mut signals: Signals,
-) -> Result<Exit, AppError> {
+    signals: &mut Signals,
+) -> Result<(), AppError> {
     let Ground { hierarchy, cgroups, own } = ground;
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
     let root = args.cgroup_root.clone();
@@ -144,7 +191,7 @@ async fn cover(
         sandboxes: Arc::clone(&sandboxes),
     };
     let mut pods = Pods::new(node, last_policy(&Pins::of(&args.name)));
-    let wanted = pods.wanted(&agent.state());
+    let wanted = pods.wanted(&follower.state());
     let (charges, mut exempt) = pods.first(wanted).await;
     // What pods with hostNetwork and the node itself send is not told apart by namespace.
     let home = NetNs::current().map_err(system("cannot open our own network namespace"))?;
@@ -187,23 +234,22 @@ async fn cover(
         if let Some(plugin) = &mut plugin {
             plugin.keep();
         }
-        let wanted = pods.wanted(&agent.state());
+        let wanted = pods.wanted(&follower.state());
         let waits = pods.waits(&wanted);
         pods.settle(&running, &begun.existing, wanted).await;
         follow_own(&running, begun.settings, args, &mut applied).await;
         let pause = if waits { LOOK } else { REST };
         tokio::select! {
-            lines = agent.next() => say(&lines),
+            () = follower.changed() => {}
             () = tokio::time::sleep(pause) => {}
             _ = signals.next() => break,
         }
     }
-    agent.write().await;
     begun.admin.abort();
-    begun.watchdog.iter().for_each(tokio::task::JoinHandle::abort);
+    begun.watchdog.iter().for_each(JoinHandle::abort);
     session.stay();
     begun.finish().await;
-    Ok(Exit::Success)
+    Ok(())
 }
 
 /// What all workloads have in common follows the mesh's configuration.
@@ -381,7 +427,7 @@ POD        MODE      BY               UNKNOWN  SERVICES  CGROUP
 shop/host  audit     the pod's label  refused  1         -
 shop/idle  disabled  the pod's label  -        -         -
 shop/web   enforce   the pod's label  refused  1         kubepods/burstable/podweb
-shop/host: hostNetwork: it shares the node's interfaces, so that it can be covered by its cgroup only
+shop/host: hostNetwork: it shares the node's network namespace, which is exempt; it is not covered
 ";
         assert_eq!(text, expected);
     }

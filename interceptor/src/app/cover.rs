@@ -80,7 +80,7 @@ impl Running {
         // Known, with its routes, and served from the last step on.
         one.enter(Namespace::default(), &mut self.kernel.tables()).map_err(io::Error::other)?;
         self.open(one, whose);
-        if let Err(error) = enrol::cover_interfaces(self).await {
+        if let Err(error) = enrol::set_gates(self).await {
             self.withdraw(cookie).await;
             return Err(error);
         }
@@ -112,7 +112,7 @@ impl Running {
             tracing::warn!("namespace {}: {error}", covered.netns.label());
         }
         covered.doors.shut().await;
-        if let Err(error) = enrol::cover_interfaces(self).await {
+        if let Err(error) = enrol::set_gates(self).await {
             tracing::warn!("interfaces: {error}");
         }
     }

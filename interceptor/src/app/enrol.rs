@@ -131,8 +131,17 @@ pub(super) async fn follow_interfaces(running: Arc<Running>) {
     }
 }
 
-/// Puts the interface layer where it is missing, and takes it from where nothing is covered any more.
-pub(super) async fn cover_interfaces(running: &Running) -> io::Result<()> {
+/// Puts the interface layer at every way out that is known, and takes it from where nothing is covered any
+/// more.
+pub(super) async fn set_gates(running: &Running) -> io::Result<()> {
+    let _alone = running.at_gates.lock().await;
+    let all = running.covered.all();
+    let gates = all.values().flat_map(|covered| covered.ways.load().gates.clone());
+    running.kernel.set_gates(&gates.collect::<Vec<_>>()).map_err(io::Error::other)
+}
+
+/// Looks for ways out that came or went.
+async fn cover_interfaces(running: &Running) -> io::Result<()> {
     let _alone = running.at_gates.lock().await;
     let mut found = Vec::new();
     let all = running.covered.all();
