@@ -88,17 +88,17 @@ impl Proxy {
         let directory = directory(world, at)?;
         let (ip, port) = (at.ip(), at.port());
         let text = format!(
-            "logoutput: {}/access.log\ninternal: {ip} port = {port}\nexternal: {ip}\n\
+            "logoutput: stderr\ninternal: {ip} port = {port}\nexternal: {ip}\n\
              clientmethod: none\nsocksmethod: none\nuser.privileged: root\n\
              user.unprivileged: nobody\n\
              client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}\n\
-             socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: connect log: connect error }}\n",
-            directory.display()
+             socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0\n command: connect\n \
+             log: connect error }}\n"
         );
         readable(&directory.join("danted.conf"), &text)?;
         let mut command = Command::new(program);
         command.args(["-f"]).arg(directory.join("danted.conf"));
-        Self::start(world, command, at, directory, "access.log")
+        Self::start(world, command, at, directory, "said")
     }
 
     /// HAProxy, which reads the PROXY protocol and answers with the client that it names.

@@ -217,7 +217,10 @@ fn real_clients_leave_through_squid() -> Result<()> {
     let status = running.status()?;
     assert!(status["egress_proxies"][0]["served"].as_u64().context("served")? >= 6, "{status}");
     assert!(status["why_proxy"]["egress_proxy"].as_u64() > Some(0), "{status}");
-    let explained = running.verb(&["explain", "https://v4.example.com/"])?.stdout;
+    let mut explain = world.command(binary());
+    explain.args(["explain", "--outbound", "registry-only", "-f", &policy]);
+    let explained =
+        world.output(explain.arg("https://v4.example.com/"), Duration::from_secs(20))?.stdout;
     assert!(explained.contains("corp (http://proxy.corp:3128)"), "{explained}");
     assert!(explained.contains("v4.example.com:443"), "{explained}");
     let metrics = running.verb(&["status"])?.stdout;
