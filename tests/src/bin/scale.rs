@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
