@@ -41,10 +41,13 @@ fn with(capabilities: &[String]) -> Vec<OsString> {
     vec![bounds.into(), "--inh-caps=-all".into(), "--no-new-privs".into()]
 }
 
-fn check(capabilities: &[String]) -> Result<String> {
-    let mut command = Command::new("setpriv");
+/// What the preflight says in a cgroup, as a container has one.
+fn check(cgroup: &Cgroup, capabilities: &[String]) -> Result<String> {
+    let mut shell = Command::new("sh");
+    shell.env("KUBECONFIG", "/nowhere");
+    let command = cgroup.command(&mut shell, &["setpriv"]);
     command.args(with(capabilities)).arg(binary()).args(["agent", "--check", "--node", "n"]);
-    let output = command.env("KUBECONFIG", "/nowhere").output()?;
+    let output = command.output()?;
     assert_eq!(output.status.code(), Some(1), "there is no cluster: {output:?}");
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -54,15 +57,15 @@ fn the_manifests_capabilities_are_enough_and_none_too_many() -> Result<()> {
     if !kernel_tests() {
         return Ok(());
     }
-    let all = capabilities()?;
-    let text = check(&all)?;
+    let (cgroup, all) = (Cgroup::create("check")?, capabilities()?);
+    let text = check(&cgroup, &all)?;
     for good in ["✓ capabilities", "✓ programs", "✓ bpffs", "✓ cgroups"] {
         assert!(text.lines().any(|line| line.starts_with(good)), "no {good:?} in\n{text}");
     }
     // What is a part of another one shows in nothing here.
     for name in all.iter().filter(|name| *name != "bpf") {
         let others: Vec<_> = all.iter().filter(|one| *one != name).cloned().collect();
-        let text = check(&others)?;
+        let text = check(&cgroup, &others)?;
         let line = text.lines().find(|line| line.starts_with("✗ capabilities"));
         let named = format!("CAP_{}", name.to_uppercase());
         assert!(line.is_some_and(|line| line.contains(&named)), "{named} in\n{text}");

@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Only lay the image's files into this directory
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
+    /// Put this program in, instead of compiling one; it must need no shared library
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     #[command(flatten)]
     install: Install,
 }
@@ -26,8 +29,13 @@ pub(crate) struct Args {
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    build::kernel_side(&toolchain::set_up(&args.install)?)?;
-    let program = program()?;
+    let program = match &args.program {
+        Some(program) => program.clone(),
+        None => {
+            build::kernel_side(&toolchain::set_up(&args.install)?)?;
+            program()?
+        }
+    };
     let image = root().join("target/image");
     let files = args.directory.clone().unwrap_or_else(|| image.join("files"));
     lay(&program, &files)?;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -100,7 +100,8 @@ fn measure(args: &Args, entries: usize, pods: usize) -> Result<String> {
     let state = directory.path().join("state");
     let begun = Instant::now();
     let mut agent = Agent::start(&args.interceptor, &kubeconfig, &state)?;
-    agent.wait_for("policy generation 1:")?;
+    // Said when everything is known and compiled.
+    agent.wait_for("waiting for the pods' cgroup")?;
     let in_force = begun.elapsed();
     // The state is written, freed memory given back.
     thread::sleep(Duration::from_secs(12));
@@ -149,6 +150,8 @@ impl Agent {
         let said = kubeconfig.with_file_name("said");
         let mut command = Command::new(program);
         command.args(["agent", "--node", NODE, "--default-mode", "enforce"]);
+        // Nothing of this machine is to be covered: there is no such cgroup.
+        command.args(["--name", "scale", "--cgroup-root", "/interceptor-scale"]);
         command.arg("--state-dir").arg(state);
         command.arg("--secrets-dir").arg(kubeconfig.with_file_name("secrets"));
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::null());
