@@ -54,6 +54,8 @@ volumes:
     hostPath: {path: {{ .Values.cni.binDir }}, type: DirectoryOrCreate}
   - name: cni-conf
     hostPath: {path: {{ .Values.cni.confDir }}, type: DirectoryOrCreate}
+  - name: netns
+    hostPath: {path: /run/netns, type: DirectoryOrCreate}
 {{- end }}
 {{- end -}}
 
@@ -120,6 +122,10 @@ volumeMounts:
     mountPath: /opt/cni/bin
   - name: cni-conf
     mountPath: /etc/cni/net.d
+  # Namespaces of pods that are about to start, by the names that the runtime gives them.
+  - name: netns
+    mountPath: /run/netns
+    mountPropagation: HostToContainer
 {{- end }}
 {{- end -}}
 
@@ -139,6 +145,13 @@ volumeMounts:
 {{- end }}
 {{- range .Values.agent.bypass }}
 - --bypass={{ . }}
+{{- end }}
+{{- if .Values.cni.enabled }}
+- --cni-bin-dir=/opt/cni/bin
+- --cni-conf-dir=/etc/cni/net.d
+{{- range append .Values.cni.exemptNamespaces .Release.Namespace | uniq }}
+- --cni-exempt={{ . }}
+{{- end }}
 {{- end }}
 {{- range .Values.agent.extraArgs }}
 - {{ . | quote }}
