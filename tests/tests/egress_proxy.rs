@@ -320,6 +320,7 @@ fn the_second_proxy_takes_over_under_load() -> Result<()> {
             world.output(&mut command, Duration::from_secs(60))
         });
         thread::sleep(Duration::from_secs(3));
+        #[expect(clippy::disallowed_methods, reason = "the load says when by the wall clock")]
         let killed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
         first.crash()?;
         let finished = load.join().expect("no panic")?;

@@ -106,7 +106,10 @@ fn other_verbs() {
             "interceptor bypass list",
             Verb::Bypass(Bypass { change: BypassChange::List, name: "default".into() }),
         ),
-        ("interceptor detach", Verb::Detach(Detach { name: "default".into() })),
+        (
+            "interceptor detach",
+            Verb::Detach(Detach { name: "default".into(), cni_conf_dir: None, cni_bin_dir: None }),
+        ),
     ] {
         assert_eq!(parse_line(line).map(|cli| cli.verb), Ok(want), "{line}");
     }

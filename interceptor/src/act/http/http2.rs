@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{Method, Version};
+use http::{HeaderValue, Method, Version};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -53,7 +53,13 @@ pub(super) fn check(parts: &Parts) -> Result<(), Reply> {
         Method::OPTIONS => was_sent && (target.starts_with('/') || target == "*"),
         _ => was_sent && target.starts_with('/'),
     };
-    if one_length && has_target { Ok(()) } else { Err(Reply::bad_head()) }
+    // Else the next reader would take another value for it (RFC 9113 section 8.2.1).
+    let is_trimmed = |value: &HeaderValue| {
+        let blank = |end: Option<&u8>| end.is_some_and(|byte| matches!(byte, b' ' | b'\t'));
+        !blank(value.as_bytes().first()) && !blank(value.as_bytes().last())
+    };
+    let trimmed = parts.headers.values().all(is_trimmed);
+    if one_length && has_target && trimmed { Ok(()) } else { Err(Reply::bad_head()) }
 }
 
 /// The HTTP library's server.

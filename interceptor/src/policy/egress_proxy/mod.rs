@@ -151,7 +151,7 @@ fn rule(
         }
     }
     let direct = direct.is_some_and(|direct| direct.value);
-    if direct == !names.is_empty() {
+    if direct != names.is_empty() {
         let message = "needs either direct: true or a list of proxies";
         out.errors.push(cx.notice(node.at, &node.path, message));
         return None;
