@@ -1,10 +1,11 @@
 //! YAML as a tree that remembers where everything stands, so that every mistake of a file can be
 //! reported at once and in its place. Bounded against hostile input.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 /// Files above this size are refused.
@@ -72,6 +73,22 @@ impl Node {
         }
     }
 
+    /// The first key that a mapping in here has twice. The library does not take keys for the same that
+    /// differ in their tags, nor would an error of ours amid its reading have a place.
+    fn twice(&self) -> Option<&Key> {
+        match &self.value {
+            Value::List(items) => items.iter().find_map(Self::twice),
+            Value::Map(entries) => {
+                let mut seen = HashSet::new();
+                entries.iter().find_map(|(key, value)| match seen.insert(key.name.as_str()) {
+                    true => value.twice(),
+                    false => Some(key),
+                })
+            }
+            _ => None,
+        }
+    }
+
     /// A number that differs where the content does, wherever it stands.
     pub(super) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -119,6 +136,16 @@ pub(super) struct BadYaml {
 
 /// Reads every document of `text`; empty ones are left out.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, BadYaml> {
+    let documents: Vec<Node> = read(text)?;
+    match documents.iter().find_map(Node::twice) {
+        Some(Key { at, name }) => {
+            Err(BadYaml { at: *at, message: format!("{} is given twice", name.escape_debug()) })
+        }
+        None => Ok(documents),
+    }
+}
+
+fn read(text: &str) -> Result<Vec<Node>, BadYaml> {
     serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
         let error = error.without_snippet();
         let at = error.location().map_or(At::default(), |l| At::from(&l));
@@ -240,13 +267,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut map: Vec<(Key, Node)> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        while let Some((key, value)) = entries.next_entry::<Key, Node>()? {
-            if !seen.insert(key.name.clone()) {
-                return Err(A::Error::custom(format!("{} is given twice", key.name)));
-            }
-            map.push((key, value));
+        let mut map = Vec::new();
+        while let Some(entry) = entries.next_entry::<Key, Node>()? {
+            map.push(entry);
         }
         Ok(Value::Map(map))
     }

@@ -81,6 +81,7 @@ fn broken_yaml_names_line_and_column() {
             "p.yaml:1:5: not readable as YAML: mapping values are not allowed in this context",
         ),
         ("a: 1\na: 2\n", "p.yaml:2:1: not readable as YAML: duplicate mapping key: a"),
+        ("a: {b: 1}\n!x a: 2\n", "p.yaml:2:4: not readable as YAML: a is given twice"),
     ] {
         assert_eq!(errors(text), [expected], "{text:?}");
     }
