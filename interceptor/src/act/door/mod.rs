@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use http::uri::Authority;
 use tokio::time::{Instant, timeout};
@@ -137,7 +138,17 @@ impl Carrier {
     ///
     /// # Errors
     /// The last proxy's failure, or the refusal of the one that answered.
-    pub(super) async fn leave(
+    pub(super) fn leave<'a>(
+        &'a self,
+        via: &'a Via,
+        ask: Ask<'a>,
+        dialer: &'a Dialer,
+    ) -> BoxFuture<'a, Result<Through, DoorError>> {
+        // Its type ends here: it would be a part of the types of all futures around it.
+        Box::pin(self.leave_by(via, ask, dialer))
+    }
+
+    async fn leave_by(
         &self,
         via: &Via,
         ask: Ask<'_>,
@@ -151,7 +162,9 @@ impl Carrier {
         let trials = self.outbound.proxies.order(&via.proxies);
         let knock = async |at: usize| {
             let trial = &trials[at];
-            match Box::pin(self.knock(trial.proxy, &target, plain.is_some(), dialer)).await {
+            let knocking: BoxFuture<'_, _> =
+                Box::pin(self.knock(trial.proxy, &target, plain.is_some(), dialer));
+            match knocking.await {
                 Ok(through) => {
                     trial.worked();
                     Ok(Ok(through))

@@ -22,9 +22,24 @@ fn schema() -> Value {
     version["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
 }
 
+const PROXIES: &str = "egressProxy";
+
+/// The names of all fields in a schema.
+fn names(schema: &Value, out: &mut BTreeSet<String>) {
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        out.insert(name.clone());
+        names(field, out);
+        names(&field["items"], out);
+    }
+}
+
 /// Each leaf of a schema, with values that it allows, and some that it does not.
 fn leaves(schema: &Value, path: &str, out: &mut Vec<(String, Vec<String>, Vec<String>)>) {
     for (name, field) in schema["properties"].as_object().expect("fields") {
+        // Lists of what depends on each other: its names are compared.
+        if name == PROXIES {
+            continue;
+        }
         let path = format!("{path}{name}");
         let bounds = || ["minimum", "maximum"].map(|bound| field[bound].as_i64().expect("a bound"));
         let words = |values: &[&str]| values.iter().map(ToString::to_string).collect();
@@ -105,7 +120,19 @@ fn what_the_loader_reads_the_definition_has() {
     let limits = named(limits, &["number(\""]);
     assert!(spec.contains(&"limits") && limits.len() >= 5, "{spec:?} {limits:?}");
     let limits: Vec<_> = limits.iter().map(|name| format!("limits.{name}")).collect();
-    let read: BTreeSet<_> = spec.into_iter().filter(|name| *name != "limits").collect();
+    let read: BTreeSet<_> =
+        spec.into_iter().filter(|name| !["limits", PROXIES].contains(name)).collect();
     let read: BTreeSet<_> = read.into_iter().chain(limits.iter().map(String::as_str)).collect();
+    assert_eq!(read, defined);
+
+    let source = include_str!("../egress_proxy/mod.rs");
+    let calls = [".list(\"", ".text(\"", ".texts(\"", ".boolean(\"", ".take(\"", "path(\""];
+    let read: BTreeSet<String> = source
+        .lines()
+        .flat_map(|line| calls.iter().flat_map(move |call| line.split(call).skip(1)))
+        .filter_map(|rest| rest.split('"').next().map(str::to_owned))
+        .collect();
+    let mut defined = BTreeSet::new();
+    names(&schema()["properties"][PROXIES], &mut defined);
     assert_eq!(read, defined);
 }
