@@ -246,6 +246,13 @@ impl Profile {
 }
 
 impl Case {
+    /// Whether what nobody names passes, and that is said.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let policy = self.mesh.get("outboundTrafficPolicy");
+        policy.is_some_and(|policy| policy["mode"] == "ALLOW_ANY")
+    }
+
     /// What is expected in this profile.
     #[must_use]
     pub fn expected(&self, profile: Profile) -> Map<String, Value> {

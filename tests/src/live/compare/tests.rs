@@ -46,7 +46,7 @@ fn forwarded() -> Seen {
 }
 
 fn differences(expected: &Value, seen: &Seen) -> Vec<String> {
-    compare(expected.as_object().expect("a map"), &flow(), seen)
+    compare(expected.as_object().expect("a map"), &flow(), false, seen)
 }
 
 #[test]
@@ -185,4 +185,22 @@ fn verdicts() {
     assert_eq!(verdict(&seen), "hang");
     seen.exchanges.push(Exchange::default());
     assert_eq!(verdict(&seen), "mixed");
+}
+
+/// Where the silent pass, a dial of where the client dialled is no upstream until a byte follows.
+#[test]
+fn a_dial_without_a_byte_is_none_where_policy_is_open() {
+    let expected = json!({"upstream": "-"});
+    let judged = |open: bool, seen: &Seen| {
+        compare(expected.as_object().expect("a map"), &flow(), open, seen).len()
+    };
+    let mut seen = forwarded();
+    seen.lines.clear();
+    assert_eq!(judged(true, &seen), 1, "it spoke");
+    let contact = &mut seen.contacts[0];
+    (contact.tls, contact.layers) = (None, 0);
+    contact.requests.clear();
+    assert_eq!((judged(true, &seen), judged(false, &seen)), (0, 1));
+    seen.attempts.push("192.0.2.9:80".parse().expect("an address"));
+    assert_eq!(judged(true, &seen), 1, "elsewhere");
 }
