@@ -64,7 +64,9 @@ impl Place {
 #[test]
 fn the_first_network_gets_the_plugin_at_its_end() {
     let list = ["calico", "portmap", TYPE];
-    let table: &[(&[(&str, &str)], &str, &[&str])] = &[
+    // Name and text of a file.
+    type Files<'a> = &'a [(&'a str, &'a str)];
+    let table: &[(Files<'_>, &str, &[&str])] = &[
         (&[("10-calico.conflist", LIST)], "10-calico.conflist", &list),
         (&[("20-b.conflist", LIST), ("10-a.conflist", LIST)], "10-a.conflist", &list),
         (&[("20-b.conflist", LIST), ("10-a.conf", SINGLE)], "10-a.conflist", &["bridge", TYPE]),
