@@ -162,7 +162,12 @@ pub(super) async fn begin(
         tokio::spawn(Arc::clone(&direct).watch()),
         tokio::spawn(hear(hints, Arc::clone(&covered))),
         tokio::spawn(enrol::sweep(Arc::clone(&kernel))),
-        tokio::spawn(watchdog::mind_log(log.clone(), Arc::clone(&policy), Arc::clone(&covered))),
+        tokio::spawn(watchdog::mind_log(
+            log.clone(),
+            Arc::clone(&policy),
+            Arc::clone(&commons),
+            Arc::clone(&covered),
+        )),
     ];
     let (stop_reporter, stopped) = oneshot::channel::<()>();
     let ended = Ended::default();

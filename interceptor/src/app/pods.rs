@@ -80,6 +80,8 @@ struct Known {
     inode: u64,
     cookie: u64,
     covered: bool,
+    /// Open for as long, so that its inode becomes no other's.
+    _netns: Arc<NetNs>,
 }
 
 /// Rules that a pod has, or had until just now.
@@ -153,13 +155,14 @@ impl Pods {
         let (mut charges, mut exempt) = (Vec::new(), Vec::new());
         for one in wanted {
             let Some(netns) = self.find(&one) else { continue };
-            let (inode, cookie) = (netns.1, netns.0.cookie());
+            let (netns, inode) = (Arc::new(netns.0), netns.1);
+            let cookie = netns.cookie();
             let covered = match &one.rules {
                 None => {
                     exempt.push(cookie);
                     false
                 }
-                Some(wanted) => match Enrolled::prepare(Arc::new(netns.0), None).await {
+                Some(wanted) => match Enrolled::prepare(Arc::clone(&netns), None).await {
                     Ok(enrolled) => {
                         let Some(rules) = self.rules_of(wanted, &one.workload) else { continue };
                         let workload = Arc::clone(&one.workload);
@@ -173,7 +176,8 @@ impl Pods {
                     }
                 },
             };
-            self.known.insert(one.name, Known { uid: one.uid, inode, cookie, covered });
+            let known = Known { uid: one.uid, inode, cookie, covered, _netns: netns };
+            self.known.insert(one.name, known);
         }
         (charges, exempt)
     }
@@ -243,6 +247,7 @@ impl Pods {
             }
         };
         let Some((netns, inode)) = netns else { return Ok(false) };
+        let netns = Arc::new(netns);
         let cookie = netns.cookie();
         if let Some((other, _)) =
             self.known.iter().find(|(name, known)| known.cookie == cookie && **name != one.name)
@@ -257,14 +262,15 @@ impl Pods {
                 running.kernel.tables().cover(cookie, exempt).map_err(io::Error::other)?;
             }
             Some(wanted) => {
-                let enrolled = Enrolled::prepare(Arc::new(netns), None).await?;
+                let enrolled = Enrolled::prepare(Arc::clone(&netns), None).await?;
                 let tenant = self.tenant_of(running, wanted, &one.workload)?;
                 let workload = Arc::clone(&one.workload);
                 running.cover(enrolled, Whose { tenant, workload }).await?;
             }
         }
         let covered = one.rules.is_some();
-        self.known.insert(one.name.clone(), Known { uid: one.uid.clone(), inode, cookie, covered });
+        let known = Known { uid: one.uid.clone(), inode, cookie, covered, _netns: netns };
+        self.known.insert(one.name.clone(), known);
         Ok(was_exempt && covered)
     }
 

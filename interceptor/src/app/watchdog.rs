@@ -16,6 +16,7 @@ use crate::account::AccessLog;
 use crate::admin::report;
 use crate::kernel::{Kernel, Repair};
 use crate::policy::Store;
+use crate::tiers::Commons;
 
 /// How often attachments and pins are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -61,7 +62,12 @@ pub(super) async fn beat(kernel: Arc<Kernel>) {
 
 /// Where nothing may pass that the access log cannot tell of, gives everything to the proxy, which
 /// refuses it, for as long as lines are lost (T-57). For ever.
-pub(super) async fn mind_log(log: AccessLog, policy: Arc<Store>, covered: Arc<Registry>) {
+pub(super) async fn mind_log(
+    log: AccessLog,
+    policy: Arc<Store>,
+    commons: Arc<Commons>,
+    covered: Arc<Registry>,
+) {
     let mut tick = interval(LOG_LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut suspended = false;
@@ -73,8 +79,10 @@ pub(super) async fn mind_log(log: AccessLog, policy: Arc<Store>, covered: Arc<Re
             continue;
         }
         suspended = fails;
+        // Also for those that come under cover meanwhile.
+        commons.suspend(suspended);
         for tenant in covered.tenants() {
-            if let Err(error) = tenant.sync.suspend(&tenant.policy(), suspended) {
+            if let Err(error) = tenant.sync.apply(&tenant.policy()) {
                 tracing::error!("{error}");
             }
         }

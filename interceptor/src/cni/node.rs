@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use interceptor_common::Namespace;
 
 use super::Settings;
-use crate::admin::{Covering, Sandbox, client};
+use crate::admin::{AdminError, Covering, Sandbox, client};
 use crate::agent::cgroups;
 use crate::kernel::{PinnedNamespaces, Pins, Standing, standing};
 use crate::netns::NetNs;
@@ -152,7 +152,12 @@ impl Node for Machine {
     }
 
     fn ask(&self, sandbox: &Sandbox, patience: Duration) -> Result<Covering, String> {
-        client::cover(&self.instance, sandbox.clone(), patience).map_err(|error| error.to_string())
+        client::cover(&self.instance, sandbox.clone(), patience).map_err(|error| match error {
+            AdminError::NotRunning(name) => {
+                format!("no interceptor agent named {name} runs on this node; look at its DaemonSet's pod")
+            }
+            other => other.to_string(),
+        })
     }
 
     fn elapsed(&self) -> Duration {

@@ -5,6 +5,7 @@
 //! step; [`Labels`] gives flows their names back when the kernel reports them.
 
 mod book;
+mod commons;
 pub mod compile;
 mod fallback;
 mod hints;
@@ -18,10 +19,11 @@ mod sync;
 mod tests;
 
 pub use book::AddressBook;
+pub use commons::Commons;
 pub use fallback::Fallbacks;
 pub use hints::name_in;
 pub use labels::Labels;
 pub use rows::{Compiled, Label, NameSet, Pattern, Row};
 pub use sets::{Numbers, REST};
 pub use survey::Survey;
-pub use sync::{Commons, Sync, SyncError};
+pub use sync::{Sync, SyncError};

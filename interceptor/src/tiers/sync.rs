@@ -10,19 +10,17 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::book::{AddressBook, RETIRING};
+use super::commons::Commons;
 use super::compile::{compile, spoken};
 use super::fallback::Fallbacks;
 use super::hints::Heard;
-use super::labels::Labels;
 use super::learned::Learned;
 use super::rows::{Compiled, NameSet, Row};
-use super::sets::NameSets;
 use super::survey::{Survey, network_of};
 use crate::decide::host::HostName;
 use crate::decide::tier::WhyProxy;
-use crate::kernel::{DirectTables, EndpointRow, Inherited, Kernel, TableError};
+use crate::kernel::{DirectTables, EndpointRow, Inherited, TableError};
 use crate::policy::{Enforcement, Snapshot, Store};
-use crate::resolve::Resolver;
 
 /// How often names whose answers ran out are asked for anew: less than an address lingers.
 const REFRESH: Duration = Duration::from_secs(3);
@@ -48,36 +46,6 @@ const PROXY: EndpointRule =
 #[derive(Debug, thiserror::Error)]
 #[error("the tables of what goes direct cannot be written, so everything goes by the proxy: {0}")]
 pub struct SyncError(#[from] TableError);
-
-/// What all policies of a daemon have in common.
-pub struct Commons {
-    kernel: Arc<Kernel>,
-    resolver: Arc<Resolver>,
-    labels: Arc<Labels>,
-    sets: Mutex<NameSets>,
-    enabled: bool,
-}
-
-impl Commons {
-    /// Nothing is ever written where it is not `enabled`.
-    pub fn new(
-        kernel: Arc<Kernel>,
-        resolver: Arc<Resolver>,
-        labels: Arc<Labels>,
-        enabled: bool,
-    ) -> Arc<Self> {
-        Arc::new(Self { kernel, resolver, labels, sets: Mutex::default(), enabled })
-    }
-
-    /// Whether anything goes direct at all.
-    pub fn is_enabled(&self) -> bool {
-        self.enabled
-    }
-
-    fn sets(&self) -> MutexGuard<'_, NameSets> {
-        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Keeps one policy's rows in the kernel's tables in step.
 pub struct Sync {
@@ -106,9 +74,9 @@ struct State {
     survey: Arc<Survey>,
     /// Generation of the policy that was compiled last; 0: none.
     generation: u64,
+    /// What [`Commons`] said then.
+    lets_go: bool,
     avoided: VecDeque<(SocketAddr, Instant)>,
-    /// Nothing goes direct for now.
-    suspended: bool,
     /// The log has names for what no entry claims: those are asked for too.
     names_all: bool,
     /// Where a client spoke, and not HTTP.
@@ -183,15 +151,6 @@ impl Sync {
         self.update(snapshot, true)
     }
 
-    /// Gives everything to the proxy while `suspended`, whatever `snapshot` lets go direct.
-    ///
-    /// # Errors
-    /// [`SyncError`].
-    pub fn suspend(&self, snapshot: &Snapshot, suspended: bool) -> Result<(), SyncError> {
-        self.state().suspended = suspended;
-        self.update(snapshot, true)
-    }
-
     /// Whether the daemon itself found `ip` to be an address of `host`, not long ago.
     pub fn owns(&self, host: &HostName, ip: IpAddr) -> bool {
         self.state().book.has(host, ip.to_canonical())
@@ -224,7 +183,7 @@ impl Sync {
     /// direct.
     pub fn spoke(&self, snapshot: &Snapshot, dst: SocketAddr) {
         let mut state = self.state();
-        let enabled = self.commons.enabled && snapshot.fast_path && !state.left && !state.suspended;
+        let enabled = self.commons.lets_go() && snapshot.fast_path && !state.left;
         let known = state.spoken.contains_key(&dst);
         let avoided = state.avoided.iter().any(|(avoided, _)| *avoided == dst);
         let stale = snapshot.generation != state.generation;
@@ -336,10 +295,13 @@ impl Sync {
         if state.left || !always && snapshot.generation < state.generation {
             return Ok(());
         }
-        let enabled = self.commons.enabled && snapshot.fast_path && !state.suspended;
+        let lets_go = self.commons.lets_go();
+        let enabled = lets_go && snapshot.fast_path;
         let now = Instant::now();
-        let mut changed = always || state.generation != snapshot.generation;
+        let mut changed =
+            always || state.generation != snapshot.generation || state.lets_go != lets_go;
         if changed {
+            state.lets_go = lets_go;
             state.generation = snapshot.generation;
             state.names_all =
                 snapshot.enforcement == Enforcement::Strict && snapshot.outbound.is_open();
