@@ -36,7 +36,7 @@ pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {

@@ -15,7 +15,7 @@ pub struct Namespace {
     pub kind: u8,
     /// Whose rows in `ENDPOINTS` and `DATAGRAMS` are asked; 0: nobody's, everything goes to the proxy.
     pub policy: u16,
-    /// [`Namespace::OPEN`] and [`Namespace::PARTLY_CAPTURED`].
+    /// [`Namespace::OPEN`], [`Namespace::PARTLY_CAPTURED`] and [`Namespace::REROUTES`].
     pub flags: u8,
     /// Always zero.
     pub pad: u8,
@@ -37,6 +37,9 @@ impl Namespace {
     ///
     /// [`EndpointKey::CAPTURE`]: crate::EndpointKey::CAPTURE
     pub const PARTLY_CAPTURED: u8 = 2;
+    /// In [`Namespace::flags`]: policy may lead connections elsewhere than where they were dialled, so
+    /// [`Route::BY_POLICY`] counts.
+    pub const REROUTES: u8 = 4;
 
     /// Whether what leaves it passes.
     #[inline(always)]
@@ -91,7 +94,7 @@ impl RouteKey {
 pub struct Route {
     /// Source address that the namespace's routing chooses (v4-mapped for IPv4).
     pub src: [u8; 16],
-    /// [`Route::VIA`], [`Route::LOCAL`] or [`Route::UNREACHABLE`].
+    /// [`Route::VIA`], [`Route::LOCAL`], [`Route::UNREACHABLE`] or [`Route::BY_POLICY`].
     pub kind: u8,
     /// Always zero.
     pub pad: [u8; 3],
@@ -106,4 +109,6 @@ impl Route {
     pub const LOCAL: u8 = 1;
     /// The namespace's routing says unreachable.
     pub const UNREACHABLE: u8 = 2;
+    /// No route of the namespace leads there. Connections that policy leads elsewhere have this source.
+    pub const BY_POLICY: u8 = 3;
 }

@@ -108,6 +108,10 @@ fn judge(
         return Finding::Resolver;
     }
     let Some(route) = select::route(netns, dst) else { return Finding::NoRoute };
+    // Where no route leads, policy may: the proxy's own dial then tells the truth.
+    if route.kind == Route::BY_POLICY && namespace.flags & Namespace::REROUTES == 0 {
+        return Finding::NoRoute;
+    }
     // An address of the workload's own namespace is its own loopback (CAP-2, T-16): the packets stay
     // inside, and with no tier none of them may leave.
     if route.kind == Route::LOCAL {

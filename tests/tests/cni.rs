@@ -226,7 +226,11 @@ fn without_hooks_exempt_pods_need_nothing() -> Result<()> {
     ensure!(count(&records(&name)) == 1);
     let refused = node.plugin(&binary(), "ADD", &shop, &network)?;
     ensure!(refused.code == 11, "{}", refused.said);
-    ensure!(refused.said["details"].as_str().is_some_and(|why| why.contains("no interceptor agent named")));
+    ensure!(
+        refused.said["details"]
+            .as_str()
+            .is_some_and(|why| why.contains("no interceptor agent named"))
+    );
     ensure!(count(&records(&name)) == 1, "who does not start has no record");
 
     // Somebody else's hooks at the pods' cgroup hold them, and their table is not to be found.

@@ -245,6 +245,54 @@ fn real_clients_leave_through_squid() -> Result<()> {
     Ok(())
 }
 
+/// A network that lets nobody out but its proxy: the workload has a route to it, and no default route.
+/// Without a proxy for it, a connect is told so, as without us; also when the proxy goes while it runs.
+#[test]
+fn a_workload_without_a_default_route_leaves_through_its_proxy() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let proxy = Proxy::tinyproxy(&world, FIRST)?;
+    let path = policy(&world, &format!("{{proxies: [{{name: corp, url: 'http://{FIRST}'}}]}}"))?;
+    world.workload.ip(&["route", "add", &FIRST.ip().to_string(), "via", "10.77.0.1"])?;
+    for family in ["-4", "-6"] {
+        world.workload.ip(&[family, "route", "del", "default"])?;
+    }
+    let curl = [
+        "curl",
+        "-sS",
+        "-w%{http_code} %{local_ip}",
+        "-o/dev/null",
+        "--resolve",
+        "v4.example.com:443:203.0.113.40",
+        "https://v4.example.com/",
+    ];
+    let dial = ["python3", "-c", "import socket; socket.create_connection(('203.0.113.40', 443))"];
+    let unreachable = "[Errno 101] Network is unreachable";
+    let mut plain = world.command(dial[0]);
+    let without = world.output(plain.args(&dial[1..]), Duration::from_secs(10))?;
+    assert!(without.stderr.contains(unreachable), "without interceptor: {without:?}");
+    let flags = ["--outbound", "registry-only", "-f", &path];
+    let mut running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let capture = watch(&world)?;
+    let done = running.exec(&curl, 1)?;
+    let expected = format!("200 {WORKLOAD_V4}");
+    assert_eq!(done.finished.stdout, expected, "{:?} {}", done.finished, proxy.log());
+    let line = Line::parse(&done.log[0]).map_err(anyhow::Error::msg)?;
+    assert_eq!(line.field("UPSTREAM_HOST"), FIRST.to_string());
+    let entries = fs::read_to_string(&path)?;
+    let entries = entries.split("---\napiVersion: egress.interceptor.io").next();
+    fs::write(&path, entries.context("entries")?)?;
+    let start = SystemTime::now();
+    while !running.exec(&dial, 0)?.finished.stderr.contains(unreachable) {
+        ensure!(start.elapsed()? < Duration::from_secs(5), "{}", running.stderr()?);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(direct(&capture, EXAMPLE_V4), 0);
+    Ok(())
+}
+
 /// T-47: a proxy that is down is a refusal; the only way out is none.
 #[test]
 fn t_47_a_dead_proxy_is_a_refusal() -> Result<()> {

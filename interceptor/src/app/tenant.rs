@@ -35,7 +35,11 @@ impl Rules {
             true => 0,
             false => Namespace::PARTLY_CAPTURED,
         };
-        Namespace { policy: self.id, flags: open | partly, ..at }
+        let reroutes = match snapshot.policy.may_reroute() {
+            true => Namespace::REROUTES,
+            false => 0,
+        };
+        Namespace { policy: self.id, flags: open | partly | reroutes, ..at }
     }
 
     /// Writes where datagrams may go.

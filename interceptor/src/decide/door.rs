@@ -210,6 +210,11 @@ fn is_at_or_below(name: &HostName, top: &HostName) -> bool {
 }
 
 impl Doors {
+    /// Whether some target may leave through a proxy.
+    pub(super) fn any(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.proxies.is_empty())
+    }
+
     /// Whether some target of `scope` may leave through a proxy: what judges them all by one of them
     /// must not call them direct.
     pub(super) fn may_proxy(&self, scope: Scope<'_>) -> bool {

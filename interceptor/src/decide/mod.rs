@@ -153,6 +153,16 @@ impl Policy {
         self.inner.iter().flat_map(|inner| inner.ports.keys().copied())
     }
 
+    /// Whether connections may leave for elsewhere than where they were dialled: through an egress proxy, by
+    /// a VirtualService or `tunnel`, to endpoints that an entry gives.
+    pub fn may_reroute(&self) -> bool {
+        self.inner.as_deref().is_some_and(|rules| {
+            rules.egress_proxy.is_some()
+                || rules.doors.any()
+                || rules.services.iter().any(Service::may_reroute)
+        })
+    }
+
     /// The rules for this flow: only those of the namespace that they were compiled for.
     fn rules(&self, flow: &Flow<'_>) -> Option<&Inner> {
         self.inner.as_deref().filter(|inner| *inner.namespace == *flow.namespace)

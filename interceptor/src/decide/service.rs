@@ -12,7 +12,7 @@ use super::http_route::HttpRoutes;
 use super::pattern::EntryHost;
 use super::route::{Destination, Forward, HeaderChanges, RouteActions};
 use super::traffic::{LoadBalancer, TrafficPolicy};
-use super::{Action, ClusterName, Decision, Reason, RuleId, Upstream};
+use super::{Action, ClusterName, Decision, Place, Reason, RuleId, Upstream};
 use crate::policy::Enforcement;
 use crate::sniff::ClientHello;
 
@@ -122,6 +122,23 @@ impl Service {
     /// Whether the entry names this address.
     pub(crate) fn lists(&self, ip: IpAddr) -> bool {
         self.cluster.lists(ip)
+    }
+
+    /// Whether what dials it may be led elsewhere.
+    pub(super) fn may_reroute(&self) -> bool {
+        let own = |place: &Place| match place {
+            Place::Name(name) => self.host().exact() == Some(name),
+            Place::Ip(_) => false,
+        };
+        let given = match self.cluster.target() {
+            Target::Fixed(Upstream::Static(_) | Upstream::Unix(_)) => true,
+            Target::Fixed(Upstream::Dns { endpoints, .. }) => {
+                !endpoints.iter().all(|endpoint| own(&endpoint.target.0))
+            }
+            _ => false,
+        };
+        let routed = self.routes.is_some() || !self.chains.is_empty();
+        given || routed || self.cluster.traffic.tunnel.is_some()
     }
 
     /// Whether the entry forbids what a hello offers (T-26).

@@ -86,6 +86,8 @@ pub enum RouteKind {
     Local,
     /// Nowhere: the namespace says unreachable.
     Unreachable,
+    /// Nowhere, but where policy leads elsewhere: with this source address.
+    ByPolicy(IpAddr),
 }
 
 /// The highest number of a policy that a namespace has by what an interceptor of this name left pinned;
@@ -418,6 +420,7 @@ fn route_row(cookie: u64, entry: &RouteEntry) -> (Key<RouteKey>, Route) {
             Route { src: mapped(entry.prefix.addr()), kind: Route::LOCAL, pad: [0; 3] }
         }
         RouteKind::Unreachable => Route { src: [0; 16], kind: Route::UNREACHABLE, pad: [0; 3] },
+        RouteKind::ByPolicy(src) => Route { src: mapped(src), kind: Route::BY_POLICY, pad: [0; 3] },
     };
     (key, value)
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use futures_util::TryStreamExt;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
@@ -55,7 +55,7 @@ impl Routes {
                 found.extend(destination(&message));
             }
         }
-        netns.run(|| entries(found, netns.is_home()))
+        netns.run(|| led_by_policy(entries(found, netns.is_home())))
     }
 
     /// Waits for the next change (and for the burst that it belongs to). False: netlink ended.
@@ -120,6 +120,29 @@ fn entries(found: Vec<(IpNet, RouteType)>, home: bool) -> Vec<RouteEntry> {
         .collect()
 }
 
+/// Gives a namespace that has no default route one that only policy may use, in each family in which
+/// it gets out at all: behind an egress proxy or gateway that has a route, it needs none of its own.
+/// With a default route of one family the other stays without: clients that race families then take
+/// the one that has.
+fn led_by_policy(mut entries: Vec<RouteEntry>) -> Vec<RouteEntry> {
+    let is_default = |entry: &RouteEntry| entry.prefix.prefix_len() == 0;
+    let source = |entry: &RouteEntry| match entry.route {
+        RouteKind::Via(source) => Some(source),
+        _ => None,
+    };
+    if entries.iter().any(|entry| is_default(entry) && source(entry).is_some()) {
+        return entries;
+    }
+    for any in [Ipv4Net::default().into(), Ipv6Net::default().into()] {
+        let of_family = |found: &IpAddr| found.is_ipv4() == matches!(any, IpNet::V4(_));
+        if let Some(source) = entries.iter().filter_map(source).find(of_family) {
+            entries.retain(|entry| entry.prefix != any);
+            entries.push(RouteEntry { prefix: any, route: RouteKind::ByPolicy(source) });
+        }
+    }
+    entries
+}
+
 /// The source that routing chooses for a destination in `prefix`: connects a datagram socket, which
 /// sends nothing, in the calling thread's namespace.
 fn source_towards(prefix: IpNet) -> Option<IpAddr> {
@@ -166,6 +189,28 @@ mod tests {
         // T-13: the node's addresses are not the workload's own.
         let own = "192.0.2.9".parse().expect("an address");
         assert_eq!(entries(twice, true)[0].route, RouteKind::Via(own));
+    }
+
+    #[test]
+    fn a_namespace_without_a_default_route_has_one_for_policy() {
+        let via = |prefix: &str, source: &str| RouteEntry {
+            prefix: net(prefix),
+            route: RouteKind::Via(source.parse().expect("an address")),
+        };
+        let by_policy = |prefix: &str, source: &str| RouteEntry {
+            prefix: net(prefix),
+            route: RouteKind::ByPolicy(source.parse().expect("an address")),
+        };
+        let unreachable = RouteEntry { prefix: net("0.0.0.0/0"), route: RouteKind::Unreachable };
+        let link = via("10.0.0.0/24", "10.0.0.2");
+        assert_eq!(led_by_policy(vec![]), []);
+        assert_eq!(
+            led_by_policy(vec![unreachable, link]),
+            [link, by_policy("0.0.0.0/0", "10.0.0.2")]
+        );
+        // One family with a default route: the other one is left to it.
+        let v4 = vec![via("0.0.0.0/0", "10.0.0.2"), via("2001:db8::/64", "2001:db8::2")];
+        assert_eq!(led_by_policy(v4.clone()), v4);
     }
 
     #[test]
