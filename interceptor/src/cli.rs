@@ -155,6 +155,11 @@ pub struct Status {
     /// With --ready: without the interface layer, too.
     #[arg(long, requires = "ready")]
     pub allow_single_layer: bool,
+
+    /// With --ready: only if it is the one that runs in this container, and not one whose place it is to
+    /// take.
+    #[arg(long, requires = "ready")]
+    pub here: bool,
 }
 
 /// `interceptor metrics`.
@@ -347,6 +352,10 @@ pub const DEFAULT_NAME: &str = "default";
 
 /// The name of an agent that was given none.
 pub const AGENT_NAME: &str = "agent";
+
+/// How long connections may go on by a daemon whose place was taken, in seconds: Envoy's and Istio's
+/// time for a hot restart.
+const DRAIN_TIME: u64 = 45;
 
 /// Why there is nothing to run: help was asked for, or the command line is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]

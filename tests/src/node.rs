@@ -75,6 +75,20 @@ impl<'w> Node<'w> {
     /// # Errors
     /// When it can't be started.
     pub fn start(&mut self) -> Result<()> {
+        self.agent = Some(self.spawn(&[])?);
+        Ok(())
+    }
+
+    /// Starts another agent, which takes the place of the one that runs; gives that one.
+    ///
+    /// # Errors
+    /// When none runs, or it can't be started.
+    pub fn succeed(&mut self) -> Result<Child> {
+        let new = self.spawn(&["--take-over"])?;
+        self.agent.replace(new).context("no agent runs")
+    }
+
+    fn spawn(&self, more: &[&str]) -> Result<Child> {
         let dir = self.world.dir();
         let log = fs::File::options().create(true).append(true).open(self.said_in())?;
         let mut command = self.world.command(binary());
@@ -88,10 +102,10 @@ impl<'w> Node<'w> {
             .arg(dir.join("secrets"))
             .arg("--access-log")
             .arg(dir.join("agent.log"))
-            .args(&self.flags);
+            .args(&self.flags)
+            .args(more);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.agent = Some(self.world.spawn(&mut command)?);
-        Ok(())
+        self.world.spawn(&mut command)
     }
 
     /// The agent's name.

@@ -125,7 +125,8 @@ fn each_pod_has_its_own_rules() -> Result<()> {
     ensure!(!more.echoes(cnn)?, "nothing leaves by what is gone");
     let deadline = Instant::now() + SOON;
     while more.sockets()? > before || node.holds(more.netns())? {
-        ensure!(Instant::now() < deadline, "{} sockets, {before} before", more.sockets()?);
+        let left = more.output(&["tail", "-n+2", "/proc/net/tcp", "/proc/net/udp", "/proc/net/netlink"])?;
+        ensure!(Instant::now() < deadline, "{before} sockets before, now {left:?}");
         sleep(Duration::from_millis(100));
     }
     Ok(())
@@ -232,6 +233,73 @@ fn nothing_is_open_while_agent_and_server_are_away() -> Result<()> {
     ensure!(detached.code == 0, "{detached:?}");
     // The kernel lets go of links some time later.
     web.until_echoes(cnn, true)?;
+    Ok(())
+}
+
+/// T-60: another agent takes the place of the one that runs, twice. Nothing is refused meanwhile, whether it
+/// goes direct or by the proxy, nothing else gets out, and what is open goes on.
+#[test]
+fn t60_an_agent_takes_the_place_of_another() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    let (mut web, mut vault) = (node.pod(1, "shop", "web")?, node.pod(2, "bank", "vault")?);
+    tell(&cluster, &mut web);
+    tell(&cluster, &mut vault);
+    let http = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+        "metadata": {"name": "http", "namespace": "shop"},
+        "spec": {"hosts": ["v4.example.com"], "exportTo": ["."], "resolution": "DNS",
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]},
+    });
+    cluster.put(ENTRIES, http);
+    node.start()?;
+    node.until_covered("shop/web", true)?;
+    node.until_covered("bank/vault", true)?;
+    let (httpbin, cnn) = (at(world::HTTPBIN), at(world::CNN));
+    web.until_echoes(httpbin, true)?;
+    let capture = world.capture()?;
+    let mut kept = keep(&world, &web, httpbin)?;
+
+    let stop = world.dir().join("stop");
+    let script = "n=0; until [ -e $0 ]; do curl -sSf -m5 -o/dev/null --resolve v4.example.com:80:$1 \
+                  http://v4.example.com/ || exit 1; timeout 5 bash -c 'exec 3<>/dev/tcp/$0/7 && echo x >&3 && \
+                  read -t 4 y <&3 && [ \"$y\" = x ]' $2 || exit 2; n=$((n+1)); done; echo $n";
+    let (example, echo) = (world::EXAMPLE_V4.to_string(), httpbin.ip().to_string());
+    let path = stop.to_string_lossy();
+    let mut command = web.command(&["bash", "-c", script, &path, &example, &echo]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let load = world.spawn(&mut command)?;
+    for turn in 1..=2 {
+        sleep(Duration::from_millis(500));
+        let mut old = node.succeed()?;
+        let deadline = Instant::now() + SOON;
+        while node.said().matches("took the place").count() < turn {
+            ensure!(Instant::now() < deadline, "{}", node.said());
+            sleep(Duration::from_millis(20));
+        }
+        // It goes when it is told to, not before: it would be started again.
+        sleep(Duration::from_millis(500));
+        ensure!(old.try_wait()?.is_none(), "turn {turn}: {}", node.said());
+        world::stop(&mut old)?;
+        ensure!(!web.echoes(cnn)? && vault.echoes(cnn)?, "turn {turn}: {}", node.said());
+    }
+    // What comes after it is the new one's.
+    cluster.delete(ENTRIES, "bank", "cnn");
+    vault.until_echoes(cnn, false)?;
+    std::fs::write(&stop, "")?;
+    let done = load.wait_with_output()?;
+    let rounds: u32 = String::from_utf8_lossy(&done.stdout).trim().parse().unwrap_or(0);
+    ensure!(done.status.success() && rounds > 20, "{done:?} {} {}", node.log(), node.said());
+    ensure!(kept.goes_on()?);
+    let web = std::net::IpAddr::from([10, 80, 1, 2]);
+    let packets = capture.packets();
+    let escaped = packets.iter().filter(|one| one.source == web && one.destination == cnn.ip());
+    assert_eq!(escaped.count(), 0);
+    assert!(capture.syns_to(cnn.ip(), cnn.port()) > 0, "the control");
     Ok(())
 }
 

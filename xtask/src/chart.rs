@@ -45,7 +45,7 @@ const PLAIN: u32 = 36;
 /// Values under which the chart is rendered, beside its own: each template's other branches.
 const VARIANTS: [&[&str]; 4] = [
     &[],
-    &["metrics.enabled=false", "crds.install=false", "update.maxUnavailable=1"],
+    &["metrics.enabled=false", "crds.install=false", "update.atOnce=1", "update.takeOver=false"],
     &[
         "namespace.create=true",
         "cni.enabled=true",
@@ -78,7 +78,7 @@ const VARIANTS: [&[&str]; 4] = [
 const REFUSED: [&str; 6] = [
     "agent.mode=enforce",
     "agent.defaultMode=on",
-    "update.maxUnavailable=0",
+    "update.atOnce=0",
     "update.terminationGracePeriodSeconds=45",
     "metrics.networkPolicy.from={}",
     "image.digest=latest",

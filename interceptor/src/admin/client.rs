@@ -1,11 +1,15 @@
 //! The command line's end of the control socket.
 
+use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::{
     AdminError, Answer, Covering, DIR, ExecInfo, MAX_ANSWER, Request, Sandbox, StatusReport,
@@ -24,6 +28,21 @@ pub fn status(name: &str) -> Result<StatusReport, AdminError> {
         Answer::Status(report) => Ok(*report),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Whether interceptor `name` runs where this program does: in one mount namespace, which a container has
+/// to itself.
+///
+/// # Errors
+/// As [`status`].
+pub fn is_here(name: &str) -> Result<bool, AdminError> {
+    let path = socket_path(Path::new(DIR), name);
+    let stream = connect(&path, name, PATIENCE)?;
+    let peer = getsockopt(&stream, PeerCredentials).map_err(|error| failed(&path, name, error.into()))?;
+    // A process of another PID namespace has no number here.
+    let of = |process: &str| fs::metadata(format!("/proc/{process}/ns/mnt")).map(|meta| meta.ino());
+    let own = of("self").map_err(|error| failed(&path, name, error))?;
+    Ok(of(&peer.pid().to_string()).is_ok_and(|peer| peer == own))
 }
 
 /// Lets `net` connect directly.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use interceptor_common::Settings;
 use kube::{Client, Config};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::interval;
+use tokio::time::{interval, timeout};
 
 use super::begin::{Others, Setup, begin};
 use super::cni::Keeper;
@@ -21,9 +21,8 @@ use super::run::Place;
 use super::sandboxes::Sandboxes;
 use super::signals::Signals;
 use super::wanted::{governed, log_settings, stale_for};
-use super::{AppError, resolv_conf, system};
+use super::{AppError, resolv_conf, scope, system};
 use crate::account::LogTarget;
-use crate::admin::{self, Server};
 use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
 use crate::agent::{Agent, Disk, Options, State};
@@ -33,10 +32,12 @@ use crate::kernel::{Pins, last_policy};
 use crate::netns::NetNs;
 use crate::policy::{Outbound, Snapshot, Sources, Store};
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
-use crate::workloads::session::Session;
 use crate::{descriptors, memory};
 
-/// How long `--once` waits for the API server.
+/// How many policies the agent whose place is taken may still give a number to.
+const TO_COME: u16 = 1024;
+
+/// How long `--once` and `--take-over` wait for the API server.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection on which nothing comes for this long is dead: the API server ends each watch before.
@@ -181,6 +182,18 @@ async fn cover(
     let Ground { hierarchy, cgroups, own } = ground;
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
     let boot = Records::boot().map_err(system("cannot read which boot this is"))?;
+    let mut place = Place::find(&args.name, args.take_over).await?;
+    // Before any listener is made: the hooks of the daemon's side are its cgroup's.
+    let mut session = place.session(&args.name)?;
+    if place.is_taken() {
+        // What is not known of would be held, although the one that runs serves it.
+        let settled = async {
+            while !follower.state().has_settled() {
+                follower.changed().await;
+            }
+        };
+        let _ = timeout(PATIENCE, settled).await;
+    }
     let sandboxes = Arc::new(Sandboxes::recorded(&Records::of(&args.name, boot)));
     let node = Node {
         hierarchy,
@@ -189,15 +202,19 @@ async fn cover(
         dns: dns.clone(),
         sandboxes: Arc::clone(&sandboxes),
     };
-    let mut pods = Pods::new(node, last_policy(&Pins::of(&args.name)));
+    let last = last_policy(&Pins::of(&args.name));
+    let last = if place.is_taken() { last.wrapping_add(TO_COME) } else { last };
+    let mut pods = Pods::new(node, last);
     let wanted = pods.wanted(&follower.state());
-    let (charges, mut exempt) = pods.first(wanted).await;
+    let handed_over = scope::with_handed_over(Vec::new(), place.namespaces())
+        .map_err(system("cannot take over the listeners"))?;
+    let (charges, mut exempt) = pods.first(wanted, handed_over).await;
     // What pods with hostNetwork and the node itself send is not told apart by namespace.
     let home = NetNs::current().map_err(system("cannot open our own network namespace"))?;
     exempt.push(home.cookie());
     let snapshot = own.current();
-    let place = Place::Free(Server::bind(Path::new(admin::DIR), &args.name)?);
-    let mut session = Session::enter(&args.name)?;
+    let bypass = args.bypass.iter().copied().chain(place.bypass()?).collect();
+    let (successor, mut successors) = mpsc::channel(1);
     let setup = Setup {
         name: args.name.clone(),
         bpf_log: false,
@@ -209,14 +226,10 @@ async fn cover(
         log: log_settings(args.access_log.as_ref(), LogTarget::Stdout, &snapshot),
         bypass_log: true,
         keep_existing: false,
-        bypass: args.bypass.clone(),
+        bypass,
         given_bypass: args.bypass.clone(),
         exec: Err("the node agent starts no commands; `kubectl exec` does".to_owned()),
-        successor: Err(
-            "the node agent cannot hand over while it runs yet: stop it, and start the new one; what is \
-             attached stays so meanwhile"
-                .to_owned(),
-        ),
+        successor: Ok(successor),
         sandboxes: Some(sandboxes),
     };
     let begun = begin(setup, &mut session, place).await?;
@@ -242,6 +255,18 @@ async fn cover(
             () = follower.changed() => {}
             () = tokio::time::sleep(pause) => {}
             _ = signals.next() => break,
+            Some(successor) = successors.recv() => {
+                drop(successors);
+                if let Err(error) = session.hand_over() {
+                    tracing::warn!("cgroup of those that drain: {error}");
+                }
+                let drain_time = Duration::from_secs(args.drain_time);
+                // Whoever starts agents would start it again, to take the place back.
+                if !begun.hand_over([], successor, drain_time, signals).await {
+                    signals.next().await;
+                }
+                return Ok(());
+            }
         }
     }
     begun.admin.abort();

@@ -29,7 +29,7 @@ use crate::admin::ExecInfo;
 use crate::admit::Rooms;
 use crate::cni;
 use crate::drain::Drainer;
-use crate::kernel::{EventReader, HintReader, Kernel, Pins, Plan, Programs, TableError, Tables};
+use crate::kernel::{EventReader, HintReader, Kernel, KernelError, Pins, Plan, Programs, TableError, Tables};
 use crate::policy::Store;
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::tiers::{Commons, Labels};
@@ -145,10 +145,15 @@ pub(super) async fn begin(
         can_destroy.is_ok(),
     );
     let mut tenants = BTreeMap::new();
+    // All that a predecessor wrote is the first one's to let go.
+    let mut inherits = succeeds;
     for Charge { rules, .. } in &charges {
-        tenants
-            .entry(rules.id)
-            .or_insert_with(|| Tenant::start(&kernel, &commons, rules, succeeds));
+        tenants.entry(rules.id).or_insert_with(|| {
+            Tenant::start(&kernel, &commons, rules, std::mem::take(&mut inherits))
+        });
+    }
+    if inherits {
+        kernel.direct().clear().map_err(KernelError::from)?;
     }
     let covered = Arc::new(Registry::default());
     let direct = Arc::new(Direct {
@@ -231,13 +236,13 @@ fn attach(
     succeeds: bool,
 ) -> Result<Attached, AppError> {
     let Setup { charges, cgroups, bypass, .. } = setup;
-    let (daemon, draining) = (session.daemon(), session.draining());
-    let daemon_cgroups = [daemon.id()?, draining.id()?];
+    let [daemon, draining, before] = session.exempt();
+    let daemon_cgroups = [daemon.id()?, draining.id()?, before.id()?];
     let settings = Settings { daemon_cgroups, ..Settings::default() };
     let governed = governed(settings, &setup.policy.current(), &setup.others);
     let fresh = Pins::of(&setup.name).link_names().is_empty();
     let mut existing =
-        Existing::new(setup.keep_existing, bypass, cgroups, [daemon, draining], fresh);
+        Existing::new(setup.keep_existing, bypass, cgroups, session.exempt(), fresh);
     let gates: Vec<_> = charges.iter().flat_map(|one| one.enrolled.ways.gates.clone()).collect();
     let plan = Plan { workloads: cgroups, daemon, gates: &gates, log: setup.bpf_log, succeeds };
     let (kernel, events, hints) = Kernel::attach(programs, &plan, |tables| {

@@ -187,7 +187,10 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         Verb::Status(status) => {
             let report = client::status(&status.name)?;
             if status.ready {
-                let amiss = ready::amiss(&report, status.allow_single_layer);
+                let mut amiss = ready::amiss(&report, status.allow_single_layer);
+                if status.here && !client::is_here(&status.name)? {
+                    amiss.push("another one runs yet, whose place is to be taken".to_owned());
+                }
                 amiss.iter().for_each(|what| println!("{what}"));
                 return Ok(if amiss.is_empty() { Exit::Success } else { Exit::Failure });
             }

@@ -19,6 +19,7 @@ use super::existing::Existing;
 use super::handler::Running;
 use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
+use crate::accept::Listeners;
 use crate::agent::cgroups::PodUid;
 use crate::agent::pods::Mode;
 use crate::agent::{Name, State};
@@ -150,19 +151,26 @@ impl Pods {
         wanted
     }
 
-    /// Prepares what is there at the start: namespaces to be covered, and cookies of exempt ones.
-    pub(super) async fn first(&mut self, wanted: Vec<Wanted>) -> (Vec<Charge>, Vec<u64>) {
+    /// Prepares what is there at the start: namespaces to be covered, with the listeners that a predecessor
+    /// handed over, and cookies of exempt ones.
+    pub(super) async fn first(
+        &mut self,
+        wanted: Vec<Wanted>,
+        mut handed_over: Vec<(NetNs, Option<Listeners>)>,
+    ) -> (Vec<Charge>, Vec<u64>) {
         let (mut charges, mut exempt) = (Vec::new(), Vec::new());
         for one in wanted {
             let Some(netns) = self.find(&one) else { continue };
             let (netns, inode) = (Arc::new(netns.0), netns.1);
             let cookie = netns.cookie();
+            let own = handed_over.iter_mut().find(|(other, _)| other.cookie() == cookie);
+            let listeners = own.and_then(|(_, listeners)| listeners.take());
             let covered = match &one.rules {
                 None => {
                     exempt.push(cookie);
                     false
                 }
-                Some(wanted) => match Enrolled::prepare(Arc::clone(&netns), None).await {
+                Some(wanted) => match Enrolled::prepare(Arc::clone(&netns), listeners).await {
                     Ok(enrolled) => {
                         let Some(rules) = self.rules_of(wanted, &one.workload) else { continue };
                         let workload = Arc::clone(&one.workload);

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::command::supervise;
 use super::signals::Signals;
-use super::start::{Watched, start};
+use super::start::{Started, Watched, start};
 use super::wanted::{load_policy, sources};
 use super::{AppError, system};
 use crate::admin::{self, AdminError, HandedOver, Predecessor, Server};
@@ -28,13 +28,10 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     // Before the files are read: no change of them is missed.
     let watch = Watch::new(&sources);
     let loaded = load_policy(&args, &sources)?;
-    let place = Place::find(&args).await?;
+    let place = Place::find(&args.name, args.take_over).await?;
     let descriptors = descriptors::raise_limit();
     descriptors::keep(loaded.snapshot.limits.descriptor_reserve);
-    let mut session = match place {
-        Place::Free(_) => Session::enter(&args.name)?,
-        Place::Taken(_) => Session::join(&args.name)?,
-    };
+    let mut session = place.session(&args.name)?;
     let mut started = start(&args, loaded, Watched { watch, sources }, &mut session, place).await?;
     memory::give_back();
     let outcome = if args.command.is_empty() {
@@ -45,7 +42,10 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
                 if let Err(error) = session.hand_over() {
                     tracing::warn!("cgroup of those that drain: {error}");
                 }
-                return Ok(started.hand_over(successor, drain_time, &mut signals).await);
+                let Started { begun, reloader, successors, .. } = started;
+                drop(successors);
+                begun.hand_over([reloader], successor, drain_time, &mut signals).await;
+                return Ok(Exit::Success);
             }
         }
     } else {
@@ -66,17 +66,30 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// With `--take-over` that of the daemon of this name, if one runs.
-    async fn find(args: &cli::Run) -> Result<Self, AppError> {
+    /// Where it is to be taken over, that of the daemon of this name, if one runs.
+    pub(super) async fn find(name: &str, take_over: bool) -> Result<Self, AppError> {
         let dir = Path::new(admin::DIR);
-        if args.take_over {
-            let name = args.name.clone();
+        if take_over {
+            let name = name.to_owned();
             let asked = spawn_blocking(move || Predecessor::ask(dir, &name)).await;
             if let Some(predecessor) = asked.map_err(broke_off)?? {
                 return Ok(Self::Taken(Box::new(predecessor)));
             }
         }
-        Ok(Self::Free(Server::bind(dir, &args.name)?))
+        Ok(Self::Free(Server::bind(dir, name)?))
+    }
+
+    /// Whether somebody has it until [`Place::take`].
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken(_))
+    }
+
+    /// The cgroups of whoever has it next.
+    pub(super) fn session(&self, name: &str) -> Result<Session, AppError> {
+        Ok(match self {
+            Self::Free(_) => Session::enter(name)?,
+            Self::Taken(_) => Session::join(name)?,
+        })
     }
 
     /// The namespaces and listeners that the daemon before hands over.

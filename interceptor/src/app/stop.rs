@@ -11,7 +11,6 @@ use super::signals::Signals;
 use super::start::Started;
 use super::{AppError, GRACE};
 use crate::admit::Rooms;
-use crate::cli::Exit;
 use crate::policy::Enforcement;
 use crate::workloads::session::Session;
 
@@ -46,28 +45,30 @@ impl Started {
         }
         Ok(detached?)
     }
+}
 
+impl Begun {
     /// Gives everything to the daemon that has asked for it: what is attached and pinned, the
     /// listeners with whoever waits in them, the control socket, the kernel's reports. Then drains, for
     /// `at_most`: SIGTERM does not hurry it, since whoever replaces daemons sends it when the new one
-    /// is ready; the other signals do.
+    /// is ready; the other signals do. `tasks` are those that change what is handed over. Gives whether a
+    /// signal came.
     pub(super) async fn hand_over(
         self,
+        tasks: impl IntoIterator<Item = JoinHandle<()>>,
         successor: Successor,
         at_most: Duration,
         signals: &mut Signals,
-    ) -> Exit {
-        drop(self.successors);
-        let Begun { running, admin, reporter, watchdog, background, stop_reporter, .. } =
-            self.begun;
+    ) -> bool {
+        let Self { running, admin, reporter, watchdog, background, stop_reporter, .. } = self;
         // Nothing is written in the kernel from here on.
         running.kernel.leave();
         let all = running.covered.all();
         for tenant in running.covered.tenants() {
             tenant.sync.leave();
         }
-        let tasks = [admin, self.reloader].into_iter().chain(watchdog).chain(background);
-        for task in tasks {
+        let own = [admin].into_iter().chain(watchdog).chain(background);
+        for task in tasks.into_iter().chain(own) {
             task.abort();
             // Cancelled, as it was asked.
             let _ = task.await;
@@ -90,9 +91,10 @@ impl Started {
         );
         running.drainer.begin();
         let ended = until(|| open() == 0, at_most);
+        let mut told = false;
         tokio::select! {
             () = ended => {}
-            () = hurried(signals) => {}
+            () = hurried(signals, &mut told) => {}
         }
         let cut = open();
         running.drainer.end();
@@ -103,11 +105,9 @@ impl Started {
         let strict = running.policy.current().enforcement == Enforcement::Strict;
         running.folds.unfold(strict, true);
         running.log.flush().await;
-        Exit::Success
+        told
     }
-}
 
-impl Begun {
     /// Writes the last lines. What is attached and pinned stays as it is.
     pub(super) async fn finish(self) {
         let _ = self.stop_reporter.send(());
@@ -139,7 +139,13 @@ async fn until(done: impl Fn() -> bool, at_most: Duration) {
     }
 }
 
-/// Returns when somebody does not want to wait.
-async fn hurried(signals: &mut Signals) {
-    while signals.next().await == Signal::SIGTERM {}
+/// Returns when somebody does not want to wait. `told`: a signal came.
+async fn hurried(signals: &mut Signals, told: &mut bool) {
+    loop {
+        let signal = signals.next().await;
+        *told = true;
+        if signal != Signal::SIGTERM {
+            return;
+        }
+    }
 }

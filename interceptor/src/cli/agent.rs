@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::AGENT_NAME;
+use super::{AGENT_NAME, DRAIN_TIME};
 use super::values::{
     LogTarget, parse_cidr, parse_log_target, parse_name, parse_namespace, parse_resolver,
 };
@@ -90,6 +90,17 @@ pub struct Agent {
     /// Name of this interceptor, 1 to 32 of a-z, 0-9 and -.
     #[arg(long, default_value = AGENT_NAME, value_parser = parse_name)]
     pub name: String,
+
+    /// If an agent of this name runs already, take its place: programs are replaced in one step, listeners
+    /// handed over, and it ends once its connections have. If none runs, just start.
+    #[arg(long)]
+    pub take_over: bool,
+
+    /// When another agent takes this one's place: how long open connections may go on by this one. Then
+    /// they are cut.
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_TIME,
+          value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub drain_time: u64,
 
     /// Put the CNI plugin at the end of the network whose configuration is in this directory, as
     /// /etc/cni/net.d, so that pods are judged from their first packet on.

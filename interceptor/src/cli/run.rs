@@ -7,16 +7,12 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::DEFAULT_NAME;
+use super::{DEFAULT_NAME, DRAIN_TIME};
 use super::values::{
     LogTarget, parse_cidr, parse_label, parse_log_target, parse_name, parse_namespace,
     parse_resolver,
 };
 use crate::policy::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound};
-
-/// How long connections may go on by a daemon whose place was taken, in seconds: Envoy's and Istio's
-/// time for a hot restart.
-const DRAIN_TIME: u64 = 45;
 
 /// `interceptor run`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

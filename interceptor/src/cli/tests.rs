@@ -77,15 +77,17 @@ fn other_verbs() {
                 output: Output::Json,
                 ready: false,
                 allow_single_layer: false,
+                here: false,
             }),
         ),
         (
-            "interceptor status --name agent --ready --allow-single-layer",
+            "interceptor status --name agent --ready --allow-single-layer --here",
             Verb::Status(Status {
                 name: "agent".into(),
                 output: Output::Text,
                 ready: true,
                 allow_single_layer: true,
+                here: true,
             }),
         ),
         (

@@ -415,8 +415,12 @@ impl Written {
 
     /// Takes everything out, as far as it can be.
     fn clear(&mut self, sync: &Sync, tables: &mut DirectTables) -> Result<(), TableError> {
-        let Self { sets, .. } = std::mem::take(self);
+        let Self { sets, inherited, .. } = std::mem::take(self);
         let mut result = tables.clear_policy(sync.policy);
+        if let Some((inherited, _)) = inherited {
+            result = result.and(tables.forget(inherited, std::iter::empty()));
+            sync.commons.sets().inherit(BTreeSet::new());
+        }
         for set in sets.keys() {
             result = result.and(sync.commons.sets().give_back(set, tables));
         }

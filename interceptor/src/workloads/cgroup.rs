@@ -237,6 +237,11 @@ impl Cgroup {
         self.path.parent().map(|path| Self { path: path.to_owned() })
     }
 
+    /// Whether it is directly in the other one.
+    pub(super) fn is_in(&self, other: &Self) -> bool {
+        self.path.parent() == Some(&other.path)
+    }
+
     /// Moves this process, with all its threads, into the cgroup.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ pub struct Session {
     daemon: Cgroup,
     draining: Cgroup,
     workload: Cgroup,
+    /// Where the daemon drains whose place was taken.
+    before: Cgroup,
     whose: Whose,
 }
 
@@ -24,6 +26,8 @@ enum Whose {
     Ours,
     /// The daemon that runs beside this one: it was there before, or goes on after.
     Anothers,
+    /// This process, unless the daemon that took its place lives in them.
+    Successors,
     /// They are removed, or left to that daemon.
     Nobodys,
 }
@@ -38,31 +42,51 @@ impl Session {
         let hierarchy = Hierarchy::discover()?;
         let home = hierarchy.own()?;
         let dir_name = dir_name(name);
-        let dir = match hierarchy.find_named(&dir_name).into_iter().next() {
-            Some(stale) => refuse_live(stale)?,
-            None => home.create(&dir_name)?,
-        };
+        let mut dir = None;
+        for stale in hierarchy.find_named(&dir_name) {
+            let stale = refuse_live(stale)?;
+            // Of one that was started elsewhere only what still runs counts: its container or unit may end.
+            if stale.is_in(&home) || stale.is_populated()? {
+                dir = Some(stale);
+            } else if let Err(error) = stale.remove() {
+                tracing::warn!(%error, "a cgroup of an earlier run is left");
+            }
+        }
+        let dir = dir.map_or_else(|| home.create(&dir_name), Ok)?;
         Self::settle(home, dir, Whose::Ours)
     }
 
-    /// Moves this process in with the daemon of this name that runs, so that both are exempt. The
-    /// cgroups stay that one's until [`Self::succeed`].
+    /// Prepares to take the place of the daemon of this name that runs. One that was started in the same
+    /// cgroup as this one is joined, and the cgroups stay that one's until [`Self::succeed`]. One from
+    /// elsewhere is not: its container or unit may end with everything in it.
     ///
     /// # Errors
     /// Cgroups cannot be changed here.
     pub fn join(name: &str) -> Result<Self, CgroupError> {
         let hierarchy = Hierarchy::discover()?;
+        let home = hierarchy.own()?;
+        let lives = |dir: &&Cgroup| dir.child(DAEMON).is_populated().is_ok_and(|lives| lives);
+        let all = hierarchy.find_named(&dir_name(name));
         // It may have died.
-        let Some(dir) = hierarchy.find_named(&dir_name(name)).into_iter().next() else {
+        let Some(dir) = all.iter().find(lives).or(all.iter().find(|dir| dir.is_in(&home))) else {
             return Self::enter(name);
         };
-        Self::settle(hierarchy.own()?, dir, Whose::Anothers)
+        if dir.is_in(&home) {
+            let dir = dir.clone();
+            return Self::settle(home, dir, Whose::Anothers);
+        }
+        let own = home.create(&dir_name(name))?;
+        let before = dir.child(DRAINING);
+        let mut session = Self::settle(home, own, Whose::Ours)?;
+        session.before = before;
+        Ok(session)
     }
 
     fn settle(home: Cgroup, dir: Cgroup, whose: Whose) -> Result<Self, CgroupError> {
         let [daemon, draining, workload] = [DAEMON, DRAINING, WORKLOAD].map(|name| dir.child(name));
         // From here on the guard cleans up.
-        let session = Self { home, dir, daemon, draining, workload, whose };
+        let before = draining.clone();
+        let session = Self { home, dir, daemon, draining, workload, before, whose };
         for name in [WORKLOAD, DRAINING, DAEMON] {
             session.dir.create(name)?;
         }
@@ -80,8 +104,8 @@ impl Session {
     ///
     /// # Errors
     /// It cannot be moved.
-    pub fn hand_over(mut self) -> Result<(), CgroupError> {
-        self.whose = Whose::Nobodys;
+    pub fn hand_over(&mut self) -> Result<(), CgroupError> {
+        self.whose = Whose::Successors;
         self.draining.add_self()
     }
 
@@ -96,9 +120,10 @@ impl Session {
         &self.daemon
     }
 
-    /// The cgroup of daemons whose place was taken.
-    pub fn draining(&self) -> &Cgroup {
-        &self.draining
+    /// The cgroups whose processes are exempt: this one's own, the one in which it will drain, and the one
+    /// in which the daemon before it does.
+    pub fn exempt(&self) -> [&Cgroup; 3] {
+        [&self.daemon, &self.draining, &self.before]
     }
 
     /// The cgroup for commands.
@@ -157,6 +182,11 @@ impl Drop for Session {
     fn drop(&mut self) {
         let left = match self.whose {
             Whose::Ours => self.leave_and_remove(),
+            Whose::Successors => match self.daemon.is_populated() {
+                Ok(true) => Ok(()),
+                Ok(false) => self.leave_and_remove(),
+                Err(error) => Err(error),
+            },
             Whose::Anothers => self.leave(),
             Whose::Nobodys => Ok(()),
         };
@@ -203,7 +233,7 @@ mod tests {
         let name = format!("unit{}", std::process::id());
         let home = own();
 
-        let session = Session::enter(&name).unwrap();
+        let mut session = Session::enter(&name).unwrap();
         let dir = home.child(&dir_name(&name));
         assert_eq!(own(), *session.daemon(), "the daemon moved into its own cgroup");
         assert_eq!(session.daemon().path(), dir.path().join("daemon"));
@@ -224,7 +254,7 @@ mod tests {
         assert_eq!(own(), home);
         assert!(dir.path().exists(), "one that came to nothing leaves the other's cgroups");
         let mut joined = Session::join(&name).unwrap();
-        let draining = session.draining().clone();
+        let draining = session.draining.clone();
         session.hand_over().unwrap();
         assert_eq!(own(), draining);
         let beside = Session::enter(&name).unwrap();
@@ -232,6 +262,7 @@ mod tests {
         drop(beside);
         joined.succeed();
         joined.close().unwrap();
+        drop(session);
         assert_eq!(own(), home);
         assert!(!dir.path().exists());
 
@@ -253,5 +284,26 @@ mod tests {
         assert!(!orphan.wait().unwrap().success());
         assert!(!dir.path().exists());
         assert!(!Session::clean_stale(&name, Duration::ZERO).await.unwrap(), "nothing left");
+
+        // One that runs in another container, say.
+        let lives = home.create(&dir_name(&name)).unwrap().create(DAEMON).unwrap();
+        let mut daemon = Command::new("sleep").arg("60").spawn().unwrap();
+        lives.add(daemon.id()).unwrap();
+        let elsewhere = home.create(&format!("elsewhere{}", std::process::id())).unwrap();
+        elsewhere.add_self().unwrap();
+        let beside = Session::join(&name).unwrap();
+        let own_dir = elsewhere.path().join(dir_name(&name));
+        assert_eq!(beside.daemon().path(), own_dir.join(DAEMON));
+        assert_eq!(beside.exempt()[2].path(), dir.path().join(DRAINING));
+        drop(beside);
+        assert!(!own_dir.exists() && dir.path().exists());
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let next = Session::enter(&name).unwrap();
+        assert_eq!(next.daemon().path(), own_dir.join(DAEMON), "nothing runs where it was");
+        assert!(!dir.path().exists());
+        next.close().unwrap();
+        home.add_self().unwrap();
+        elsewhere.remove().unwrap();
     }
 }
