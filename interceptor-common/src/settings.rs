@@ -4,10 +4,9 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Cgroup ids: the daemon's, that in which it will drain, and that in which the one before it does;
-    /// 0 = unused. Exempt, and
+    /// Cgroup ids of the daemon (the old one too during an upgrade); 0 = unused. Exempt, and
     /// tested before the namespace, since upstream sockets carry the workload's cookie.
-    pub daemon_cgroups: [u64; 3],
+    pub daemon_cgroups: [u64; 2],
     /// 1: in a namespace that is not known, datagrams and protocols are refused that nothing allows.
     pub refuse_datagrams: u32,
     /// Whose connections are not captured, by user or group id: Istio's proxy's (CAP-2) in istio.
@@ -18,4 +17,4 @@ pub struct Settings {
     pub loss_limit_ns: u64,
 }
 
-const _: () = assert!(size_of::<Settings>() == 40);
+const _: () = assert!(size_of::<Settings>() == 32);

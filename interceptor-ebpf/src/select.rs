@@ -18,8 +18,7 @@ pub fn settings() -> Option<&'static Settings> {
 /// Whether `cgroup` is the daemon's.
 #[inline(always)]
 pub fn is_daemon(settings: &Settings, cgroup: u64) -> bool {
-    let [daemon, draining, before] = settings.daemon_cgroups;
-    cgroup == daemon || cgroup == draining || cgroup == before
+    cgroup == settings.daemon_cgroups[0] || cgroup == settings.daemon_cgroups[1]
 }
 
 /// What is known of a namespace.

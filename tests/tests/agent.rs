@@ -125,7 +125,8 @@ fn each_pod_has_its_own_rules() -> Result<()> {
     ensure!(!more.echoes(cnn)?, "nothing leaves by what is gone");
     let deadline = Instant::now() + SOON;
     while more.sockets()? > before || node.holds(more.netns())? {
-        let left = more.output(&["tail", "-n+2", "/proc/net/tcp", "/proc/net/udp", "/proc/net/netlink"])?;
+        let left =
+            more.output(&["tail", "-n+2", "/proc/net/tcp", "/proc/net/udp", "/proc/net/netlink"])?;
         ensure!(Instant::now() < deadline, "{before} sockets before, now {left:?}");
         sleep(Duration::from_millis(100));
     }

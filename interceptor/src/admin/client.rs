@@ -38,7 +38,8 @@ pub fn status(name: &str) -> Result<StatusReport, AdminError> {
 pub fn is_here(name: &str) -> Result<bool, AdminError> {
     let path = socket_path(Path::new(DIR), name);
     let stream = connect(&path, name, PATIENCE)?;
-    let peer = getsockopt(&stream, PeerCredentials).map_err(|error| failed(&path, name, error.into()))?;
+    let peer =
+        getsockopt(&stream, PeerCredentials).map_err(|error| failed(&path, name, error.into()))?;
     // A process of another PID namespace has no number here.
     let of = |process: &str| fs::metadata(format!("/proc/{process}/ns/mnt")).map(|meta| meta.ino());
     let own = of("self").map_err(|error| failed(&path, name, error))?;

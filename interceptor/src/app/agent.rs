@@ -32,6 +32,7 @@ use crate::kernel::{Pins, last_policy};
 use crate::netns::NetNs;
 use crate::policy::{Outbound, Snapshot, Sources, Store};
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
+use crate::workloads::session::Base;
 use crate::{descriptors, memory};
 
 /// How many policies the agent whose place is taken may still give a number to.
@@ -184,7 +185,7 @@ async fn cover(
     let boot = Records::boot().map_err(system("cannot read which boot this is"))?;
     let mut place = Place::find(&args.name, args.take_over).await?;
     // Before any listener is made: the hooks of the daemon's side are its cgroup's.
-    let mut session = place.session(&args.name)?;
+    let mut session = place.session(&args.name, Base::Top)?;
     if place.is_taken() {
         // What is not known of would be held, although the one that runs serves it.
         let settled = async {

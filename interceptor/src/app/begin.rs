@@ -29,7 +29,9 @@ use crate::admin::ExecInfo;
 use crate::admit::Rooms;
 use crate::cni;
 use crate::drain::Drainer;
-use crate::kernel::{EventReader, HintReader, Kernel, KernelError, Pins, Plan, Programs, TableError, Tables};
+use crate::kernel::{
+    EventReader, HintReader, Kernel, KernelError, Pins, Plan, Programs, TableError, Tables,
+};
 use crate::policy::Store;
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::tiers::{Commons, Labels};
@@ -236,13 +238,12 @@ fn attach(
     succeeds: bool,
 ) -> Result<Attached, AppError> {
     let Setup { charges, cgroups, bypass, .. } = setup;
-    let [daemon, draining, before] = session.exempt();
-    let daemon_cgroups = [daemon.id()?, draining.id()?, before.id()?];
+    let [daemon, draining] = session.exempt();
+    let daemon_cgroups = [daemon.id()?, draining.id()?];
     let settings = Settings { daemon_cgroups, ..Settings::default() };
     let governed = governed(settings, &setup.policy.current(), &setup.others);
     let fresh = Pins::of(&setup.name).link_names().is_empty();
-    let mut existing =
-        Existing::new(setup.keep_existing, bypass, cgroups, session.exempt(), fresh);
+    let mut existing = Existing::new(setup.keep_existing, bypass, cgroups, session.exempt(), fresh);
     let gates: Vec<_> = charges.iter().flat_map(|one| one.enrolled.ways.gates.clone()).collect();
     let plan = Plan { workloads: cgroups, daemon, gates: &gates, log: setup.bpf_log, succeeds };
     let (kernel, events, hints) = Kernel::attach(programs, &plan, |tables| {

@@ -42,7 +42,7 @@ pub(super) struct Existing {
     bypass: Vec<IpNet>,
     cgroups: Vec<Cgroup>,
     /// Our own and that of daemons which drain; they may lie below a covered one.
-    daemons: [Cgroup; 3],
+    daemons: [Cgroup; 2],
     /// No hook was attached before: UDP sockets with a peer are from a time without us, too.
     fresh: bool,
     /// Cookies of those that a predecessor keeps: they stay so, and have their lines.
@@ -66,7 +66,7 @@ impl Existing {
         keep: bool,
         bypass: &[IpNet],
         cgroups: &[Cgroup],
-        daemons: [&Cgroup; 3],
+        daemons: [&Cgroup; 2],
         fresh: bool,
     ) -> Self {
         Self {
@@ -295,7 +295,7 @@ impl Existing {
 /// Which sockets are covered programs'.
 struct Ours {
     covered: Covered,
-    daemons: [Option<u64>; 3],
+    daemons: [Option<u64>; 2],
     /// Inodes of those that covered processes hold.
     held: HashSet<u32>,
 }

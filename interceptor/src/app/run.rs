@@ -16,7 +16,7 @@ use crate::cli::{self, Exit};
 use crate::descriptors;
 use crate::memory;
 use crate::policy::Watch;
-use crate::workloads::session::Session;
+use crate::workloads::session::{Base, Session};
 
 /// Runs until COMMAND ends, or until it is told to stop, or another one takes its place.
 pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
@@ -31,7 +31,7 @@ pub(super) async fn run(args: cli::Run) -> Result<Exit, AppError> {
     let place = Place::find(&args.name, args.take_over).await?;
     let descriptors = descriptors::raise_limit();
     descriptors::keep(loaded.snapshot.limits.descriptor_reserve);
-    let mut session = place.session(&args.name)?;
+    let mut session = place.session(&args.name, Base::Own)?;
     let mut started = start(&args, loaded, Watched { watch, sources }, &mut session, place).await?;
     memory::give_back();
     let outcome = if args.command.is_empty() {
@@ -85,10 +85,10 @@ impl Place {
     }
 
     /// The cgroups of whoever has it next.
-    pub(super) fn session(&self, name: &str) -> Result<Session, AppError> {
+    pub(super) fn session(&self, name: &str, base: Base) -> Result<Session, AppError> {
         Ok(match self {
-            Self::Free(_) => Session::enter(name)?,
-            Self::Taken(_) => Session::join(name)?,
+            Self::Free(_) => Session::enter(name, base)?,
+            Self::Taken(_) => Session::join(name, base)?,
         })
     }
 

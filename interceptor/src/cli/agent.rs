@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{AGENT_NAME, DRAIN_TIME};
 use super::values::{
     LogTarget, parse_cidr, parse_log_target, parse_name, parse_namespace, parse_resolver,
 };
+use super::{AGENT_NAME, DRAIN_TIME};
 
 use crate::agent::Name;
 use crate::agent::pods::Mode;

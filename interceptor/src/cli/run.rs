@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{DEFAULT_NAME, DRAIN_TIME};
 use super::values::{
     LogTarget, parse_cidr, parse_label, parse_log_target, parse_name, parse_namespace,
     parse_resolver,
 };
+use super::{DEFAULT_NAME, DRAIN_TIME};
 use crate::policy::{Enforcement, OnLogLoss, OnLoss, OnRemoval, Outbound};
 
 /// `interceptor run`.

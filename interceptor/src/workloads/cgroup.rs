@@ -115,6 +115,11 @@ impl Hierarchy {
             .map(|mount| Self { root: mount.root.clone(), point: mount.point.clone() })
     }
 
+    /// The topmost cgroup that is visible.
+    pub fn top(&self) -> Cgroup {
+        Cgroup { path: self.point.clone() }
+    }
+
     /// The top directory.
     pub fn mount_point(&self) -> &Path {
         &self.point
@@ -177,8 +182,7 @@ impl Hierarchy {
     /// user made under a cgroup of their own is no leftover of ours: adopting it would let that user
     /// put processes in with the daemon (T-8).
     pub(super) fn find_named(&self, name: &str) -> Vec<Cgroup> {
-        let top = Cgroup { path: self.point.clone() };
-        let all = top.subtree().unwrap_or_default();
+        let all = self.top().subtree().unwrap_or_default();
         let is_ours = |cgroup: &Cgroup| {
             cgroup.path.ends_with(name)
                 && cgroup.path.symlink_metadata().is_ok_and(|meta| meta.uid() == 0)

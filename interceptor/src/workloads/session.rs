@@ -4,8 +4,18 @@ use std::time::Duration;
 
 use super::cgroup::{Cgroup, CgroupError, Hierarchy};
 
-/// `interceptor-NAME/daemon`, `interceptor-NAME/draining` and `interceptor-NAME/workload`, made below the
-/// cgroup in which we were started, with this process moved into the first (T-8: its exemption is by
+/// Where a session's cgroups are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// Below the cgroup in which this process was started.
+    Own,
+    /// At the top of what is visible: outlasts the container in which this process was started, and with it
+    /// the daemons that take each other's place.
+    Top,
+}
+
+/// `interceptor-NAME/daemon`, `interceptor-NAME/draining` and `interceptor-NAME/workload`, made below a
+/// [`Base`], with this process moved into the first (T-8: its exemption is by
 /// cgroup, which nothing covered can set). Goes away with the value, also on an early error.
 #[derive(Debug)]
 pub struct Session {
@@ -14,8 +24,6 @@ pub struct Session {
     daemon: Cgroup,
     draining: Cgroup,
     workload: Cgroup,
-    /// Where the daemon drains whose place was taken.
-    before: Cgroup,
     whose: Whose,
 }
 
@@ -33,60 +41,53 @@ enum Whose {
 }
 
 impl Session {
-    /// Makes the two cgroups and moves this process into its own. What a killed interceptor of the
-    /// same name left is taken over where it is, with the processes that still run in it.
+    /// Makes the cgroups below `base` and moves this process into its own. What a killed interceptor of the
+    /// same name left, and still has processes in it, is taken over where it is.
     ///
     /// # Errors
     /// An interceptor of this name runs, or cgroups cannot be made here.
-    pub fn enter(name: &str) -> Result<Self, CgroupError> {
+    pub fn enter(name: &str, base: Base) -> Result<Self, CgroupError> {
         let hierarchy = Hierarchy::discover()?;
         let home = hierarchy.own()?;
+        let base = match base {
+            Base::Own => home.clone(),
+            Base::Top => hierarchy.top(),
+        };
         let dir_name = dir_name(name);
         let mut dir = None;
         for stale in hierarchy.find_named(&dir_name) {
             let stale = refuse_live(stale)?;
-            // Of one that was started elsewhere only what still runs counts: its container or unit may end.
-            if stale.is_in(&home) || stale.is_populated()? {
+            // Where nothing runs any more, a container or unit may be about to end.
+            if stale.is_in(&base) || stale.is_populated()? {
                 dir = Some(stale);
             } else if let Err(error) = stale.remove() {
                 tracing::warn!(%error, "a cgroup of an earlier run is left");
             }
         }
-        let dir = dir.map_or_else(|| home.create(&dir_name), Ok)?;
+        let dir = dir.map_or_else(|| base.create(&dir_name), Ok)?;
         Self::settle(home, dir, Whose::Ours)
     }
 
-    /// Prepares to take the place of the daemon of this name that runs. One that was started in the same
-    /// cgroup as this one is joined, and the cgroups stay that one's until [`Self::succeed`]. One from
-    /// elsewhere is not: its container or unit may end with everything in it.
+    /// Moves this process in with the daemon of this name that runs, so that both are exempt: the sockets
+    /// that it hands over are its cgroup's for ever. The cgroups stay that one's until [`Self::succeed`].
     ///
     /// # Errors
     /// Cgroups cannot be changed here.
-    pub fn join(name: &str) -> Result<Self, CgroupError> {
+    pub fn join(name: &str, base: Base) -> Result<Self, CgroupError> {
         let hierarchy = Hierarchy::discover()?;
-        let home = hierarchy.own()?;
         let lives = |dir: &&Cgroup| dir.child(DAEMON).is_populated().is_ok_and(|lives| lives);
         let all = hierarchy.find_named(&dir_name(name));
         // It may have died.
-        let Some(dir) = all.iter().find(lives).or(all.iter().find(|dir| dir.is_in(&home))) else {
-            return Self::enter(name);
+        let Some(dir) = all.iter().find(lives).or(all.first()) else {
+            return Self::enter(name, base);
         };
-        if dir.is_in(&home) {
-            let dir = dir.clone();
-            return Self::settle(home, dir, Whose::Anothers);
-        }
-        let own = home.create(&dir_name(name))?;
-        let before = dir.child(DRAINING);
-        let mut session = Self::settle(home, own, Whose::Ours)?;
-        session.before = before;
-        Ok(session)
+        Self::settle(hierarchy.own()?, dir.clone(), Whose::Anothers)
     }
 
     fn settle(home: Cgroup, dir: Cgroup, whose: Whose) -> Result<Self, CgroupError> {
         let [daemon, draining, workload] = [DAEMON, DRAINING, WORKLOAD].map(|name| dir.child(name));
         // From here on the guard cleans up.
-        let before = draining.clone();
-        let session = Self { home, dir, daemon, draining, workload, before, whose };
+        let session = Self { home, dir, daemon, draining, workload, whose };
         for name in [WORKLOAD, DRAINING, DAEMON] {
             session.dir.create(name)?;
         }
@@ -120,10 +121,9 @@ impl Session {
         &self.daemon
     }
 
-    /// The cgroups whose processes are exempt: this one's own, the one in which it will drain, and the one
-    /// in which the daemon before it does.
-    pub fn exempt(&self) -> [&Cgroup; 3] {
-        [&self.daemon, &self.draining, &self.before]
+    /// The cgroups whose processes are exempt: this one's own, and that of those which drain.
+    pub fn exempt(&self) -> [&Cgroup; 2] {
+        [&self.daemon, &self.draining]
     }
 
     /// The cgroup for commands.
@@ -233,14 +233,14 @@ mod tests {
         let name = format!("unit{}", std::process::id());
         let home = own();
 
-        let mut session = Session::enter(&name).unwrap();
+        let mut session = Session::enter(&name, Base::Own).unwrap();
         let dir = home.child(&dir_name(&name));
         assert_eq!(own(), *session.daemon(), "the daemon moved into its own cgroup");
         assert_eq!(session.daemon().path(), dir.path().join("daemon"));
         assert_eq!(session.workload().path(), dir.path().join("workload"));
         assert_ne!(session.daemon().id().unwrap(), session.workload().id().unwrap());
 
-        let busy = Session::enter(&name).unwrap_err();
+        let busy = Session::enter(&name, Base::Own).unwrap_err();
         assert_eq!(busy.exit().code(), 73);
         assert!(busy.to_string().contains(&std::process::id().to_string()), "{busy}");
         let busy = Session::clean_stale(&name, Duration::ZERO).await.unwrap_err();
@@ -248,16 +248,16 @@ mod tests {
 
         // As another process would.
         home.add_self().unwrap();
-        let joined = Session::join(&name).unwrap();
+        let joined = Session::join(&name, Base::Own).unwrap();
         assert_eq!(own(), *session.daemon(), "both are in the one cgroup that is exempt");
         drop(joined);
         assert_eq!(own(), home);
         assert!(dir.path().exists(), "one that came to nothing leaves the other's cgroups");
-        let mut joined = Session::join(&name).unwrap();
+        let mut joined = Session::join(&name, Base::Own).unwrap();
         let draining = session.draining.clone();
         session.hand_over().unwrap();
         assert_eq!(own(), draining);
-        let beside = Session::enter(&name).unwrap();
+        let beside = Session::enter(&name, Base::Own).unwrap();
         assert_eq!(own(), *beside.daemon(), "one that drains is in nobody's way");
         drop(beside);
         joined.succeed();
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(own(), home);
         assert!(!dir.path().exists());
 
-        drop(Session::enter(&name).unwrap());
+        drop(Session::enter(&name, Base::Own).unwrap());
         assert_eq!(own(), home, "an early error cleans up as well");
         assert!(!dir.path().exists());
 
@@ -274,7 +274,7 @@ mod tests {
         let workload = home.create(&dir_name(&name)).unwrap().create(WORKLOAD).unwrap();
         let mut orphan = Command::new("sleep").arg("60").spawn().unwrap();
         workload.add(orphan.id()).unwrap();
-        let adopted = Session::enter(&name).unwrap();
+        let adopted = Session::enter(&name, Base::Own).unwrap();
         assert_eq!(adopted.workload().id().unwrap(), workload.id().unwrap());
         assert_eq!(adopted.workload().procs().unwrap(), [orphan.id()]);
         assert!(adopted.close().is_err(), "never removed under a running workload");
@@ -285,24 +285,20 @@ mod tests {
         assert!(!dir.path().exists());
         assert!(!Session::clean_stale(&name, Duration::ZERO).await.unwrap(), "nothing left");
 
-        // One that runs in another container, say.
-        let lives = home.create(&dir_name(&name)).unwrap().create(DAEMON).unwrap();
-        let mut daemon = Command::new("sleep").arg("60").spawn().unwrap();
-        lives.add(daemon.id()).unwrap();
+        // From a container, say.
         let elsewhere = home.create(&format!("elsewhere{}", std::process::id())).unwrap();
         elsewhere.add_self().unwrap();
-        let beside = Session::join(&name).unwrap();
         let own_dir = elsewhere.path().join(dir_name(&name));
-        assert_eq!(beside.daemon().path(), own_dir.join(DAEMON));
-        assert_eq!(beside.exempt()[2].path(), dir.path().join(DRAINING));
-        drop(beside);
-        assert!(!own_dir.exists() && dir.path().exists());
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
-        let next = Session::enter(&name).unwrap();
-        assert_eq!(next.daemon().path(), own_dir.join(DAEMON), "nothing runs where it was");
-        assert!(!dir.path().exists());
+        let first = Session::enter(&name, Base::Own).unwrap();
+        assert_eq!(first.daemon().path(), own_dir.join(DAEMON));
+        first.stay();
+        elsewhere.add_self().unwrap();
+        let next = Session::enter(&name, Base::Top).unwrap();
+        let top = Hierarchy::discover().unwrap().top();
+        assert_eq!(next.daemon().path(), top.path().join(dir_name(&name)).join(DAEMON));
+        assert!(!own_dir.exists(), "nothing runs where it was");
         next.close().unwrap();
+        assert_eq!(own(), elsewhere);
         home.add_self().unwrap();
         elsewhere.remove().unwrap();
     }
