@@ -237,6 +237,14 @@ fn nothing_is_open_while_agent_and_server_are_away() -> Result<()> {
     Ok(())
 }
 
+/// The listeners of each covered namespace.
+fn listeners(node: &Node<'_>) -> Result<Vec<[Value; 3]>> {
+    let status: Value = serde_json::from_str(&node.verb(&["status", "-o", "json"])?.stdout)?;
+    let namespaces = status["namespaces"].as_array().cloned().unwrap_or_default();
+    let of = |one: &Value| ["cookie", "listener_v4", "listener_v6"].map(|field| one[field].clone());
+    Ok(namespaces.iter().map(of).collect())
+}
+
 /// T-60: another agent takes the place of the one that runs, twice. Nothing is refused meanwhile, whether it
 /// goes direct or by the proxy, nothing else gets out, and what is open goes on.
 #[test]
@@ -274,6 +282,8 @@ fn t60_an_agent_takes_the_place_of_another() -> Result<()> {
     let mut command = web.command(&["bash", "-c", script, &path, &example, &echo]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let load = world.spawn(&mut command)?;
+    let before = listeners(&node)?;
+    ensure!(before.len() == 2 && before.iter().flatten().all(|one| !one.is_null()), "{before:?}");
     for turn in 1..=2 {
         sleep(Duration::from_millis(500));
         let mut old = node.succeed()?;
@@ -287,6 +297,7 @@ fn t60_an_agent_takes_the_place_of_another() -> Result<()> {
         ensure!(old.try_wait()?.is_none(), "turn {turn}: {}", node.said());
         world::stop(&mut old)?;
         ensure!(!web.echoes(cnn)? && vault.echoes(cnn)?, "turn {turn}: {}", node.said());
+        assert_eq!(listeners(&node)?, before, "turn {turn}: whoever waits in them would be lost");
     }
     // What comes after it is the new one's.
     cluster.delete(ENTRIES, "bank", "cnn");
