@@ -128,7 +128,7 @@ impl Cluster {
             "Pod" => "pods",
             other => bail!("nothing is known of {other}"),
         };
-        let version = object["apiVersion"].as_str().unwrap_or("v1");
+        let version = object["apiVersion"].as_str().unwrap_or("v1").to_owned();
         let path = match version.split_once('/') {
             None => format!("api/{version}/{plural}"),
             Some((group, _)) => {
