@@ -8,14 +8,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::world::World;
 
 /// Istio's kinds that it serves, as CustomResourceDefinitions are called.
-const DEFINED: [(&str, &str); 2] =
-    [("serviceentries", "networking.istio.io"), ("sidecars", "networking.istio.io")];
+const DEFINED: [(&str, &str); 6] = [
+    ("serviceentries", "networking.istio.io"),
+    ("workloadentries", "networking.istio.io"),
+    ("virtualservices", "networking.istio.io"),
+    ("destinationrules", "networking.istio.io"),
+    ("sidecars", "networking.istio.io"),
+    ("telemetries", "telemetry.istio.io"),
+];
 
 /// The server. Dropping it ends it.
 #[derive(Debug)]
@@ -99,6 +105,44 @@ impl Cluster {
         self.shared.changed.notify_all();
     }
 
+    /// Creates or changes an object where its `apiVersion` and `kind` say; of Istio's in the one version
+    /// that is served here. Without a namespace it is in `default`.
+    ///
+    /// # Errors
+    /// When nobody knows where objects of its kind are.
+    pub fn apply(&self, mut object: Value) -> Result<()> {
+        let kind = object["kind"].as_str().context("a kind")?;
+        let plural = match kind {
+            "ServiceEntry" => "serviceentries",
+            "WorkloadEntry" => "workloadentries",
+            "VirtualService" => "virtualservices",
+            "DestinationRule" => "destinationrules",
+            "Sidecar" => "sidecars",
+            "Telemetry" => "telemetries",
+            "Gateway" => "gateways",
+            "Service" => "services",
+            "EndpointSlice" => "endpointslices",
+            "Secret" => "secrets",
+            "ConfigMap" => "configmaps",
+            "Namespace" => "namespaces",
+            "Pod" => "pods",
+            other => bail!("nothing is known of {other}"),
+        };
+        let version = object["apiVersion"].as_str().unwrap_or("v1").to_owned();
+        let path = match version.split_once('/') {
+            None => format!("api/{version}/{plural}"),
+            Some((group, _)) => {
+                object["apiVersion"] = json!(format!("{group}/v1"));
+                format!("apis/{group}/v1/{plural}")
+            }
+        };
+        if kind_has_namespace(&object) && object["metadata"]["namespace"].is_null() {
+            object["metadata"]["namespace"] = json!("default");
+        }
+        self.put(&path, object);
+        Ok(())
+    }
+
     /// Takes an object away.
     pub fn delete(&self, path: &str, namespace: &str, name: &str) {
         let mut server = self.shared.lock();
@@ -136,6 +180,10 @@ impl Server {
         let version = self.version;
         self.history.push(Entry { version, path: path.to_owned(), kind, object });
     }
+}
+
+fn kind_has_namespace(object: &Value) -> bool {
+    object["kind"] != "Namespace"
 }
 
 fn name_of(object: &Value) -> (String, String) {

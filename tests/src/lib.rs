@@ -28,6 +28,7 @@ pub mod probe;
 pub mod process;
 pub mod product;
 pub mod proxies;
+pub mod rewriter;
 pub mod servers;
 pub mod shapes;
 pub mod snapshot;

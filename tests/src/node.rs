@@ -32,8 +32,9 @@ pub struct Node<'w> {
     world: &'w World,
     agent: Option<Child>,
     name: String,
-    /// Below the mount of cgroup v2: kubelet's `--cgroup-root`, then what holds all pods.
-    parents: [Cgroup; 3],
+    /// Below the mount of cgroup v2: what the agent is started in, then what holds pods, then all pods,
+    /// then kubelet's `--cgroup-root`, which holds the others.
+    parents: [Cgroup; 4],
     root: String,
     flags: Vec<String>,
 }
@@ -58,16 +59,24 @@ impl<'w> Node<'w> {
     /// When a cgroup or file can't be made.
     pub fn new(world: &'w World, cluster: &Cluster, flags: &[&str]) -> Result<Self> {
         forward(&world.workload)?;
-        world.internet.ip(&["route", "add", "10.80.0.0/16", "via", "10.77.0.2"])?;
+        world.internet.ip(&["route", "replace", "10.80.0.0/16", "via", "10.77.0.2"])?;
         world.file("kubeconfig", &cluster.kubeconfig())?;
+        // A node that was in this world before has no part in this one.
+        for left in ["state", "secrets"] {
+            let _ = fs::remove_dir_all(world.dir().join(left));
+        }
+        for left in ["agent.err", "agent.log"] {
+            let _ = fs::remove_file(world.dir().join(left));
+        }
         let top = Cgroup::create("node")?;
         let root = top.path().file_name().context("a name")?.to_string_lossy().into_owned();
+        let system = top.child("system")?;
         let pods = top.child("kubepods")?;
         let burstable = pods.child("burstable")?;
         let name = format!("ix-{}-{}", std::process::id(), next_number());
         let flags = flags.iter().map(ToString::to_string).collect();
         // Inner ones go first.
-        Ok(Self { world, agent: None, name, parents: [burstable, pods, top], root, flags })
+        Ok(Self { world, agent: None, name, parents: [system, burstable, pods, top], root, flags })
     }
 
     /// Starts the agent.
@@ -91,8 +100,11 @@ impl<'w> Node<'w> {
     fn spawn(&self, more: &[&str]) -> Result<Child> {
         let dir = self.world.dir();
         let log = fs::File::options().create(true).append(true).open(self.said_in())?;
-        let mut command = self.world.command(binary());
-        command
+        let [system, ..] = &self.parents;
+        let binary = binary();
+        let mut command = self.world.command("sh");
+        system
+            .command(&mut command, &[&binary.to_string_lossy()])
             .env("KUBECONFIG", dir.join("kubeconfig"))
             .args(["agent", "--node", "n", "--name", &self.name, "--cgroup-root"])
             .arg(format!("/{}", self.root))
@@ -118,6 +130,20 @@ impl<'w> Node<'w> {
     #[must_use]
     pub fn cgroup_root(&self) -> &str {
         &self.root
+    }
+
+    /// The cgroup that the agent, and everything else on the node, is in.
+    #[must_use]
+    pub fn top(&self) -> &Path {
+        let [.., top] = &self.parents;
+        top.path()
+    }
+
+    /// The cgroup of the pods of one class, which is in that of all pods.
+    #[must_use]
+    pub fn burstable(&self) -> &Path {
+        let [_, burstable, ..] = &self.parents;
+        burstable.path()
     }
 
     /// Kills the agent.
@@ -190,13 +216,30 @@ impl<'w> Node<'w> {
     pub fn until_covered(&self, pod: &str, covered: bool) -> Result<()> {
         let deadline = Instant::now() + SOON;
         loop {
-            let status = self.verb(&["status"])?;
-            if status.code == 0 && status.stdout.contains(pod) == covered {
+            let status = self.verb(&["status", "-o", "json"])?;
+            let report: Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+            let labels = report["namespaces"].as_array().into_iter().flatten();
+            let is_covered =
+                labels.filter_map(|one| one["label"].as_str()).any(|label| label == pod);
+            if status.code == 0 && is_covered == covered {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "{pod}: {status:?}\n{}", self.said());
             sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Waits until the agent has attached, and done what it can for the pods that were there before it.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn until_attached(&self) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        while !self.said().contains("interceptor: covering ") {
+            ensure!(Instant::now() < deadline, "it never attached: {}", self.said());
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Makes a pod's sandbox and its first process, which does nothing. The API server is told by
@@ -241,7 +284,7 @@ impl<'w> Node<'w> {
         sandbox.ip(&["addr", "add", &format!("{network}.2/24"), "dev", "eth0"])?;
         sandbox.ip(&["link", "set", "eth0", "up"])?;
         sandbox.ip(&["route", "add", "default", "via", &format!("{network}.1")])?;
-        let [burstable, ..] = &self.parents;
+        let [_, burstable, ..] = &self.parents;
         let pod = burstable.child(&format!("pod{uid}"))?;
         let container = pod.child(&format!("{:064x}", u32::from(number) + 1))?;
         let mut shell = self.world.command("sh");
@@ -283,6 +326,21 @@ impl Pod<'_> {
     /// Gives it a label.
     pub fn label(&mut self, key: &str, value: &str) {
         self.object["metadata"]["labels"][key] = json!(value);
+    }
+
+    /// Waits until its first process is in its namespace.
+    ///
+    /// # Errors
+    /// When it does not come there in time.
+    pub fn until_up(&self) -> Result<()> {
+        let own = fs::metadata(self.namespace.path())?.ino();
+        let of_first = format!("/proc/{}/ns/net", self.first.id());
+        let deadline = Instant::now() + SOON;
+        while fs::metadata(&of_first)?.ino() != own {
+            ensure!(Instant::now() < deadline, "no process in {}", self.namespace.name());
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Its network namespace.

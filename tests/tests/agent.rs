@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use interceptor_tests::cluster::Cluster;
 use interceptor_tests::node::{Node, Pod, SOON};
 use interceptor_tests::ongoing::Ongoing;
@@ -234,6 +234,60 @@ fn nothing_is_open_while_agent_and_server_are_away() -> Result<()> {
     ensure!(detached.code == 0, "{detached:?}");
     // The kernel lets go of links some time later.
     web.until_echoes(cnn, true)?;
+    Ok(())
+}
+
+/// Entries of the kernel's table of namespaces.
+fn namespaces(node: &Node<'_>) -> Result<usize> {
+    let pins = std::path::Path::new("/sys/fs/bpf/interceptor").join(node.name());
+    let maps = std::fs::read_dir(&pins)?.flatten().map(|one| one.path());
+    let maps = maps.filter(|path| path.to_string_lossy().contains("maps")).next();
+    let map = maps.context("maps")?.join("NAMESPACES");
+    let shown = std::process::Command::new("bpftool")
+        .args(["-j", "map", "dump", "pinned", &map.to_string_lossy()])
+        .output()?;
+    let shown: Value = serde_json::from_slice(&shown.stdout)?;
+    Ok(shown.as_array().context("entries")?.len())
+}
+
+/// Pods that went while no agent ran leave nothing in the kernel's table; those that are there keep what they
+/// have, also where no object says so.
+#[test]
+fn entries_of_pods_that_went_meanwhile_go() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    let (mut web, mut gone) = (node.pod(1, "shop", "web")?, node.pod(2, "shop", "gone")?);
+    let (mut off, mut gone_off) = (node.pod(3, "shop", "off")?, node.pod(4, "shop", "gone-off")?);
+    for pod in [&mut off, &mut gone_off] {
+        pod.label(MODE, "disabled");
+    }
+    for pod in [&mut web, &mut gone, &mut off, &mut gone_off] {
+        tell(&cluster, pod);
+    }
+    node.start()?;
+    for name in ["shop/web", "shop/gone"] {
+        node.until_covered(name, true)?;
+    }
+    let (httpbin, cnn) = (at(world::HTTPBIN), at(world::CNN));
+    for pod in [&off, &gone_off] {
+        pod.until_echoes(cnn, true)?;
+    }
+    // And the node's own.
+    assert_eq!(namespaces(&node)?, 5, "{}", node.said());
+    node.kill()?;
+    drop((gone, gone_off));
+    for name in ["gone", "gone-off"] {
+        cluster.delete(PODS, "shop", name);
+    }
+    assert_eq!(namespaces(&node)?, 5, "nobody was there to remove them");
+    node.start()?;
+    web.until_echoes(httpbin, true)?;
+    assert_eq!(namespaces(&node)?, 3, "{}", node.said());
+    ensure!(off.echoes(cnn)? && !web.echoes(cnn)?, "{}", node.said());
     Ok(())
 }
 

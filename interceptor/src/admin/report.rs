@@ -44,6 +44,9 @@ pub struct StatusReport {
     pub attachments: Vec<Attachment>,
     /// Network namespaces with a listener.
     pub namespaces: Vec<Namespace>,
+    /// Pods that were meant to be covered and are not.
+    #[serde(default)]
+    pub uncovered: Vec<Uncovered>,
     /// Kernel tables.
     pub tables: Vec<Table>,
     /// Counters by name.
@@ -135,6 +138,15 @@ pub struct Namespace {
     /// What leads out of it without the interface layer, and why; none: it has both layers.
     #[serde(default)]
     pub gaps: Vec<String>,
+}
+
+/// A pod that was meant to be covered and is not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Uncovered {
+    /// `shop/web-0`.
+    pub pod: String,
+    /// Why.
+    pub why: String,
 }
 
 impl Namespace {
@@ -251,6 +263,8 @@ impl fmt::Display for StatusReport {
             [ns.label.clone(), cookie, v4, v6, ns.layers()]
         });
         table(f, ["NAMESPACE", "COOKIE", "IPV4", "IPV6", "LAYERS"], namespaces.collect())?;
+        let uncovered = self.uncovered.iter().map(|one| [one.pod.clone(), one.why.clone()]);
+        table(f, ["NOT COVERED", "WHY"], uncovered.collect())?;
         let tables = self.tables.iter().map(|table| {
             let percent = table.entries.saturating_mul(100).checked_div(table.capacity);
             [

@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 use super::client::{request_in, request_within};
 use super::report::{
     Attachment, Connections, LastReload, Limit, Namespace, Reloads, Repairs, Table, Tiers,
+    Uncovered,
 };
 use super::*;
 use crate::workloads::testing::kernel;
@@ -94,6 +95,7 @@ pub(super) fn sample() -> StatusReport {
                 gaps: vec![],
             },
         ],
+        uncovered: vec![Uncovered { pod: "shop/a".into(), why: "hostNetwork".into() }],
         tables: vec![
             Table { name: "BYPASS_V4".into(), entries: 512, capacity: 1024 },
             Table { name: "EMPTY".into(), entries: 0, capacity: 0 },
@@ -133,6 +135,9 @@ interceptor default: pid 42, up 1h 02m 03s
   NAMESPACE  COOKIE  IPV4             IPV6     LAYERS
   host       1       127.0.0.1:15001  refused  sockets only: it is the daemon's
   pod        2       refused          refused  both, at ve1, ve2
+
+  NOT COVERED  WHY
+  shop/a       hostNetwork
 
   TABLE      ENTRIES  CAPACITY  FULL
   BYPASS_V4  512      1024      50 %

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::kinds::{Kind, Name, Object, Shelf};
+use super::piecewise::StandIns;
 
 /// What is watched together: all objects of a kind that the agent may see, or one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -138,20 +139,66 @@ impl Documents {
         feeds.flat_map(|(_, held)| &held.objects).map(|(name, text)| (name, text.as_str()))
     }
 
+    /// One object's document.
+    pub fn get(&self, (kind, name): &(Kind, Name)) -> Option<&str> {
+        let mut feeds = self.feeds.iter().filter(|(feed, _)| feed.kind == *kind);
+        feeds.find_map(|(_, held)| held.objects.get(name)).map(String::as_str)
+    }
+
     /// The documents of a shelf as one text, in an order of their own: a policy file.
     pub fn text(&self, shelf: Shelf) -> String {
         let mut text = String::new();
-        let mut seen = BTreeSet::new();
-        for (feed, held) in self.feeds.iter().filter(|(feed, _)| feed.kind.shelf() == shelf) {
-            for (name, document) in &held.objects {
-                // Two feeds may show the same object.
-                if seen.insert((feed.kind, name)) {
-                    // Writing to a string cannot fail.
-                    let _ = writeln!(text, "---\n{document}");
-                }
+        for (_, document) in self.on(shelf) {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "---\n{document}");
+        }
+        text
+    }
+
+    /// What policy is made of, Secrets included, as one text; with what stands in for some of it.
+    pub(super) fn in_place(&self, stand_ins: &StandIns) -> String {
+        let mut text = String::new();
+        for (object, document) in self.in_policy() {
+            let document = match stand_ins.get(&object) {
+                None => Some(document),
+                Some(stand_in) => stand_in.text(),
+            };
+            if let Some(document) = document {
+                let _ = writeln!(text, "---\n{document}");
             }
         }
         text
+    }
+
+    /// The documents that policy is made of, Secrets included.
+    pub(super) fn in_policy(&self) -> impl Iterator<Item = ((Kind, Name), &str)> {
+        let all = self.on(Shelf::Policy).chain(self.on(Shelf::Secrets));
+        all.map(|((kind, name), document)| ((kind, name.clone()), document))
+    }
+
+    /// The documents as they are in force: with what stands in for some.
+    pub(super) fn standing(&self, stand_ins: &StandIns) -> Self {
+        let mut standing = self.clone();
+        for ((kind, name), stand_in) in stand_ins {
+            for (_, held) in standing.feeds.iter_mut().filter(|(feed, _)| feed.kind == *kind) {
+                if held.objects.remove(name).is_some()
+                    && let Some(text) = stand_in.text()
+                {
+                    held.objects.insert(name.clone(), text.to_owned());
+                }
+            }
+        }
+        standing
+    }
+
+    /// Each document of a shelf once: two feeds may show the same object.
+    fn on(&self, shelf: Shelf) -> impl Iterator<Item = ((Kind, &Name), &str)> {
+        let mut seen = BTreeSet::new();
+        let feeds = self.feeds.iter().filter(move |(feed, _)| feed.kind.shelf() == shelf);
+        let all = feeds.flat_map(|(feed, held)| {
+            held.objects.iter().map(|(name, text)| ((feed.kind, name), text.as_str()))
+        });
+        all.filter(move |(object, _)| seen.insert(*object))
     }
 }
 

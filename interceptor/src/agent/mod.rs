@@ -3,16 +3,20 @@
 //! which pods are to be covered, and what with; `app/pods.rs` does it.
 //!
 //! `watch` asks the API server; `kinds` says what of an object is kept, `documents` folds events into
-//! a set, `state` makes of it each pod's policy (`pods`, `policies`); `disk` keeps it; `cgroups` knows
+//! a set, `state` makes of it each pod's policy (`pods`, `policies`), `piecewise` and `stand_in` although
+//! some objects cannot be used; `disk` keeps it; `cgroups` knows
 //! where a pod is on the node; `check` looks beforehand whether all is there.
 
 pub mod cgroups;
 pub mod check;
+mod cluster_dns;
 mod disk;
 mod documents;
 pub(crate) mod kinds;
+mod piecewise;
 pub mod pods;
 mod policies;
+mod stand_in;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -34,6 +38,7 @@ use self::pods::Mode;
 pub use self::state::{Covered, State};
 use self::watch::{Told, Watcher};
 use crate::policy::Sources;
+use crate::workloads::annotations::CaptureLists;
 
 /// Events that belong together come within this.
 const QUIET: Duration = Duration::from_millis(100);
@@ -56,6 +61,8 @@ pub struct Options {
     pub mesh: Name,
     /// The mode of pods that neither their label nor their namespace's gives one.
     pub default: Mode,
+    /// What is captured of pods whose annotations do not say (CAP-3).
+    pub capture: CaptureLists,
     /// What flags say over the resources.
     pub overrides: Sources,
     /// Where the last good state is kept, if it is.
@@ -86,8 +93,8 @@ impl Agent {
     /// Takes up the state on disk, if there is one, and starts to watch. Must be called within a
     /// runtime.
     pub fn start(client: Client, options: Options) -> Self {
-        let Options { node, mesh, default, overrides, disk } = options;
-        let mut state = State::new(mesh.clone(), default, overrides);
+        let Options { node, mesh, default, capture, overrides, disk } = options;
+        let mut state = State::new(mesh.clone(), default, overrides).capturing(capture);
         let kept = disk.as_ref().map_or(Ok(Vec::new()), Disk::read);
         let first = match kept {
             Ok(objects) if objects.is_empty() => Vec::new(),
@@ -226,7 +233,7 @@ impl Agent {
         let state = Arc::clone(&self.state);
         let write = move || {
             let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.in_force().map_or(Ok(()), |documents| disk.write(documents))
+            state.in_force().map_or(Ok(()), |documents| disk.write(&documents))
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => {}

@@ -1,6 +1,8 @@
 //! A pod as the agent sees it: whether it is to be covered, by its labels; who it is to policy; what
 //! its annotations say. Pure.
 
+mod istio;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cgroups::{ContainerId, PodUid, Qos, pod_paths};
-use crate::policy::Caller;
+use crate::policy::{Caller, Enforcement};
 use crate::workloads::annotations::{BadList, CaptureLists};
 
 /// Where name servers listen.
@@ -212,18 +214,23 @@ impl Pod {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
-    /// What Istio's annotations say of its capture (CAP-3). One that cannot be read leaves everything
-    /// captured, as without any.
+    /// What is captured of it: `defaults`, and what Istio's annotations say in their place (CAP-3).
     ///
     /// # Errors
     /// A list is malformed (CAP-4).
-    pub fn capture_lists(&self) -> Result<CaptureLists, BadList> {
-        CaptureLists::default().replaced_by(&self.metadata.annotations)
+    pub fn capture_lists(&self, defaults: CaptureLists) -> Result<CaptureLists, BadList> {
+        defaults.replaced_by(&self.metadata.annotations)
     }
 
     /// Whether it is to be covered: its own label, else its namespace's, else `default`. A value
-    /// that cannot be read counts as `enforce`: whoever wrote it wanted something of us.
-    pub fn cover(&self, namespace: &BTreeMap<String, String>, default: Mode) -> Cover {
+    /// that cannot be read counts as `enforce`: whoever wrote it wanted something of us. A pod that was
+    /// left out of Istio's injection, without a label of ours, is left alone in istio only (CAP-9).
+    pub fn cover(
+        &self,
+        namespace: &BTreeMap<String, String>,
+        default: Mode,
+        profile: Enforcement,
+    ) -> Cover {
         let mut notes = Vec::new();
         let labelled =
             [("the pod's label", &self.metadata.labels), ("the namespace's label", namespace)]
@@ -252,11 +259,12 @@ impl Pod {
         if self.has_ended() {
             return left("it has ended", notes);
         }
-        if self.has_istio_proxy() {
-            return left("it has an istio-proxy container, which judges its traffic", notes);
-        }
-        if self.is_ambient(namespace) {
-            return left("it is in an ambient mesh, whose ztunnel carries its traffic", notes);
+        if let Some(other) = self.judged_by_istio(namespace) {
+            if !self.metadata.labels.contains_key(MODE) {
+                notes.push(format!("not covered: {other}; its own label {MODE} would cover it"));
+                return left(other, notes);
+            }
+            notes.push(format!("{other}; what that sends for it is judged too"));
         }
         if self.spec.host_network {
             notes.push(
@@ -265,25 +273,22 @@ impl Pod {
                     .to_owned(),
             );
         }
-        if let Err(bad) = self.capture_lists() {
+        if self.is_left_out() && !self.metadata.labels.contains_key(MODE) {
+            match profile {
+                Enforcement::Istio => return left("sidecar.istio.io/inject: \"false\"", notes),
+                Enforcement::Strict => notes.push(format!(
+                    "sidecar.istio.io/inject: \"false\" does not exempt it in strict; the label \
+                     {MODE}: disabled does"
+                )),
+            }
+        }
+        if let Err(bad) = self.capture_lists(CaptureLists::default()) {
             notes.push(format!("{bad}; everything is captured"));
         }
         if self.uid().is_none() {
             notes.push("it has no uid that could be a cgroup's".to_owned());
         }
         Cover { mode, because, notes }
-    }
-
-    fn has_istio_proxy(&self) -> bool {
-        // Native sidecars are init containers.
-        let mut all = self.spec.containers.iter().chain(&self.spec.init_containers);
-        all.any(|container| container.name == "istio-proxy")
-    }
-
-    fn is_ambient(&self, namespace: &BTreeMap<String, String>) -> bool {
-        const DATAPLANE: &str = "istio.io/dataplane-mode";
-        let label = self.metadata.labels.get(DATAPLANE).or_else(|| namespace.get(DATAPLANE));
-        label.is_some_and(|mode| mode == "ambient")
     }
 }
 
@@ -399,7 +404,7 @@ mod tests {
                 }
             });
             let namespace = namespace.map(|value| labels(&[(MODE, value)])).unwrap_or_default();
-            let cover = pod.cover(&namespace, *default);
+            let cover = pod.cover(&namespace, *default, Enforcement::Strict);
             assert_eq!((cover.mode, cover.because.as_str()), (*mode, *because), "{own:?}");
             let readable = |value: &str| Mode::parse(value).is_some();
             let said = own.or(namespace.get(MODE).map(String::as_str));
@@ -436,7 +441,7 @@ mod tests {
             (|o| o["status"]["phase"] = json!("Pending"), &none, Mode::Enforce, "default"),
         ];
         for (change, namespace, mode, because) in table {
-            let cover = pod(change).cover(namespace, Mode::Enforce);
+            let cover = pod(change).cover(namespace, Mode::Enforce, Enforcement::Strict);
             assert_eq!(cover.mode, *mode, "{because}");
             assert!(cover.because.contains(because), "{}", cover.because);
         }
@@ -453,7 +458,7 @@ mod tests {
             ),
         ];
         for (change, note) in table {
-            let cover = pod(change).cover(&none, Mode::Enforce);
+            let cover = pod(change).cover(&none, Mode::Enforce, Enforcement::Strict);
             assert_eq!(cover.mode, Mode::Enforce);
             assert!(cover.notes.iter().any(|said| said.contains(note)), "{:?}", cover.notes);
         }
@@ -467,7 +472,7 @@ mod tests {
                 "traffic.sidecar.istio.io/excludeOutboundPorts": "5432",
             });
         })
-        .capture_lists()
+        .capture_lists(CaptureLists::default())
         .expect("readable");
         assert_eq!(lists.exclude_ports, [5432]);
         assert_eq!(lists.exclude_ranges, ["10.1.0.0/16".parse().unwrap()]);

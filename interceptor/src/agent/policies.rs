@@ -1,12 +1,13 @@
 //! The policies of the node's workloads: one set of documents, compiled for each of them. Pure.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::documents::Documents;
+use super::piecewise::{self, StandIns};
 use crate::policy::{
-    Caller, Changes, Checked, Inventory, LoadErrors, Loaded, Notice, Snapshot, Sources, Store,
-    Summary, check_over,
+    Caller, Changes, Checked, Enforcement, Inventory, LoadErrors, Loaded, Notice, Snapshot,
+    Sources, Store, Summary,
 };
 
 /// What is in force, for whom.
@@ -15,6 +16,8 @@ pub(super) struct Policies {
     /// What flags say over the documents.
     overrides: Sources,
     checked: Option<Arc<Checked>>,
+    /// What is in force in the place of objects that cannot be used.
+    stand_ins: StandIns,
     generation: u64,
     stores: HashMap<Caller, Compiled>,
 }
@@ -33,19 +36,19 @@ pub struct Compiled {
 impl Policies {
     /// None yet. Nothing has a policy until documents are set.
     pub(super) fn new(overrides: Sources) -> Self {
-        Self { overrides, checked: None, generation: 0, stores: HashMap::new() }
+        let (checked, stand_ins) = (None, StandIns::new());
+        Self { overrides, checked, stand_ins, generation: 0, stores: HashMap::new() }
     }
 
-    /// Puts `documents` in force for every workload: all of them or, where they cannot be used,
-    /// none; then what was in force stays. A resource that is rejected keeps its last good version.
+    /// Puts `documents` in force for every workload. An object that cannot be used keeps its last good
+    /// version or, without one, has a stand-in that refuses what it is about.
     ///
     /// # Errors
-    /// As of [`crate::policy::load`].
-    pub(super) fn set_documents(&mut self, documents: String) -> Result<Changes, LoadErrors> {
+    /// None of them can be used ([`piecewise::check`]); what was in force stays.
+    pub(super) fn set_documents(&mut self, documents: &Documents) -> Result<Changes, LoadErrors> {
         let before = self.inventory().cloned().unwrap_or_default();
-        let texts = vec![(PathBuf::new(), documents)];
-        let sources = Sources { texts, ..self.overrides.clone() };
-        let checked = check_over(&sources, &before)?;
+        let (checked, stand_ins) = piecewise::check(documents, &self.overrides, &before)?;
+        self.stand_ins = stand_ins;
         let changes = before.changes(checked.inventory());
         self.generation += 1;
         for (caller, compiled) in &mut self.stores {
@@ -80,6 +83,17 @@ impl Policies {
     /// Counts up with each set of documents that came into force; 0 before the first.
     pub(super) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// The profile in force, or what flags say it will be.
+    pub(super) fn enforcement(&self) -> Enforcement {
+        let in_force = self.checked.as_ref().map(|checked| checked.enforcement());
+        self.overrides.enforcement.or(in_force).unwrap_or_default()
+    }
+
+    /// What is in force in the place of objects that cannot be used.
+    pub(super) fn stand_ins(&self) -> &StandIns {
+        &self.stand_ins
     }
 
     /// Resources of the set in force that are left out.

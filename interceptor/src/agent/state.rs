@@ -1,17 +1,20 @@
 //! What the agent knows and what follows from it: events are folded into documents, and documents
 //! into each pod's policy. Pure; who watches, writes and looks at cgroups is the agent itself.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::cluster_dns;
 use super::documents::{Documents, Event, Feed};
 use super::kinds::{Kind, Name, Object, Shelf};
 use super::pods::{Cover, Mode, Pod};
 use super::policies::{Compiled, Policies};
 use crate::policy::{Caller, Sources, Store};
+use crate::workloads::annotations::CaptureLists;
 
 /// The feeds of the whole cluster, beside the mesh configuration.
 const CLUSTER: [Kind; 10] = [
@@ -35,6 +38,7 @@ pub struct State {
     fixed: BTreeSet<Feed>,
     mesh: Name,
     default: Mode,
+    capture: CaptureLists,
     policies: Policies,
     pods: BTreeMap<Name, Covered>,
     /// Policy documents changed since they were last put in force.
@@ -65,12 +69,18 @@ impl State {
             fixed,
             mesh,
             default,
+            capture: CaptureLists::default(),
             policies: Policies::new(overrides),
             pods: BTreeMap::new(),
             is_new: true,
             is_accepted: false,
             said: HashSet::new(),
         }
+    }
+
+    /// The same, with what is captured of pods whose annotations do not say (CAP-3).
+    pub fn capturing(self, capture: CaptureLists) -> Self {
+        Self { capture, ..self }
     }
 
     /// Puts in force what a disk kept; the API server may be away for long. What to say.
@@ -113,13 +123,11 @@ impl State {
 
     fn put_in_force(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
-        let pods = self.read_pods(&mut lines);
-        lines.extend(self.differences(&pods));
-        self.pods = pods;
+        self.take_pods(&mut lines);
         self.is_new |= self.documents.set_wanted(&self.wanted(), &self.fixed);
         if std::mem::take(&mut self.is_new) {
-            let text = self.documents.text(Shelf::Policy) + &self.documents.text(Shelf::Secrets);
-            let set = self.policies.set_documents(text);
+            let profile = self.policies.enforcement();
+            let set = self.policies.set_documents(&self.documents);
             self.is_accepted = set.is_ok();
             let generation = self.policies.generation();
             lines.push(match (set, generation) {
@@ -130,12 +138,21 @@ impl State {
                      used\n{errors}"
                 ),
             });
+            if self.policies.enforcement() != profile {
+                self.take_pods(&mut lines);
+            }
         }
         let covered = self.pods.values().filter(|one| one.cover.mode != Mode::Disabled);
         let callers = covered.map(|one| one.pod.caller()).chain([self.agent()]);
         self.policies.set_callers(&callers.collect());
         self.say(&mut lines);
         lines
+    }
+
+    fn take_pods(&mut self, lines: &mut Vec<String>) {
+        let pods = self.read_pods(lines);
+        lines.extend(self.differences(&pods));
+        self.pods = pods;
     }
 
     fn read_pods(&self, lines: &mut Vec<String>) -> BTreeMap<Name, Covered> {
@@ -145,12 +162,13 @@ impl State {
             .map(|(name, text)| (&*name.name, labels(text)))
             .collect();
         let none = BTreeMap::new();
+        let profile = self.policies.enforcement();
         let mut pods = BTreeMap::new();
         for (name, text) in self.documents.of(Kind::Pod) {
             match Pod::parse(text) {
                 Ok(pod) => {
                     let labels = namespaces.get(pod.namespace()).unwrap_or(&none);
-                    let cover = pod.cover(labels, self.default);
+                    let cover = pod.cover(labels, self.default, profile);
                     pods.insert(name.clone(), Covered { pod, cover });
                 }
                 Err(error) => lines.push(format!("pod {name} cannot be read: {error}")),
@@ -236,6 +254,11 @@ impl State {
         self.policies.of(&pod.caller())
     }
 
+    /// What is captured of a pod. With a malformed annotation it is everything.
+    pub fn capture_lists(&self, pod: &Pod) -> CaptureLists {
+        pod.capture_lists(self.capture.clone()).unwrap_or_default()
+    }
+
     /// Who the agent itself is to policy: whom nothing is about but what is about everybody.
     fn agent(&self) -> Caller {
         Caller { namespace: self.mesh.namespace.clone(), labels: Vec::new() }
@@ -246,16 +269,10 @@ impl State {
         self.policies.of(&self.agent()).map(|compiled| Arc::clone(&compiled.store))
     }
 
-    /// The addresses of the cluster's DNS, which is a Service of this name by convention.
-    pub fn cluster_dns(&self) -> Vec<IpAddr> {
-        let of = |name: &Name| name.namespace == "kube-system" && name.name == "kube-dns";
-        let service = self.documents.of(Kind::Service).find(|(name, _)| of(name));
-        let object: Value =
-            service.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default();
-        let all = object.pointer("/spec/clusterIPs").and_then(Value::as_array);
-        let one = object.pointer("/spec/clusterIP");
-        let texts = all.into_iter().flatten().chain(one).filter_map(Value::as_str);
-        texts.filter_map(|text| text.parse().ok()).collect()
+    /// The cluster's name servers: `given` or, without, the Service that is called so by convention; and
+    /// what is behind them, where a program of somebody else's may send what is for the Service.
+    pub fn cluster_dns(&self, given: &[SocketAddr]) -> Vec<SocketAddr> {
+        cluster_dns::servers(&self.documents, given)
     }
 
     /// Counts up with each set of documents that came into force; 0 before the first.
@@ -268,9 +285,13 @@ impl State {
         !self.is_new && self.awaited().next().is_none()
     }
 
-    /// The documents, where they are what is in force and may be kept.
-    pub fn in_force(&self) -> Option<&Documents> {
-        (self.is_accepted && self.has_settled()).then_some(&self.documents)
+    /// The documents as they are in force, where that is all that is known and may be kept.
+    pub fn in_force(&self) -> Option<Cow<'_, Documents>> {
+        let stand_ins = self.policies.stand_ins();
+        (self.is_accepted && self.has_settled()).then(|| match stand_ins.is_empty() {
+            true => Cow::Borrowed(&self.documents),
+            false => Cow::Owned(self.documents.standing(stand_ins)),
+        })
     }
 }
 

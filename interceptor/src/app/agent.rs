@@ -57,6 +57,7 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
             node: args.node.clone(),
             mesh: args.mesh_config_map.clone(),
             default: args.default_mode,
+            capture: args.capture_lists(),
             overrides: Sources {
                 outbound: args.outbound,
                 enforcement: args.enforcement,

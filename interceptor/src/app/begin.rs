@@ -32,6 +32,7 @@ use crate::drain::Drainer;
 use crate::kernel::{
     EventReader, HintReader, Kernel, KernelError, Pins, Plan, Programs, TableError, Tables,
 };
+use crate::netns;
 use crate::policy::Store;
 use crate::resolve::{Resolver, ResolverConfig};
 use crate::tiers::{Commons, Labels};
@@ -81,7 +82,8 @@ pub(super) struct Charge {
 pub(super) enum Others {
     /// They are not known any more: nothing leaves them.
     Forgotten,
-    /// Exempt ones stay exempt, as do these; covered ones are held until they are served again.
+    /// Exempt ones stay exempt, as do these; covered ones are held until they are served again. What no
+    /// namespace of the machine has any more goes.
     Held {
         /// Cookies of exempt namespaces.
         exempt: Vec<u64>,
@@ -275,12 +277,24 @@ impl Others {
         let Self::Held { exempt } = self else { return tables.keep_namespaces(&ours) };
         // Read now that the table is pinned: a CNI plugin that comes later writes there itself.
         let recorded = cni::exempt(name).into_iter().filter(|cookie| !ours.contains(cookie));
-        for cookie in exempt.iter().copied().chain(recorded) {
+        let exempt: Vec<u64> = exempt.iter().copied().chain(recorded).collect();
+        for cookie in &exempt {
             let exempt = Namespace { kind: Namespace::EXEMPT, ..Namespace::default() };
-            tables.cover(cookie, exempt)?;
+            tables.cover(*cookie, exempt)?;
         }
+        // Pods that went while no agent ran left their entries, and no namespace ever has their cookies.
+        let alive = netns::alive()
+            .inspect_err(|error| {
+                eprintln!("interceptor: warning: entries of pods that are gone stay: {error}")
+            })
+            .ok();
         for (cookie, namespace) in tables.namespaces() {
-            if !namespace.is_exempt() && !ours.contains(&cookie) {
+            if ours.contains(&cookie) || exempt.contains(&cookie) {
+                continue;
+            }
+            if alive.as_ref().is_some_and(|alive| !alive.contains(&cookie)) {
+                tables.forget_namespace(cookie)?;
+            } else if !namespace.is_exempt() {
                 tables.cover(cookie, Namespace::default())?;
             }
         }

@@ -64,9 +64,20 @@ pub(super) struct Registry {
     live: ArcSwap<BTreeMap<u64, Arc<CoveredNamespace>>>,
     gone: Mutex<HashMap<u64, (Instant, Arc<Whose>)>>,
     changed: Notify,
+    uncovered: ArcSwap<BTreeMap<String, String>>,
 }
 
 impl Registry {
+    /// Pods that were meant to be covered and are not, and why.
+    pub(super) fn uncovered(&self) -> Arc<BTreeMap<String, String>> {
+        self.uncovered.load_full()
+    }
+
+    /// Says which those are.
+    pub(super) fn set_uncovered(&self, uncovered: BTreeMap<String, String>) {
+        self.uncovered.store(Arc::new(uncovered));
+    }
+
     /// All of them.
     pub(super) fn all(&self) -> Arc<BTreeMap<u64, Arc<CoveredNamespace>>> {
         self.live.load_full()

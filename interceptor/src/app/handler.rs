@@ -20,7 +20,7 @@ use super::watchdog::Repairs;
 use crate::account::{AccessLog, Folds};
 use crate::admin::report::{
     Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, Reloads,
-    StatusReport, Table, Tiers,
+    StatusReport, Table, Tiers, Uncovered,
 };
 use crate::admin::{Covering, ExecInfo, Handler, Offer, OfferedNamespace, Sandbox};
 use crate::admit::Rooms;
@@ -131,6 +131,12 @@ impl Handler for Running {
                 })
                 .collect(),
             namespaces: all.values().map(|covered| namespace(covered)).collect(),
+            uncovered: self
+                .covered
+                .uncovered()
+                .iter()
+                .map(|(pod, why)| Uncovered { pod: pod.clone(), why: why.clone() })
+                .collect(),
             tables: tables
                 .fill()
                 .into_iter()

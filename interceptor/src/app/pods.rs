@@ -71,6 +71,8 @@ pub(super) struct Pods {
     ids: Numbers,
     /// What was said of pods that cannot be covered.
     troubles: HashMap<Name, String>,
+    /// Pods that will not be covered although somebody meant them to be, and why.
+    left: BTreeMap<Name, String>,
     /// Pods of which it was said that `audit` is not there.
     audited: HashSet<Name>,
 }
@@ -104,19 +106,22 @@ impl Pods {
             rules: Vec::new(),
             ids: Numbers::after(last),
             troubles: HashMap::new(),
+            left: BTreeMap::new(),
             audited: HashSet::new(),
         }
     }
 
     /// The pods as they are to be.
     pub(super) fn wanted(&mut self, state: &State) -> Vec<Wanted> {
-        let known: Vec<_> =
-            state.cluster_dns().into_iter().map(|ip| SocketAddr::new(ip, 53)).collect();
-        let cluster =
-            if self.node.cluster_dns.is_empty() { &known } else { &self.node.cluster_dns };
+        let cluster = state.cluster_dns(&self.node.cluster_dns);
         let mut wanted = Vec::new();
+        self.left.clear();
         for (name, one) in state.pods() {
             let pod = &one.pod;
+            let is_left = one.cover.mode == Mode::Disabled || pod.is_on_host_network();
+            if is_left && !one.cover.notes.is_empty() {
+                self.left.insert(name.clone(), one.cover.notes.join("; "));
+            }
             let Some(uid) = pod.uid() else { continue };
             // Of the node's own namespace nothing is held.
             if pod.is_on_host_network() || pod.has_ended() {
@@ -129,8 +134,8 @@ impl Pods {
                     let Some(policy) = state.policy(pod) else { continue };
                     Some(WantedRules {
                         policy: Arc::clone(&policy.store),
-                        resolvers: pod.resolvers(cluster, &self.node.dns),
-                        lists: pod.capture_lists().unwrap_or_default(),
+                        resolvers: pod.resolvers(&cluster, &self.node.dns),
+                        lists: state.capture_lists(pod),
                     })
                 }
             };
@@ -231,6 +236,10 @@ impl Pods {
             }
         }
         self.retire(running);
+        let held =
+            self.troubles.iter().map(|(name, why)| (name.to_string(), format!("held: {why}")));
+        let left = self.left.iter().map(|(name, why)| (name.to_string(), why.clone()));
+        running.covered.set_uncovered(left.chain(held).collect());
     }
 
     /// One pod. Whether it was exempt until now and is no more.

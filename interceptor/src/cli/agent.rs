@@ -14,6 +14,7 @@ use super::{AGENT_NAME, DRAIN_TIME};
 use crate::agent::Name;
 use crate::agent::pods::Mode;
 use crate::policy::{Enforcement, Outbound};
+use crate::workloads::annotations::CaptureLists;
 
 /// `interceptor agent`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -82,6 +83,12 @@ pub struct Agent {
     #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
     pub bypass: Vec<IpNet>,
 
+    /// What of pods' traffic is captured where their annotations do not say, as Istio's install-time value
+    /// global.proxy.KEY: includeIPRanges, excludeIPRanges, includeOutboundPorts or excludeOutboundPorts.
+    /// A pod's annotation replaces its list. Repeatable, once for each KEY [default: everything].
+    #[arg(long, value_name = "KEY=LIST", value_parser = parse_capture)]
+    pub capture: Vec<(String, String)>,
+
     /// Where access-log lines go: `stdout`, or a file [default: what the mesh config and Telemetry
     /// say, else standard output].
     #[arg(long, value_name = "TARGET", value_parser = parse_log_target)]
@@ -123,6 +130,24 @@ pub struct Agent {
     /// how to mend it, and end. Changes nothing.
     #[arg(long, conflicts_with = "once")]
     pub check: bool,
+}
+
+impl Agent {
+    /// What is captured of pods without annotations (CAP-3).
+    pub fn capture_lists(&self) -> CaptureLists {
+        // Each was read when the command line was.
+        CaptureLists::from_values(&self.capture.iter().cloned().collect()).unwrap_or_default()
+    }
+}
+
+fn parse_capture(text: &str) -> Result<(String, String), String> {
+    let Some((key, list)) = text.split_once('=') else { return Err("write KEY=LIST".to_owned()) };
+    if !CaptureLists::VALUES.contains(&key) {
+        return Err(format!("KEY is one of {}", CaptureLists::VALUES.join(", ")));
+    }
+    let value = (key.to_owned(), list.to_owned());
+    CaptureLists::from_values(&[value.clone()].into()).map_err(|bad| bad.message)?;
+    Ok(value)
 }
 
 /// A node's name goes into a field selector, where other characters mean something.
@@ -174,6 +199,25 @@ mod tests {
         let plain = agent("interceptor agent --node n").expect("accepted");
         assert_eq!((plain.default_mode, plain.once), (Mode::Disabled, false));
         assert_eq!(plain.mesh_config_map.to_string(), "istio-system/istio");
+    }
+
+    #[test]
+    fn cap_3_install_time_values() {
+        let given = agent(
+            "interceptor agent --node n --capture includeIPRanges=10.0.0.0/8,192.0.2.0/24 \
+             --capture excludeOutboundPorts=25",
+        )
+        .expect("accepted");
+        let lists = given.capture_lists();
+        assert_eq!(lists.exclude_ports, [25]);
+        assert!(lists.include_ranges.hold("10.1.1.1".parse().expect("an address")));
+        assert!(!lists.include_ranges.hold("198.51.100.1".parse().expect("an address")));
+        let none = agent("interceptor agent --node n").expect("accepted");
+        assert_eq!(none.capture_lists(), CaptureLists::default());
+        for wrong in ["excludeIPRanges", "excludeIPRanges=*", "excludeInboundPorts=1"] {
+            let line = format!("interceptor agent --node n --capture {wrong}");
+            assert_eq!(agent(&line), Err(Exit::Usage), "{line}");
+        }
     }
 
     #[test]

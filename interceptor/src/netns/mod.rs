@@ -1,5 +1,6 @@
 //! Network namespaces: opening one, making a socket in it, following its routes, ending its sockets.
 
+mod alive;
 pub mod diag;
 mod isolated;
 mod links;
@@ -13,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use alive::alive;
 pub use isolated::{IsolateError, Isolated};
 pub use links::{Gate, WaysOut};
 pub use netlink::Changes;

@@ -1,6 +1,6 @@
 //! Resources that hold, of everybody, and what they make for one workload.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::compile::{Compiled, Input, Mesh, compile};
@@ -73,9 +73,21 @@ impl Checked {
         }
     }
 
+    /// The profile that it was validated for.
+    pub fn enforcement(&self) -> Enforcement {
+        self.profile
+    }
+
     /// Resources that are left out, and why.
     pub fn rejected(&self) -> &[Notice] {
         &self.rejected
+    }
+
+    /// Says what is wrong with resources for which something stands in: `closed` are stand-ins that are
+    /// nothing to fall back to.
+    pub fn stand_in(&mut self, rejected: Vec<Notice>, closed: &BTreeSet<String>) {
+        self.rejected.extend(rejected);
+        self.inventory.forget(closed);
     }
 
     /// What is in force.

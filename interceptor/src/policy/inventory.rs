@@ -1,14 +1,14 @@
 //! What a set of files put in force, resource by resource: what a reload changes, and the version
 //! that a resource falls back to when its next one is invalid (T-61).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::fields::Context;
 use super::node::{Node, parse};
-use super::parts::Known;
+use super::parts::{self, Known, Piece};
 
 /// The resources in force, by name (`ServiceEntry default/google`).
 #[derive(Debug, Clone, Default)]
@@ -93,6 +93,33 @@ impl Inventory {
             }
         }
         found
+    }
+
+    /// The text of a resource's document, without the marker before it.
+    pub fn text_of(&self, id: &str) -> Option<String> {
+        let kept = self.resources.get(id)?;
+        let name = id.rsplit_once('/').map_or(id, |(_, name)| name);
+        let is_it = |piece: &&Piece<'_>| {
+            // A name may be written otherwise than it reads, but no API server does.
+            piece.text.contains(name)
+                && parse(piece.text)
+                    .unwrap_or_default()
+                    .iter()
+                    .any(|node| identity(node).as_deref() == Some(id))
+        };
+        let pieces = parts::cut(&kept.text);
+        let text = pieces.iter().find(is_it)?.text;
+        Some(text.strip_prefix("---").unwrap_or(text).trim().to_owned())
+    }
+
+    /// What the next load need not read again, and nothing to fall back to.
+    pub fn without_resources(&self) -> Self {
+        Self { resources: BTreeMap::new(), known: Arc::clone(&self.known) }
+    }
+
+    /// Forgets resources: they are nothing to fall back to.
+    pub(super) fn forget(&mut self, ids: &BTreeSet<String>) {
+        self.resources.retain(|id, _| !ids.contains(&**id));
     }
 
     /// Takes over `before`'s version of `ids`.

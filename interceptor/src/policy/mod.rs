@@ -44,6 +44,7 @@ pub use self::inventory::{Changes, Inventory};
 pub use self::kubernetes::{Credentials, Keyring};
 pub use self::limits::Limits;
 pub use self::load::{Caller, Loaded, Sources, Summary, check_over, load, load_over};
+pub use self::node::is_readable;
 pub use self::notice::{LoadErrors, Notice, Place};
 pub use self::watch::Watch;
 use crate::account::{Format, LogSettings};

@@ -134,6 +134,11 @@ pub(super) struct BadYaml {
     pub(super) message: String,
 }
 
+/// Whether a text can be read at all, as whatever.
+pub fn is_readable(text: &str) -> bool {
+    parse(text).is_ok()
+}
+
 /// Reads every document of `text`; empty ones are left out.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, BadYaml> {
     let documents: Vec<Node> = read(text)?;

@@ -14,6 +14,7 @@ use serde_saphyr::Spanned;
 use super::case::{Case, Flow, Kind, Question, Role, Setting};
 use super::expect::Expect;
 use crate::policy::Enforcement;
+use crate::workloads::annotations::CaptureLists;
 
 /// What the first line of every scenario file says.
 const FORMAT: &str = "egress-scenario/1";
@@ -280,11 +281,10 @@ struct Source {
 fn install_values(values: Value) -> Result<BTreeMap<String, String>, String> {
     let mut flat = BTreeMap::new();
     flatten(String::new(), values, &mut flat);
-    let known =
-        ["includeIPRanges", "excludeIPRanges", "includeOutboundPorts", "excludeOutboundPorts"];
     flat.into_iter()
         .map(|(path, value)| {
-            let key = path.strip_prefix("global.proxy.").filter(|key| known.contains(key));
+            let key =
+                path.strip_prefix("global.proxy.").filter(|key| CaptureLists::VALUES.contains(key));
             let key = key.ok_or_else(|| format!("mesh.values.{path}: unknown key"))?;
             let text = match value {
                 Value::String(text) => text,

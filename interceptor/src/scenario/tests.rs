@@ -7,6 +7,7 @@ use super::*;
 
 mod cluster;
 mod fields;
+mod unusable;
 
 /// Examples that do not pass yet, each with what they wait for. A case that passes has to leave
 /// this list, so that it stays true in both directions.

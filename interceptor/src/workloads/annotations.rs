@@ -63,18 +63,19 @@ pub struct BadList {
 const PREFIX: &str = "traffic.sidecar.istio.io/";
 
 impl CaptureLists {
+    /// The names of Istio's install-time values, below `global.proxy`.
+    pub const VALUES: [&str; 4] =
+        ["includeIPRanges", "excludeIPRanges", "includeOutboundPorts", "excludeOutboundPorts"];
+
     /// Istio's install-time values, keyed `includeIPRanges` and so on as below `global.proxy`.
     ///
     /// # Errors
     /// A list is malformed.
     pub fn from_values(values: &BTreeMap<String, String>) -> Result<Self, BadList> {
         let mut lists = Self::default();
-        for (key, field) in [
-            ("includeIPRanges", Field::IncludeRanges),
-            ("excludeIPRanges", Field::ExcludeRanges),
-            ("includeOutboundPorts", Field::IncludePorts),
-            ("excludeOutboundPorts", Field::ExcludePorts),
-        ] {
+        let fields =
+            [Field::IncludeRanges, Field::ExcludeRanges, Field::IncludePorts, Field::ExcludePorts];
+        for (key, field) in Self::VALUES.into_iter().zip(fields) {
             if let Some(text) = values.get(key) {
                 lists.set(field, key, text)?;
             }

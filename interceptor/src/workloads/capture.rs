@@ -41,7 +41,7 @@ pub enum Capture {
 /// Why a connection is not captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bypass {
-    /// CAP-9.
+    /// CAP-9; istio only.
     OptedOut,
     /// CAP-2 (1).
     ExcludedPort,
@@ -70,7 +70,7 @@ pub fn capture(
     profile: Enforcement,
 ) -> Capture {
     let (ip, port) = (dst.ip().to_canonical(), dst.port());
-    let bypassed = if sender.opted_out {
+    let bypassed = if sender.opted_out && profile == Enforcement::Istio {
         Some(Bypass::OptedOut)
     } else if lists.exclude_ports.contains(&port) {
         Some(Bypass::ExcludedPort)
@@ -202,7 +202,7 @@ mod tests {
         let table = [
             (&all, app, "198.51.100.7:443", Captured, Captured),
             (&all, proxy, "198.51.100.7:443", Bypassed(ProxyUser), Captured),
-            (&all, out, "198.51.100.7:443", Bypassed(OptedOut), Bypassed(OptedOut)),
+            (&all, out, "198.51.100.7:443", Bypassed(OptedOut), Captured),
             (&all, app, "127.0.0.1:8080", Bypassed(Loopback), Bypassed(Loopback)),
             (&all, app, "[::1]:8080", Bypassed(Loopback), Bypassed(Loopback)),
             (&all, app, "[::ffff:127.0.0.1]:80", Bypassed(Loopback), Bypassed(Loopback)),

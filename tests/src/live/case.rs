@@ -263,21 +263,37 @@ impl Case {
         expected
     }
 
-    /// What the product cannot be told on one machine, if the case needs that.
+    /// What the product cannot be told, if the case needs that.
     #[must_use]
     pub fn unplayable(&self) -> Option<&'static str> {
-        let injection = |labels: &BTreeMap<String, String>| {
-            labels.keys().any(|key| key.starts_with("sidecar.istio.io/"))
-        };
+        let local = self.flow.as_ref().is_some_and(|flow| flow.dst.ip().is_loopback());
         if self.workload.role.as_deref() == Some("gateway") {
             Some("the gateway role is not there yet")
-        } else if !self.workload.annotations.is_empty() || injection(&self.workload.labels) {
-            Some("annotations and injection of pods need Kubernetes")
-        } else if self.bypass().is_none() {
-            Some("of install-time values only excludeIPRanges can be said without Kubernetes")
+        } else if self.needs_pod() && local {
+            Some("nothing listens on a pod's own loopback")
         } else {
             None
         }
+    }
+
+    /// Whether the caller must be a pod: only one has annotations, or may be left out of injection, and
+    /// only the node's agent knows of all install-time values.
+    #[must_use]
+    pub fn needs_pod(&self) -> bool {
+        let injection = |key: &String| key.starts_with("sidecar.istio.io/");
+        !self.workload.annotations.is_empty()
+            || self.workload.labels.keys().any(injection)
+            || self.bypass().is_none()
+    }
+
+    /// Istio's install-time values, without `global.proxy.` (CAP-3).
+    #[must_use]
+    pub fn values(&self) -> BTreeMap<String, String> {
+        let mut values = BTreeMap::new();
+        if let Some(tree) = self.mesh.get("values") {
+            flatten("", tree, &mut values);
+        }
+        values
     }
 
     /// The networks that install-time values leave alone (CAP-3), as `--bypass` takes them. `None`:
@@ -305,6 +321,23 @@ impl Case {
             bail!("a flow case without a flow");
         }
         Ok(())
+    }
+}
+
+/// The leaves of a tree, by their dotted paths, of which some may be written out already.
+fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                flatten(&path, value, into);
+            }
+        }
+        leaf => {
+            let key = path.strip_prefix("global.proxy.").unwrap_or(path).to_owned();
+            let text = leaf.as_str().map_or_else(|| leaf.to_string(), str::to_owned);
+            into.insert(key, text);
+        }
     }
 }
 
@@ -393,7 +426,7 @@ cases:
         assert_eq!(cases[0].expected(Profile::Istio)["verdict"], "forward");
         assert_eq!(strict["verdict"], "reset");
         assert!(strict["upstream_tls"]["sni"].is_null(), "null is said, not absent");
-        assert_eq!(cases[0].unplayable(), None);
+        assert_eq!((cases[0].unplayable(), cases[0].needs_pod()), (None, false));
         assert_eq!(cases[0].resources[0]["name"], "n", "a word, not false");
     }
 
@@ -412,16 +445,27 @@ cases:
     }
 
     #[test]
-    fn what_needs_more_than_a_machine_is_named() {
+    fn what_needs_a_pod_or_more_is_named() {
+        let gateway = parse(&CASE.replace("uid: 1000", "role: gateway")).expect("a file");
+        assert!(gateway[0].unplayable().is_some());
         for (from, to) in [
-            ("uid: 1000", "role: gateway"),
             ("uid: 1000", "annotations: {a: b}"),
             ("app: client", "sidecar.istio.io/inject: 'false'"),
             ("mesh: {}", "mesh: {values: {global.proxy.excludeOutboundPorts: '25'}}"),
         ] {
             let cases = parse(&CASE.replace(from, to)).expect("a file");
-            assert!(cases[0].unplayable().is_some(), "{to}");
+            assert!(cases[0].needs_pod() && cases[0].unplayable().is_none(), "{to}");
         }
+    }
+
+    #[test]
+    fn install_time_values_in_either_form() {
+        let values = "mesh: {values: {global: {proxy: {excludeOutboundPorts: '25'}}, \
+                      global.proxy.includeIPRanges: '*'}}";
+        let cases = parse(&CASE.replace("mesh: {}", values)).expect("a file");
+        let expected = [("excludeOutboundPorts", "25"), ("includeIPRanges", "*")];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(cases[0].values(), BTreeMap::from(expected));
     }
 
     #[test]

@@ -11,12 +11,12 @@ use serde_json::{Map, Value, json};
 use super::case::Case;
 use super::tls::Certificates;
 
-/// The resources, JSON documents in a YAML stream: those of the case, with files of ours in the
-/// place of certificate files, and its secrets.
+/// The resources: those of the case, with files of ours in the place of certificate files, and its
+/// secrets.
 ///
 /// # Errors
 /// When a file can't be written or a secret is unknown.
-pub(super) fn resources(case: &Case, at: &Path, certificates: &Certificates) -> Result<String> {
+pub(super) fn resources(case: &Case, at: &Path, certificates: &Certificates) -> Result<Vec<Value>> {
     let mut documents = case.resources.clone();
     let mut files = Files { at, certificates, identity: None };
     for document in &mut documents {
@@ -26,7 +26,12 @@ pub(super) fn resources(case: &Case, at: &Path, certificates: &Certificates) -> 
     for name in &case.network.secrets {
         documents.push(secret(name, namespace, certificates)?);
     }
-    Ok(documents.iter().map(|document| format!("---\n{document}\n")).collect())
+    Ok(documents)
+}
+
+/// Resources as JSON documents in a YAML stream.
+pub(super) fn stream(resources: &[Value]) -> String {
+    resources.iter().map(|document| format!("---\n{document}\n")).collect()
 }
 
 /// The mesh configuration. The log goes to standard output, wherever the case wants it.

@@ -10,6 +10,7 @@ pub mod client;
 pub mod compare;
 mod files;
 pub mod log;
+mod pod;
 mod pure;
 pub mod stage;
 pub mod stub;

@@ -17,7 +17,7 @@ use super::case::{Case, Flow, Profile};
 use super::client::{Exchange, Task};
 use super::stub::{Contact, Stub};
 use super::tls::Certificates;
-use super::{files, log};
+use super::{files, log, pod};
 use crate::capture::let_out;
 use crate::netns::next_number;
 use crate::world::{DNS, World};
@@ -56,6 +56,14 @@ pub struct Seen {
     pub lines: Vec<log::Entry>,
     /// What the product said to people.
     pub stderr: String,
+}
+
+/// What a run of the product left, beside what the caller wrote.
+pub(super) struct Ran {
+    /// The caller's exit status, or the product's for it.
+    pub(super) code: i32,
+    pub(super) log: String,
+    pub(super) stderr: String,
 }
 
 impl Stage {
@@ -126,12 +134,10 @@ impl Stage {
         let directory = tempfile::Builder::new().prefix("case-").tempdir_in(self.world.dir())?;
         let at = directory.path();
         let resources = files::resources(case, at, &self.certificates)?;
-        fs::write(at.join("resources.yaml"), resources)?;
         // A log that the case's own resources govern goes where they say; else it is asked for.
         let governed = case.mesh.contains_key("accessLogFile")
             || expected.contains_key("log_lines")
             || case.resources.iter().any(|resource| resource["kind"] == "Telemetry");
-        fs::write(at.join("mesh.yaml"), files::mesh(case))?;
         let hangs = expected.get("verdict") == Some(&json!("hang"));
         let shares = expected.contains_key("distribution").then_some(SHARES);
         let patience = if hangs { HANG } else { PATIENCE };
@@ -143,15 +149,23 @@ impl Stage {
         };
         fs::write(at.join("task.json"), serde_json::to_vec(&task)?)?;
 
-        let mut run = self.command(case, profile, at, governed);
-        let finished = self.world.output(&mut run, LIMIT)?;
+        let Ran { code, log: text, stderr } = if case.needs_pod() {
+            let caller = pod::Caller { program: &self.caller, at, limit: LIMIT };
+            pod::run(&self.world, case, profile, &resources, &caller)?
+        } else {
+            fs::write(at.join("resources.yaml"), files::stream(&resources))?;
+            fs::write(at.join("mesh.yaml"), files::mesh(case))?;
+            let mut run = self.command(case, profile, at, governed);
+            let finished = self.world.output(&mut run, LIMIT)?;
+            let log = match governed {
+                true => finished.stdout,
+                false => fs::read_to_string(at.join("access.log")).unwrap_or_default(),
+            };
+            Ran { code: finished.code, log, stderr: finished.stderr }
+        };
         let result = fs::read(at.join("result.json")).unwrap_or_default();
         let Ok(exchanges) = serde_json::from_slice::<Vec<Exchange>>(&result) else {
-            bail!("the caller did nothing (exit {}): {}", finished.code, finished.stderr.trim());
-        };
-        let text = match governed {
-            true => finished.stdout,
-            false => fs::read_to_string(at.join("access.log")).unwrap_or_default(),
+            bail!("the caller did nothing (exit {code}): {}", stderr.trim());
         };
         let stub = if local { &self.inside } else { &self.outside };
         let packets = capture.packets();
@@ -167,7 +181,7 @@ impl Stage {
             contacts,
             attempts: attempts(let_out),
             lines: text.lines().map(log::Entry::read).collect(),
-            stderr: finished.stderr,
+            stderr,
         })
     }
 

@@ -2,14 +2,7 @@
 //! failure, so that the list stays true in both directions.
 
 /// What is waited for, and the cases that wait for it.
-const WAITING: [(&str, &[&str]); 3] = [
-    ("the gateway role", &["FLOW-GW-002"]),
-    (
-        "pods: their annotations and injection",
-        &["FLOW-GW-008", "FLOW-CAP-005", "FLOW-CAP-007", "FLOW-CAP-019", "STRICT-CAP-009"],
-    ),
-    ("pods: ports that are not captured", &["STRICT-CAP-006"]),
-];
+const WAITING: [(&str, &[&str]); 1] = [("the gateway role", &["FLOW-GW-002"])];
 
 /// What this case waits for.
 pub(super) fn reason(id: &str) -> Option<&'static str> {

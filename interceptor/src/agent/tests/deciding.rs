@@ -60,7 +60,7 @@ async fn messages_name_the_object_and_its_last_good_version_stays() {
     let line = "left out: ServiceEntry shop/a: spec.hosts[0]: ";
     assert!(said.contains(line) && said.contains("; its last good version stays"), "{said}");
     assert_eq!(node.services("shop/web"), Some(vec!["a.example.com:443".to_owned()]));
-    // As for files: what cannot be understood keeps all of the last good set.
+    // What cannot be understood likewise, and the others move on.
     bad["spec"]["hosts"] = json!(["b.example.com"]);
     bad["spec"]["surprise"] = json!(true);
     fake.put(bad);
@@ -68,14 +68,40 @@ async fn messages_name_the_object_and_its_last_good_version_stays() {
     let said = node.settle().await;
     assert_eq!(
         said,
-        ["policy generation 2 stays in force: the changed resources cannot be used\n\
-          ServiceEntry shop/a: spec.surprise: unknown field"]
+        [
+            "policy generation 3: +1 ServiceEntry",
+            "left out: ServiceEntry shop/a: spec.surprise: unknown field; its last good version stays"
+        ]
     );
-    assert_eq!(node.services("shop/web"), Some(vec!["a.example.com:443".to_owned()]));
+    let both = |first: &str| Some([first, "c.example.com:443"].map(str::to_owned).to_vec());
+    assert_eq!(node.services("shop/web"), both("a.example.com:443"));
     fake.put(entry("shop", "a", "b.example.com"));
     node.settle().await;
-    let both = ["b.example.com:443", "c.example.com:443"].map(str::to_owned);
-    assert_eq!(node.services("shop/web"), Some(both.to_vec()));
+    assert_eq!(node.services("shop/web"), both("b.example.com:443"));
+}
+
+/// What nobody can tell the reach of holds everything back.
+#[tokio::test(start_paused = true)]
+async fn a_mesh_configuration_that_cannot_be_used_keeps_the_last_good_one() {
+    let fake = shop();
+    let mesh = |text: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": text},
+        })
+    };
+    fake.put(mesh("outboundTrafficPolicy: {mode: SOMETIMES}\n"));
+    let mut node = Node::start(&fake, Sources::default());
+    let said = node.settle().await.join("\n");
+    assert!(said.contains("no policy is in force") && said.contains("SOMETIMES"), "{said}");
+    assert_eq!(node.services("shop/web"), None, "it is held");
+    fake.put(mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n"));
+    node.settle().await;
+    fake.put(mesh("outboundTrafficPolicy: {mode: SOMETIMES}\n"));
+    fake.put(entry("shop", "c", "c.example.com"));
+    let said = node.settle().await.join("\n");
+    assert!(said.contains("; its last good version stays"), "{said}");
+    assert_eq!(node.services("shop/web").map(|all| all.len()), Some(2), "the others move on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,6 +54,32 @@ async fn the_policy_file_is_a_policy_file() {
     assert_eq!(loaded.snapshot.outbound, Outbound::RegistryOnly);
 }
 
+/// What is in force is kept, not what was said last: a restart without a server changes nothing.
+#[tokio::test(start_paused = true)]
+async fn what_stands_in_for_an_object_is_kept() {
+    let fake = shop();
+    let mut node =
+        Node::start_on(&fake, registry_only(), Some(tempfile::tempdir().expect("a directory")));
+    node.settle().await;
+    for name in ["a", "z"] {
+        let mut bad = entry("shop", name, &format!("{name}.example.com"));
+        bad["spec"]["surprise"] = json!(1);
+        fake.put(bad);
+    }
+    node.settle().await;
+    let both = ["a.example.com:443", "z.example.com:443"].map(str::to_owned).to_vec();
+    assert_eq!(node.services("shop/web"), Some(both.clone()));
+    let disk = node.disk.take().expect("its disk");
+    drop(node);
+    fake.set_down(true);
+    let file = disk.path().join("policy.yaml");
+    let node = Node::start_on(&fake, registry_only(), Some(disk));
+    assert_eq!(node.services("shop/web"), Some(both));
+    // For `explain -f`, too.
+    let sources = Sources { files: vec![file], ..registry_only() };
+    load(&sources, &Caller::new("shop")).unwrap_or_else(|errors| panic!("{errors}"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_set_that_cannot_be_used_is_not_kept() {
     let fake = shop();
@@ -62,13 +88,17 @@ async fn a_set_that_cannot_be_used_is_not_kept() {
     let before = fs::read_to_string(&file).expect("there");
     let mut node = Node::start_on(&fake, registry_only(), Some(disk));
     node.settle().await;
-    let mut bad = entry("shop", "z", "z.example.com");
-    bad["spec"]["surprise"] = json!(1);
-    fake.put(bad);
-    node.settle().await;
+    // Nobody can tell which hosts it restricts.
+    fake.put(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": {"name": "v", "namespace": "shop"}, "spec": {"hosts": [1]},
+    }));
+    fake.put(entry("shop", "z", "z.example.com"));
+    let said = node.settle().await.join("\n");
+    assert!(said.contains("stays in force") && said.contains("VirtualService shop/v"), "{said}");
     node.agent.write().await;
     assert_eq!(fs::read_to_string(&file).expect("there"), before);
-    fake.put(entry("shop", "z", "z.example.com"));
+    fake.delete(super::super::kinds::Kind::VirtualService, "shop", "v");
     node.settle().await;
     assert!(fs::read_to_string(&file).expect("there").contains("z.example.com"));
 }

@@ -2,6 +2,7 @@
 
 mod deciding;
 pub(crate) mod fake;
+mod injection;
 mod keeping;
 mod watching;
 
@@ -14,6 +15,7 @@ use self::fake::Fake;
 use super::pods::Mode;
 use super::{Agent, Disk, Name, Options};
 use crate::policy::{Outbound, Sources};
+use crate::workloads::annotations::CaptureLists;
 
 /// A node with its agent.
 pub(crate) struct Node {
@@ -41,6 +43,7 @@ impl Node {
             node: "n".to_owned(),
             mesh: Name { namespace: "istio-system".to_owned(), name: "istio".to_owned() },
             default: Mode::Enforce,
+            capture: CaptureLists::default(),
             overrides,
             disk: kept,
         };
