@@ -132,7 +132,19 @@ impl<'w> Node<'w> {
         &self.root
     }
 
-    /// The cgroup that the agent, and everything else on the node, is in.
+    /// The cgroup to which the agent moves itself, made if it is not there yet: beside the node's, since the
+    /// machine's top is not the node's.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn agents(&self) -> Result<PathBuf> {
+        let top = self.top().parent().context("the top")?;
+        let agents = top.join(format!("interceptor-{}", self.name));
+        fs::create_dir_all(&agents)?;
+        Ok(agents)
+    }
+
+    /// The cgroup in which the agent is started, as is everything else on the node.
     #[must_use]
     pub fn top(&self) -> &Path {
         let [.., top] = &self.parents;

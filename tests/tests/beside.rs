@@ -65,15 +65,22 @@ fn service(
 }
 
 /// What the other program does.
-fn rewriters(at: &std::path::Path) -> Result<[Rewriter; 3]> {
+fn rewriters(at: &std::path::Path) -> Result<Vec<Rewriter>> {
     let to = |from: IpAddr, to: IpAddr, port| {
         Rewriter::attach(at, SocketAddr::new(from, port), SocketAddr::new(to, port))
     };
-    Ok([
+    Ok(vec![
         to(SERVICE, BACKEND, port::ECHO)?,
         to(SERVICE, BACKEND, 80)?,
         to(CLUSTER_DNS, world::DNS, 53)?,
     ])
+}
+
+/// The same for all of the node.
+fn on_the_node(node: &Node<'_>) -> Result<Vec<Rewriter>> {
+    let mut all = rewriters(node.top())?;
+    all.extend(rewriters(&node.agents()?)?);
+    Ok(all)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +99,11 @@ fn judged_by_the_service(first: First) -> Result<()> {
     for pod in [&mut web, &mut vault] {
         cluster.apply(pod.object().clone())?;
     }
-    let before = (first == First::Other).then(|| rewriters(node.top())).transpose()?;
+    let before = (first == First::Other).then(|| on_the_node(&node)).transpose()?;
     node.start()?;
     node.until_covered("shop/web", true)?;
     node.until_covered("bank/vault", true)?;
-    let _after = (first == First::Ours).then(|| rewriters(node.top())).transpose()?;
+    let _after = (first == First::Ours).then(|| on_the_node(&node)).transpose()?;
 
     let capture = world.capture()?;
     let (service, backend) =
