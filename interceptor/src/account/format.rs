@@ -9,7 +9,7 @@ use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use serde_json::ser::Formatter;
 
 use super::Record;
-use super::operators::{Operator, What};
+use super::operators::{Operator, PodField, What};
 use super::values::Value;
 use super::wanted::Wanted;
 
@@ -55,6 +55,14 @@ const JSON: &[(&str, &str)] = &[
     ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
 ];
 
+/// What follows where workloads are pods: a line of a node tells whose it is, as a sidecar's does by
+/// where it is found.
+const POD: &[(&str, PodField)] = &[
+    ("pod_namespace", PodField::Namespace),
+    ("pod_name", PodField::Name),
+    ("service_account", PodField::ServiceAccount),
+];
+
 /// How lines look, apart from the format's own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Encoding {
@@ -82,6 +90,8 @@ enum Template {
     Pieces(Vec<Piece>),
     Object(Vec<(String, Template)>),
     List(Vec<Template>),
+    /// Absent where there is no pod.
+    Pod(PodField),
     /// A number, `true`, `false` or `null` of the format itself.
     Constant(serde_json::Value),
 }
@@ -91,6 +101,8 @@ enum Template {
 pub(super) enum Piece {
     Literal(String),
     Operator(Operator),
+    /// [`POD`], each after a space; nothing where there is none.
+    Pod,
 }
 
 /// Why a format cannot be used.
@@ -129,11 +141,17 @@ impl Format {
     pub fn built_in(encoding: Encoding) -> Self {
         let own = "the built-in formats name known operators only";
         match encoding {
-            Encoding::Text => Self::text(TEXT).expect(own),
+            Encoding::Text => {
+                let mut pieces = pieces(TEXT.trim_end_matches('\n')).expect(own);
+                pieces.push(Piece::Pod);
+                push_literal(&mut pieces, "\n");
+                Self(Shape::Text(pieces))
+            }
             Encoding::Json => {
                 let value = |text: &str| Template::Pieces(pieces(text).expect(own));
                 let keys = JSON.iter().map(|(key, text)| ((*key).to_owned(), value(text)));
-                Self(Shape::Json(keys.collect()))
+                let pod = POD.iter().map(|(key, field)| ((*key).to_owned(), Template::Pod(*field)));
+                Self(Shape::Json(keys.chain(pod).collect()))
             }
         }
     }
@@ -204,7 +222,7 @@ impl Template {
             Self::Pieces(pieces) => want_pieces(pieces, wanted),
             Self::Object(keys) => keys.iter().for_each(|(_, value)| value.want(wanted)),
             Self::List(items) => items.iter().for_each(|value| value.want(wanted)),
-            Self::Constant(_) => {}
+            Self::Constant(_) | Self::Pod(_) => {}
         }
     }
 }
@@ -299,6 +317,13 @@ fn text_line(pieces: &[Piece], record: &Record) -> String {
     for (i, piece) in pieces.iter().enumerate() {
         match piece {
             Piece::Literal(text) => line.push_str(text),
+            Piece::Pod => {
+                let Some(pod) = &record.more.pod else { continue };
+                for (_, field) in POD {
+                    line.push(' ');
+                    escape(field.of(pod), Spaces::Escape, &mut line);
+                }
+            }
             Piece::Operator(operator) => match operator.value(record) {
                 Value::Missing => line.push('-'),
                 Value::Text(text) if text.is_empty() => line.push('-'),
@@ -390,8 +415,10 @@ impl Serialize for Printed<'_> {
         let (template, record) = match self {
             Self::Value(template, record) => (template, record),
             Self::Object(keys, record) => {
-                let mut map = serializer.serialize_map(Some(keys.len()))?;
-                for (key, value) in *keys {
+                let has_pod = record.more.pod.is_some();
+                let there = |value: &Template| has_pod || !matches!(value, Template::Pod(_));
+                let mut map = serializer.serialize_map(None)?;
+                for (key, value) in keys.iter().filter(|(_, value)| there(value)) {
                     map.serialize_entry(key, &Printed::Value(value, record))?;
                 }
                 return map.end();
@@ -399,6 +426,10 @@ impl Serialize for Printed<'_> {
         };
         match template {
             Template::Constant(value) => value.serialize(serializer),
+            Template::Pod(field) => {
+                let value = record.more.pod.as_deref().map(|pod| field.of(pod));
+                serializer.serialize_str(cut(value.unwrap_or_default()))
+            }
             Template::Object(keys) => Printed::object(keys, record).serialize(serializer),
             Template::List(items) => {
                 let mut list = serializer.serialize_seq(Some(items.len()))?;
@@ -425,6 +456,8 @@ fn mixed(pieces: &[Piece], record: &Record) -> String {
     for piece in pieces {
         match piece {
             Piece::Literal(text) => out.push_str(text),
+            // Of the built-in text format only.
+            Piece::Pod => {}
             Piece::Operator(operator) => match operator.value(record) {
                 Value::Missing => out.push('-'),
                 // Writing to a String cannot fail.

@@ -16,6 +16,7 @@ use super::tally::Tally;
 use super::wanted::Wanted;
 use super::writer::{Lines, Progress};
 use super::{Filter, Record};
+use crate::workloads::PodIdentity;
 
 /// The access log: cheap to clone, shared by every connection; every clone sees new settings.
 #[derive(Debug, Clone)]
@@ -101,7 +102,7 @@ impl Pen {
 
     /// Hands one record to the writers. Never blocks: a full queue drops the line and counts it.
     pub fn write(&self, record: Record) {
-        self.0.tally.count(record.reason);
+        self.0.tally.count(record.reason, record.more.pod.as_ref());
         for output in &self.0.list {
             match output {
                 Output::Memory(captured) => captured.lock().push(record.clone()),
@@ -209,6 +210,16 @@ impl AccessLog {
     /// Records so far by the label of their reason, whatever outputs there are.
     pub fn records(&self) -> Vec<(&'static str, u64)> {
         self.pen().0.tally.counts()
+    }
+
+    /// Records so far of each pod, by the label of their reason.
+    pub fn records_by_pod(&self) -> Vec<(Arc<PodIdentity>, Vec<(&'static str, u64)>)> {
+        self.pen().0.tally.by_pod()
+    }
+
+    /// Forgets the counts of pods that are not to be kept.
+    pub fn keep_pods(&self, keeps: impl Fn(&PodIdentity) -> bool) {
+        self.pen().0.tally.keep_pods(keeps);
     }
 
     /// Waits until every line handed over so far is written (or was refused by its target).
