@@ -17,6 +17,8 @@ pub(super) struct Policies {
     checked: Option<Arc<Checked>>,
     generation: u64,
     stores: HashMap<Caller, Compiled>,
+    /// Why the newest documents are not in force.
+    errors: Vec<Notice>,
 }
 
 /// One workload's policy.
@@ -33,7 +35,7 @@ pub struct Compiled {
 impl Policies {
     /// None yet. Nothing has a policy until documents are set.
     pub(super) fn new(overrides: Sources) -> Self {
-        Self { overrides, checked: None, generation: 0, stores: HashMap::new() }
+        Self { overrides, checked: None, generation: 0, stores: HashMap::new(), errors: Vec::new() }
     }
 
     /// Puts `documents` in force for every workload: all of them or, where they cannot be used,
@@ -45,7 +47,14 @@ impl Policies {
         let before = self.inventory().cloned().unwrap_or_default();
         let texts = vec![(PathBuf::new(), documents)];
         let sources = Sources { texts, ..self.overrides.clone() };
-        let checked = check_over(&sources, &before)?;
+        let checked = match check_over(&sources, &before) {
+            Ok(checked) => checked,
+            Err(errors) => {
+                self.errors.clone_from(&errors.0);
+                return Err(errors);
+            }
+        };
+        self.errors.clear();
         let changes = before.changes(checked.inventory());
         self.generation += 1;
         for (caller, compiled) in &mut self.stores {
@@ -85,6 +94,21 @@ impl Policies {
     /// Resources of the set in force that are left out.
     pub(super) fn rejected(&self) -> &[Notice] {
         self.checked.as_ref().map_or(&[], |checked| checked.rejected())
+    }
+
+    /// Why the newest documents are not in force; nothing, if they are.
+    pub(super) fn errors(&self) -> &[Notice] {
+        &self.errors
+    }
+
+    /// Of InterceptorConfigs in force that have no effect, or not all of it.
+    pub(super) fn overruled(&self) -> &[Notice] {
+        self.checked.as_ref().map_or(&[], |checked| checked.overruled())
+    }
+
+    /// Whether some version of a resource is in force.
+    pub(super) fn has(&self, resource: &str) -> bool {
+        self.inventory().is_some_and(|inventory| inventory.has(resource))
     }
 
     fn inventory(&self) -> Option<&Inventory> {

@@ -61,6 +61,7 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
                 ..Sources::default()
             },
             disk,
+            tells: !args.once,
         },
     );
     if args.once {

@@ -126,10 +126,11 @@ impl Pods {
                 Mode::Enforce | Mode::Audit => {
                     // Nothing is in force: it stays held.
                     let Some(policy) = state.policy(pod) else { continue };
+                    let bypass = policy.store.current().bypass.clone();
                     Some(WantedRules {
                         policy: Arc::clone(&policy.store),
                         resolvers: pod.resolvers(cluster, &self.node.dns),
-                        lists: pod.capture_lists().unwrap_or_default(),
+                        lists: pod.capture_lists().unwrap_or_default().without(bypass),
                     })
                 }
             };

@@ -153,7 +153,7 @@ async fn istio(client: &Client) -> Finding {
     const WHAT: &str = "Istio's kinds";
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut served, mut absent) = (Vec::new(), Vec::new());
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_custom()) {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_istios()) {
         let mut version = None;
         for candidate in kind.versions() {
             let group = format!("{}/{candidate}", kind.group());

@@ -33,7 +33,7 @@ async fn a_cluster_that_has_all_is_good() {
     assert!(found.suffice(), "{found}");
     let expected = "\
 ✓ API server     v1.36.0
-✓ rights         24 of 24 that it needs
+✓ rights         26 of 26 that it needs
 ✓ Istio's kinds  ServiceEntry v1, WorkloadEntry v1, VirtualService v1, DestinationRule v1, Sidecar v1, Telemetry v1
 ✓ mesh config    ConfigMap istio-system/istio
 ✓ pods           there are some on n
@@ -51,7 +51,7 @@ async fn what_may_not_be_read_is_named_with_its_remedy() {
     assert!(!found.suffice(), "{found}");
     let text = found.to_string();
     for line in [
-        "✓ rights         22 of 24 that it needs",
+        "✓ rights         24 of 26 that it needs",
         "✗ rights         may not watch sidecars.networking.istio.io",
         "                 fix: add it to the ClusterRole interceptor-agent (docs/agent.md)",
         "✗ rights         may not list configmaps istio-system/istio",

@@ -41,6 +41,7 @@ struct Server {
     /// Verbs and plurals that access reviews say no to.
     denied: BTreeSet<(String, String)>,
     log: Vec<String>,
+    written: Vec<Value>,
 }
 
 /// API group and version (`networking.istio.io/v1`, `v1`), and plural.
@@ -76,6 +77,8 @@ pub(super) enum Fault {
     Page(u16),
     /// To a watch, before it begins.
     Watch(u16),
+    /// To what is written.
+    Write(u16),
 }
 
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
@@ -97,7 +100,8 @@ impl Fake {
             async move {
                 let answer = match request.uri().path().ends_with("/selfsubjectaccessreviews") {
                     true => fake.review(request).await,
-                    false => fake.answer(&request),
+                    false if request.method() == http::Method::GET => fake.answer(&request),
+                    false => fake.write(request).await,
                 };
                 Ok::<_, Infallible>(answer)
             }
@@ -108,6 +112,67 @@ impl Fake {
     /// From here on an access review says no to this.
     pub(crate) fn deny(&self, verb: &str, plural: &str) {
         self.lock().denied.insert((verb.to_owned(), plural.to_owned()));
+    }
+
+    /// A status that is patched, or an Event that is made or counted on.
+    async fn write(&self, request: Request<Body>) -> Answer {
+        let (head, body) = request.into_parts();
+        let line = format!("{} {}", head.method, head.uri);
+        let body = body.collect().await.expect("a body of ours").to_bytes();
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let parts: Vec<&str> = head.uri.path().trim_matches('/').split('/').collect();
+        let mut server = self.lock();
+        server.log.push(line);
+        server.written.push(body.clone());
+        if server.is_down {
+            return status(503, "the server is down");
+        }
+        let (group, namespace, plural, name) = match parts.as_slice() {
+            ["apis", group, version, "namespaces", namespace, "events", name @ ..] => {
+                let name = name.first().map_or_else(|| name_of(&body).1, |name| (*name).to_owned());
+                (format!("{group}/{version}"), *namespace, "events", name)
+            }
+            ["apis", group, version, "namespaces", namespace, plural, name, "status"] => {
+                (format!("{group}/{version}"), *namespace, *plural, (*name).to_owned())
+            }
+            _ => return status(405, "no such verb here"),
+        };
+        let fault = server.fault(plural, |fault| match fault {
+            Fault::Write(code) => Some(code),
+            _ => None,
+        });
+        if let Some(answer) = fault {
+            return answer;
+        }
+        let path = (group, plural.to_owned());
+        let key = (namespace.to_owned(), name);
+        if plural == "events" {
+            server.objects.entry(path).or_default().insert(key, body.clone());
+            return full(StatusCode::CREATED, &body);
+        }
+        let Some(known) = server.objects.get(&path).and_then(|all| all.get(&key)) else {
+            return status(404, "no such object");
+        };
+        let mut object = known.clone();
+        if object["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] {
+            return status(409, "the object has been modified");
+        }
+        object["status"]["conditions"] = body["status"]["conditions"].clone();
+        drop(server);
+        self.put_at(&path, object.clone());
+        full(StatusCode::OK, &object)
+    }
+
+    /// What was written so far, refused or not.
+    pub(super) fn written(&self) -> Vec<Value> {
+        self.lock().written.clone()
+    }
+
+    /// The objects of a kind.
+    pub(super) fn objects(&self, plural: &str) -> Vec<Value> {
+        let server = self.lock();
+        let of_kind = server.objects.iter().filter(|((_, held), _)| held == plural);
+        of_kind.flat_map(|(_, objects)| objects.values().cloned()).collect()
     }
 
     /// Whether what a review asks for is allowed.
@@ -166,6 +231,14 @@ impl Fake {
         object["metadata"]["resourceVersion"] = json!(server.version.to_string());
         let name = name_of(&object);
         let known = server.objects.entry(path.clone()).or_default();
+        if path.0.contains(".io/") && object.get("spec").is_some() {
+            let before = known.get(&name);
+            let generation = before.and_then(|one| one["metadata"]["generation"].as_i64());
+            let same = before.is_some_and(|one| one["spec"] == object["spec"]);
+            let generation = generation.unwrap_or(0) + i64::from(!same);
+            object["metadata"]["generation"] = json!(generation);
+            object["metadata"]["uid"] = json!(format!("{}-{}", name.0, name.1));
+        }
         let kind = if known.insert(name, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
         server.happened(path, kind, object);
     }
@@ -293,7 +366,7 @@ impl Fake {
             _ => return status(404, "no such path"),
         };
         let path = (group, plural.to_owned());
-        if path.0.contains(".istio.io/") && !server.served.contains(&path) {
+        if [".istio.io/", "egress.interceptor.io/"].iter().any(|ours| path.0.contains(ours)) && !server.served.contains(&path) {
             return status(404, "the server could not find the requested resource");
         }
         let mut selected = Selected { namespace, ..Selected::default() };
