@@ -207,7 +207,9 @@ mod tests {
         let counts: Vec<_> = captured
             .records()
             .iter()
-            .filter(|record| record.connection_termination_details.as_deref() == Some("not_registered_3_times"))
+            .filter(|record| {
+                record.connection_termination_details.as_deref() == Some("not_registered_3_times")
+            })
             .filter_map(|record| record.more.pod.clone())
             .collect();
         assert!(counts.len() == 2 && counts.contains(&web) && counts.contains(&api), "{counts:?}");

@@ -3,18 +3,14 @@
 //! one line and no field can be mistaken for its neighbour.
 
 use std::fmt::Write as _;
-use std::io;
 
 use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
-use serde_json::ser::Formatter;
 
 use super::Record;
+use super::escape::{AsciiControls, Spaces, cut, escape};
 use super::operators::{Operator, PodField, What};
 use super::values::Value;
 use super::wanted::Wanted;
-
-/// No field prints more than this many bytes (T-56).
-const FIELD_MAX: usize = 1024;
 
 /// LOG-1, byte for byte.
 const TEXT: &str = concat!(
@@ -353,42 +349,6 @@ fn in_quotes(pieces: &[Piece], i: usize) -> bool {
     starts && ends
 }
 
-/// What becomes of a space in a text field.
-#[derive(Clone, Copy)]
-enum Spaces {
-    Keep,
-    Underscore,
-    Escape,
-}
-
-/// Writes `value`, which is not empty, fit for a text line.
-fn escape(value: &str, spaces: Spaces, out: &mut String) {
-    let start = out.len();
-    for c in value.chars() {
-        let before = out.len();
-        match (c, spaces) {
-            ('"' | '\\', _) => {
-                out.push('\\');
-                out.push(c);
-            }
-            (' ', Spaces::Underscore) => out.push('_'),
-            (' ', Spaces::Escape) => out.push_str("\\x20"),
-            _ if c.is_ascii_control() => {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "\\x{:02x}", u32::from(c));
-            }
-            _ if is_hazard(c) => {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            _ => out.push(c),
-        }
-        if out.len() - start > FIELD_MAX {
-            out.truncate(before);
-            break;
-        }
-    }
-}
-
 fn json_line(keys: &[(String, Template)], record: &Record) -> String {
     let mut out = Vec::with_capacity(1024);
     Printed::object(keys, record)
@@ -467,40 +427,6 @@ fn mixed(pieces: &[Piece], record: &Record) -> String {
         }
     }
     out
-}
-
-/// Compact JSON that also escapes what JSON would let through but a terminal obeys (T-56).
-struct AsciiControls;
-
-impl Formatter for AsciiControls {
-    fn write_string_fragment<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_hazard(*c)) {
-            writer.write_all(&rest.as_bytes()[..at])?;
-            // Every hazard lies in the basic plane, so one escape is enough.
-            write!(writer, "\\u{:04x}", u32::from(c))?;
-            rest = &rest[at + c.len_utf8()..];
-        }
-        writer.write_all(rest.as_bytes())
-    }
-}
-
-/// Characters that are never printed as they are: controls (C0, DEL, C1), what some readers take
-/// for a line end, what changes the direction of text, and what is invisible.
-fn is_hazard(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
-/// At most [`FIELD_MAX`] bytes of `value`, cut between characters.
-fn cut(value: &str) -> &str {
-    &value[..value.floor_char_boundary(FIELD_MAX)]
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::account::escape::is_hazard;
 use crate::account::{Flag, HttpFields, More, TlsFields};
 use crate::decide::{ClusterName, Reason};
 use crate::workloads::testing::web_0;

@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn pods_are_counted_apart() {
         let tally = Tally::default();
-        let (web, api) = (Arc::new(web_0()), Arc::new(PodIdentity { name: "api-0".into(), ..web_0() }));
+        let (web, api) =
+            (Arc::new(web_0()), Arc::new(PodIdentity { name: "api-0".into(), ..web_0() }));
         for pod in [&web, &api, &web] {
             tally.count(Reason::NotRegistered, Some(pod));
         }

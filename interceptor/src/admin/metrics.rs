@@ -92,9 +92,9 @@ impl Metric {
         let of_pod = |pod: &PodRecords| {
             let PodRecords { namespace, name, service_account, records } = pod.clone();
             let who = [namespace, name, service_account];
-            records.into_iter().map(move |(why, count)| {
-                (who.iter().cloned().chain([why]).collect(), count)
-            })
+            records
+                .into_iter()
+                .map(move |(why, count)| (who.iter().cloned().chain([why]).collect(), count))
         };
         let labels = &["pod_namespace", "pod_name", "service_account", "reason"];
         Self { labels, values: pods.iter().flat_map(of_pod).collect(), ..self }

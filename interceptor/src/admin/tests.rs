@@ -8,7 +8,8 @@ use tokio::task::spawn_blocking;
 
 use super::client::{request_in, request_within};
 use super::report::{
-    Attachment, Connections, LastReload, Limit, Namespace, PodRecords, Reloads, Repairs, Table, Tiers,
+    Attachment, Connections, LastReload, Limit, Namespace, PodRecords, Reloads, Repairs, Table,
+    Tiers,
 };
 use super::*;
 use crate::workloads::testing::kernel;

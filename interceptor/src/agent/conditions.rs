@@ -46,8 +46,11 @@ pub(super) fn overdue(documents: &Documents, policies: &Policies) -> Vec<Overdue
             notices.entry(resource).or_default().push(notice);
         }
     }
-    let overruled: HashMap<&str, &Notice> =
-        policies.overruled().iter().filter_map(|one| Some((one.resource.as_deref()?, one))).collect();
+    let overruled: HashMap<&str, &Notice> = policies
+        .overruled()
+        .iter()
+        .filter_map(|one| Some((one.resource.as_deref()?, one)))
+        .collect();
     let mut all = Vec::new();
     for kind in Kind::ALL.into_iter().filter(|kind| kind.has_conditions()) {
         for (name, _, standing) in documents.standings(kind) {
@@ -98,8 +101,10 @@ fn of_config(
         return vec![accepted(false, "Invalid", message), programmed];
     }
     let refused = policies.errors().first().map(|first| {
-        let message = format!("the set as a whole cannot be used, the last good one stays: {first}");
-        programmed(false, "SetRefused", cut(message))
+        // By name only: what another namespace's says is not this one's to read.
+        let which = first.resource.as_deref().unwrap_or("a resource");
+        let message = format!("{which} keeps the whole set out; the last good one stays");
+        programmed(false, "SetRefused", message)
     });
     let in_force = || refused.unwrap_or_else(|| programmed(true, "InForce", String::new()));
     match overruled {
@@ -107,7 +112,9 @@ fn of_config(
             accepted(false, "Overruled", cut(notice.message.clone())),
             programmed(false, "Overruled", String::new()),
         ],
-        Some(notice) => vec![accepted(true, "PartlyInForce", cut(notice.message.clone())), in_force()],
+        Some(notice) => {
+            vec![accepted(true, "PartlyInForce", cut(notice.message.clone())), in_force()]
+        }
         None => vec![accepted(true, "Valid", String::new()), in_force()],
     }
 }

@@ -123,7 +123,10 @@ impl Documents {
                     None => _ = held.standings.remove(&name),
                 }
                 let before = held.objects.insert(name, text.clone());
-                Changed { standing: stands, ..only_content(before.as_deref() != Some(text.as_str())) }
+                Changed {
+                    standing: stands,
+                    ..only_content(before.as_deref() != Some(text.as_str()))
+                }
             }
             Event::Gone(name) => {
                 held.standings.remove(&name);

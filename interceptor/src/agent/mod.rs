@@ -4,7 +4,7 @@
 //!
 //! `watch` asks the API server; `kinds` says what of an object is kept, `documents` folds events into
 //! a set, `state` makes of it each pod's policy (`pods`, `policies`); `conditions` says what objects are
-//! to be told, `telling` tells them; `disk` keeps the set; `cgroups` knows
+//! to be told, `telling` tells them, `refusals` the owners of pods; `disk` keeps the set; `cgroups` knows
 //! where a pod is on the node; `check` looks beforehand whether all is there.
 
 pub mod cgroups;
@@ -15,6 +15,7 @@ mod documents;
 pub(crate) mod kinds;
 pub mod pods;
 mod policies;
+pub mod refusals;
 mod state;
 mod telling;
 #[cfg(test)]
@@ -113,8 +114,7 @@ impl Agent {
             state.fixed().iter().map(|feed| watcher.follow(feed.clone())).collect();
         let (state, to_tell) = (Arc::new(Mutex::new(state)), Arc::new(Notify::new()));
         if tells {
-            let teller =
-                Teller::new(client, node, Arc::clone(&state), Arc::clone(&to_tell), out);
+            let teller = Teller::new(client, node, Arc::clone(&state), Arc::clone(&to_tell), out);
             always.push(tokio::spawn(teller.run()).abort_handle());
         }
         let mut agent = Self {

@@ -17,6 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Api, Client};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::conditions::Overdue;
@@ -94,12 +95,11 @@ impl Teller {
                 () = self.changed.notified() => tokio::time::sleep(CALM).await,
                 () = until(next) => {}
             }
-            let overdue = self.overdue();
+            let overdue = self.overdue().await;
             let now = Instant::now();
             self.plan(&overdue, now);
-            let first = overdue.iter().find(|one| {
-                self.due.get(&key(one)).is_some_and(|due| due.at <= now)
-            });
+            let first =
+                overdue.iter().find(|one| self.due.get(&key(one)).is_some_and(|due| due.at <= now));
             if let Some(one) = first {
                 self.tell(one).await;
                 tokio::time::sleep(PACE).await;
@@ -107,8 +107,12 @@ impl Teller {
         }
     }
 
-    fn overdue(&self) -> Vec<Overdue> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).overdue()
+    /// Beside the runtime: while a set is compiled the state is not to be had.
+    async fn overdue(&self) -> Vec<Overdue> {
+        let state = Arc::clone(&self.state);
+        let look = move || state.lock().unwrap_or_else(PoisonError::into_inner).overdue();
+        // A look that broke off is followed by the next.
+        spawn_blocking(look).await.unwrap_or_default()
     }
 
     /// Notes when each is written, and forgets those that somebody wrote.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use interceptor_common::Settings;
 use kube::{Client, Config};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::interval;
 
@@ -26,6 +26,7 @@ use crate::account::LogTarget;
 use crate::admin::{self, Server};
 use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
+use crate::agent::refusals::{self, Refusals};
 use crate::agent::{Agent, Disk, Options, State};
 use crate::cli::{self, Exit};
 use crate::cni::Records;
@@ -45,6 +46,7 @@ const SILENCE: Duration = Duration::from_secs(330);
 pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
     let mut signals = Signals::listen().map_err(system("cannot catch signals"))?;
     let client = client().await?;
+    let for_events = client.clone();
     let disk = match args.once {
         true => None,
         false => Some(disk(&args)?),
@@ -73,7 +75,7 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
     descriptors::raise_limit();
     let follower = Follower::start(agent);
     let ended = match Ground::wait(&follower, &args, &mut signals).await? {
-        Some(ground) => cover(&follower, &args, ground, &mut signals).await,
+        Some(ground) => cover(&follower, &args, ground, &mut signals, for_events).await,
         None => Ok(()),
     };
     follower.stop().await;
@@ -178,6 +180,7 @@ async fn cover(
     args: &cli::Agent,
     ground: Ground,
     signals: &mut Signals,
+    client: Client,
 ) -> Result<(), AppError> {
     let Ground { hierarchy, cgroups, own } = ground;
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
@@ -228,6 +231,10 @@ async fn cover(
          known",
         running.covered.all().len()
     );
+    let (listener, heard) = mpsc::channel(refusals::QUEUE);
+    running.log.tell_refusals(listener);
+    let refusals = Refusals::new(client, &args.node, Arc::clone(&follower.state));
+    let refusals = tokio::spawn(refusals.run(heard));
     let mut applied = snapshot;
     let mut plugin = Keeper::new(args);
     loop {
@@ -245,6 +252,7 @@ async fn cover(
             _ = signals.next() => break,
         }
     }
+    refusals.abort();
     begun.admin.abort();
     begun.watchdog.iter().for_each(JoinHandle::abort);
     session.stay();

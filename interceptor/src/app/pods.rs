@@ -207,8 +207,11 @@ impl Pods {
             self.drop(running, &name).await;
         }
         if left {
-            let uids: HashSet<_> =
-                wanted.iter().filter_map(|one| one.workload.pod.as_ref()).map(|pod| &*pod.uid).collect();
+            let uids: HashSet<_> = wanted
+                .iter()
+                .filter_map(|one| one.workload.pod.as_ref())
+                .map(|pod| &*pod.uid)
+                .collect();
             running.log.keep_pods(|pod| uids.contains(&*pod.uid));
         }
         self.troubles.retain(|name, _| wanted.iter().any(|one| one.name == *name));

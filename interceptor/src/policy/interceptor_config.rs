@@ -203,11 +203,7 @@ pub(super) fn overruled(all: &[InterceptorConfig], scope: Scope<'_>) -> Vec<Noti
 }
 
 /// For one workload: that none of several concerns it is most likely a mistake.
-pub(super) fn idle(
-    all: &[InterceptorConfig],
-    caller: &Caller,
-    scope: Scope<'_>,
-) -> Option<Notice> {
+pub(super) fn idle(all: &[InterceptorConfig], caller: &Caller, scope: Scope<'_>) -> Option<Notice> {
     let first = all.first()?;
     if all.iter().any(|one| one.level(caller, scope.root).is_some()) {
         return None;

@@ -67,7 +67,6 @@ impl Limits {
         let most = || WORKLOAD_CONNECTIONS.min(all - all / LEFT_TO_OTHERS);
         self.connections_per_workload.unwrap_or_else(most)
     }
-
 }
 
 impl LimitsGiven {

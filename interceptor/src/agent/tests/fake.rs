@@ -19,6 +19,9 @@ use tokio_stream::StreamExt as _;
 
 use super::super::kinds::Kind;
 
+#[path = "fake_writes.rs"]
+mod writes;
+
 /// The server. Clones are the same one.
 #[derive(Clone, Default)]
 pub(crate) struct Fake(Arc<Mutex<Server>>);
@@ -42,6 +45,8 @@ struct Server {
     denied: BTreeSet<(String, String)>,
     log: Vec<String>,
     written: Vec<Value>,
+    /// What Events are answered with.
+    events: Option<u16>,
 }
 
 /// API group and version (`networking.istio.io/v1`, `v1`), and plural.
@@ -112,67 +117,6 @@ impl Fake {
     /// From here on an access review says no to this.
     pub(crate) fn deny(&self, verb: &str, plural: &str) {
         self.lock().denied.insert((verb.to_owned(), plural.to_owned()));
-    }
-
-    /// A status that is patched, or an Event that is made or counted on.
-    async fn write(&self, request: Request<Body>) -> Answer {
-        let (head, body) = request.into_parts();
-        let line = format!("{} {}", head.method, head.uri);
-        let body = body.collect().await.expect("a body of ours").to_bytes();
-        let body: Value = serde_json::from_slice(&body).expect("JSON");
-        let parts: Vec<&str> = head.uri.path().trim_matches('/').split('/').collect();
-        let mut server = self.lock();
-        server.log.push(line);
-        server.written.push(body.clone());
-        if server.is_down {
-            return status(503, "the server is down");
-        }
-        let (group, namespace, plural, name) = match parts.as_slice() {
-            ["apis", group, version, "namespaces", namespace, "events", name @ ..] => {
-                let name = name.first().map_or_else(|| name_of(&body).1, |name| (*name).to_owned());
-                (format!("{group}/{version}"), *namespace, "events", name)
-            }
-            ["apis", group, version, "namespaces", namespace, plural, name, "status"] => {
-                (format!("{group}/{version}"), *namespace, *plural, (*name).to_owned())
-            }
-            _ => return status(405, "no such verb here"),
-        };
-        let fault = server.fault(plural, |fault| match fault {
-            Fault::Write(code) => Some(code),
-            _ => None,
-        });
-        if let Some(answer) = fault {
-            return answer;
-        }
-        let path = (group, plural.to_owned());
-        let key = (namespace.to_owned(), name);
-        if plural == "events" {
-            server.objects.entry(path).or_default().insert(key, body.clone());
-            return full(StatusCode::CREATED, &body);
-        }
-        let Some(known) = server.objects.get(&path).and_then(|all| all.get(&key)) else {
-            return status(404, "no such object");
-        };
-        let mut object = known.clone();
-        if object["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] {
-            return status(409, "the object has been modified");
-        }
-        object["status"]["conditions"] = body["status"]["conditions"].clone();
-        drop(server);
-        self.put_at(&path, object.clone());
-        full(StatusCode::OK, &object)
-    }
-
-    /// What was written so far, refused or not.
-    pub(super) fn written(&self) -> Vec<Value> {
-        self.lock().written.clone()
-    }
-
-    /// The objects of a kind.
-    pub(super) fn objects(&self, plural: &str) -> Vec<Value> {
-        let server = self.lock();
-        let of_kind = server.objects.iter().filter(|((_, held), _)| held == plural);
-        of_kind.flat_map(|(_, objects)| objects.values().cloned()).collect()
     }
 
     /// Whether what a review asks for is allowed.
@@ -273,6 +217,11 @@ impl Fake {
         self.lock().faults.push_back((kind.plural().to_owned(), fault));
     }
 
+    /// Answers each request for an Event so.
+    pub(super) fn fail_events(&self, code: u16) {
+        self.lock().events = Some(code);
+    }
+
     /// Ends every watch; what comes after has another connection.
     pub(super) fn disconnect(&self) {
         for watch in std::mem::take(&mut self.lock().watches) {
@@ -366,7 +315,9 @@ impl Fake {
             _ => return status(404, "no such path"),
         };
         let path = (group, plural.to_owned());
-        if [".istio.io/", "egress.interceptor.io/"].iter().any(|ours| path.0.contains(ours)) && !server.served.contains(&path) {
+        if [".istio.io/", "egress.interceptor.io/"].iter().any(|ours| path.0.contains(ours))
+            && !server.served.contains(&path)
+        {
             return status(404, "the server could not find the requested resource");
         }
         let mut selected = Selected { namespace, ..Selected::default() };

@@ -1,12 +1,18 @@
 //! What objects are told in their status, and what that costs the API server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::super::kinds::Kind;
+use super::super::refusals::{self, Refusals};
 use super::fake::Fault;
 use super::*;
+use crate::account::Refusal;
+use crate::decide::Reason;
+use crate::workloads::PodIdentity;
 
 fn config(namespace: &str, name: &str, spec: Value) -> Value {
     json!({
@@ -51,7 +57,10 @@ async fn an_interceptor_config_is_in_force_and_told_so() {
         let snapshot = state.policy(&one.pod).expect("a policy").store.current();
         snapshot.bypass.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    assert_eq!((bypass(&node, "shop/web"), bypass(&node, "bank/web")), (vec!["10.0.0.0/8".into()], vec![]));
+    assert_eq!(
+        (bypass(&node, "shop/web"), bypass(&node, "bank/web")),
+        (vec!["10.0.0.0/8".into()], vec![])
+    );
     assert_eq!(conditions(&fake, "interceptorconfigs", "c"), of(&[VALID, IN_FORCE]));
     let generation = node.generation();
     node.pass(5 * MINUTE).await;
@@ -100,10 +109,12 @@ async fn what_is_refused_is_told_on_the_object() {
     assert_eq!(told[1][..3], [ours, "False", "Invalid"].map(str::to_owned), "{told:?}");
     assert!(told[1][3].starts_with("spec.hosts[0]: "), "{told:?}");
     assert_eq!(fake.requests("PATCH ").len(), 1, "{:?}", fake.requests("PATCH "));
-    let since = |fake: &Fake| fake.written().last().expect("written")["status"]["conditions"][1].clone();
+    let since =
+        |fake: &Fake| fake.written().last().expect("written")["status"]["conditions"][1].clone();
     assert!(since(&fake)["lastTransitionTime"].as_str().is_some_and(|time| time.ends_with('Z')));
 
-    let written = fake.objects("serviceentries").into_iter().find(|one| one["metadata"]["name"] == "b");
+    let written =
+        fake.objects("serviceentries").into_iter().find(|one| one["metadata"]["name"] == "b");
     let mut mended = written.expect("there");
     mended["spec"] = entry("shop", "b", "b.example.com")["spec"].clone();
     fake.put(mended);
@@ -139,7 +150,11 @@ async fn a_forbidden_status_is_said_once() {
         fake.fail(Kind::InterceptorConfig, Fault::Write(403));
     }
     for number in 0..50 {
-        fake.put(config("shop", &format!("c{number}"), json!({"selector": {"matchLabels": {"a": "b"}}})));
+        fake.put(config(
+            "shop",
+            &format!("c{number}"),
+            json!({"selector": {"matchLabels": {"a": "b"}}}),
+        ));
     }
     let mut node = Node::start(&fake, registry_only());
     node.pass(60 * MINUTE).await;
@@ -159,7 +174,8 @@ async fn a_forbidden_status_is_said_once() {
 #[tokio::test(start_paused = true)]
 async fn of_many_agents_one_writes() {
     let fake = shop();
-    let mut nodes: Vec<_> = (0..60).map(|number| Node::named(&fake, &format!("n{number}"))).collect();
+    let mut nodes: Vec<_> =
+        (0..60).map(|number| Node::named(&fake, &format!("n{number}"))).collect();
     let mut both = Vec::new();
     for node in &mut nodes {
         both.push(node.pass(Duration::from_millis(300)).await);
@@ -175,4 +191,80 @@ async fn of_many_agents_one_writes() {
     assert_eq!(conditions(&fake, "interceptorconfigs", "c"), of(&[VALID, IN_FORCE]));
     let asked = fake.written().len();
     assert!((1..6).contains(&asked), "{asked} of 60 asked");
+}
+
+fn refusal(name: Option<&str>, dst: &str) -> Refusal {
+    let pod = PodIdentity {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "shop-web".into(),
+        service_account: "default".into(),
+    };
+    let (dst, name) = (dst.parse().expect("an address"), name.map(str::to_owned));
+    Refusal { pod: Arc::new(pod), dst, name, reason: Reason::NotRegistered }
+}
+
+/// A refusal is told on the pod, with what came nearest; again and again is one Event that counts.
+#[tokio::test(start_paused = true)]
+async fn refusals_are_events_on_the_pod() {
+    let fake = shop();
+    let mut node = Node::start(&fake, registry_only());
+    node.settle().await;
+    let (listener, heard) = mpsc::channel(refusals::QUEUE);
+    let told = tokio::spawn(Refusals::new(fake.client(), "n", node.agent.shared()).run(heard));
+    for again in 0..3 {
+        if again > 0 {
+            tokio::time::sleep(Duration::from_secs(301)).await;
+        }
+        for _ in 0..100 {
+            listener.send(refusal(Some("b.example.com"), "203.0.113.9:443")).await.expect("heard");
+        }
+        // What is no name is not passed on.
+        listener.send(refusal(Some("evil\n<b>"), "203.0.113.9:25")).await.expect("heard");
+    }
+    drop(listener);
+    told.await.expect("no panic");
+    let events = fake.objects("events");
+    assert_eq!(events.len(), 2, "{events:#?}");
+    let of = |note: &str| {
+        let found = events
+            .iter()
+            .find(|one| one["note"].as_str().is_some_and(|text| text.starts_with(note)));
+        found.unwrap_or_else(|| panic!("no {note:?} in {events:#?}"))
+    };
+    let event =
+        of("egress to b.example.com:443 refused (not_registered): no ServiceEntry that namespace \
+                    shop sees is for it; nearest a.example.com:443 (TLS), ServiceEntry shop/a: ");
+    let about = &event["regarding"];
+    assert_eq!(
+        (&about["kind"], &about["namespace"], &about["name"], &about["uid"]),
+        (&json!("Pod"), &json!("shop"), &json!("web"), &json!("shop-web"))
+    );
+    assert_eq!((&event["type"], &event["reason"]), (&json!("Warning"), &json!("EgressRefused")));
+    assert_eq!(event["metadata"]["namespace"], "shop");
+    let real_time = event["series"]["count"].as_u64();
+    assert_eq!(real_time, Some(3), "{event:#?}");
+    of("egress to 203.0.113.9:25 refused");
+    assert_eq!(fake.requests("POST ").len(), 2);
+    assert!(fake.requests("POST ").iter().all(|line| line.contains("/namespaces/shop/events")));
+}
+
+/// Where Events may not be written, it is tried each ten minutes, and nothing else changes.
+#[tokio::test(start_paused = true)]
+async fn forbidden_events_are_no_storm() {
+    let fake = shop();
+    let mut node = Node::start(&fake, registry_only());
+    node.settle().await;
+    fake.fail_events(403);
+    let (listener, heard) = mpsc::channel(refusals::QUEUE);
+    let told = tokio::spawn(Refusals::new(fake.client(), "n", node.agent.shared()).run(heard));
+    for number in 0..3600_u32 {
+        listener.send(refusal(None, &format!("203.0.113.9:{}", number + 1))).await.expect("heard");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    drop(listener);
+    told.await.expect("no panic");
+    let asked = fake.requests("POST ").len();
+    assert!((3..8).contains(&asked), "{asked} in an hour");
+    assert_eq!(node.services("shop/web"), Some(vec!["a.example.com:443".to_owned()]));
 }

@@ -119,8 +119,7 @@ fn what_the_loader_reads_the_definition_has() {
         };
         lines.filter_map(of).collect()
     };
-    let calls =
-        ["spec.text(\"", "spec.boolean(\"", "spec.int(\"", "spec.take(\"", "spec.has(\""];
+    let calls = ["spec.text(\"", "spec.boolean(\"", "spec.int(\"", "spec.take(\"", "spec.has(\""];
     let spec = named(spec, &calls);
     let limits = named(limits, &["number(\""]);
     assert!(LISTS.iter().all(|name| spec.contains(name)), "{spec:?}");

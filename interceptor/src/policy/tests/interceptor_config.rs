@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::policy::{Caller, Enforcement, Inventory, OnRemoval, Snapshot, Sources, check_over, load};
+use crate::policy::{
+    Caller, Enforcement, Inventory, OnRemoval, Snapshot, Sources, check_over, load,
+};
 
 /// One document: namespace, name, spec.
 fn config(namespace: &str, name: &str, created: &str, spec: &str) -> String {
@@ -33,11 +35,31 @@ fn nets(snapshot: &Snapshot) -> Vec<String> {
 #[test]
 fn what_is_most_specific_holds_field_by_field() {
     let checked = all(&[
-        config("istio-system", "mesh", "01", "fastPath: false, onPolicyRemoval: cut, limits: {connections: 90, connectionsPerWorkload: 9}"),
-        config("shop", "shop", "01", "fastPath: true, bypassCIDRs: [10.0.0.0/8], limits: {connectionsPerWorkload: 8}"),
+        config(
+            "istio-system",
+            "mesh",
+            "01",
+            "fastPath: false, onPolicyRemoval: cut, limits: {connections: 90, connectionsPerWorkload: 9}",
+        ),
+        config(
+            "shop",
+            "shop",
+            "01",
+            "fastPath: true, bypassCIDRs: [10.0.0.0/8], limits: {connectionsPerWorkload: 8}",
+        ),
         config("shop", "jobs", "02", "selector: {matchLabels: {app: job}}, bypassCIDRs: []"),
-        config("bank", "web", "01", "selector: {matchLabels: {app: web}}, bypassCIDRs: [192.0.2.0/24]"),
-        config("istio-system", "probe", "02", "selector: {matchLabels: {probe: x}}, bypassCIDRs: ['2001:db8::/32']"),
+        config(
+            "bank",
+            "web",
+            "01",
+            "selector: {matchLabels: {app: web}}, bypassCIDRs: [192.0.2.0/24]",
+        ),
+        config(
+            "istio-system",
+            "probe",
+            "02",
+            "selector: {matchLabels: {probe: x}}, bypassCIDRs: ['2001:db8::/32']",
+        ),
     ]);
     let compiled = |namespace, labels: &[_]| checked.compile(&caller(namespace, labels)).snapshot;
     let seen = |snapshot: &Snapshot| {
@@ -51,7 +73,11 @@ fn what_is_most_specific_holds_field_by_field() {
         ("shop", &[][..], (true, net("10.0.0.0/8"), Some(90), Some(8))),
         ("shop", &[("app", "job")][..], (true, nobody(), Some(90), Some(8))),
         ("bank", &[][..], (false, nobody(), Some(90), Some(9))),
-        ("bank", &[("app", "web"), ("a", "b")][..], (false, net("192.0.2.0/24"), Some(90), Some(9))),
+        (
+            "bank",
+            &[("app", "web"), ("a", "b")][..],
+            (false, net("192.0.2.0/24"), Some(90), Some(9)),
+        ),
         ("other", &[("app", "web")][..], (false, nobody(), Some(90), Some(9))),
         ("other", &[("probe", "x")][..], (false, net("2001:db8::/32"), Some(90), Some(9))),
     ] {
@@ -67,7 +93,12 @@ fn what_is_most_specific_holds_field_by_field() {
 #[test]
 fn what_is_not_in_force_is_said() {
     let checked = all(&[
-        config("shop", "loose", "02", "enforcement: istio, onDaemonLoss: closed, limits: {connections: 5, undecidedPerWorkload: 7}"),
+        config(
+            "shop",
+            "loose",
+            "02",
+            "enforcement: istio, onDaemonLoss: closed, limits: {connections: 5, undecidedPerWorkload: 7}",
+        ),
         config("shop", "late", "03", "fastPath: false"),
         config("shop", "only-web", "03", "selector: {matchLabels: {app: web}}, onLogLoss: refuse"),
     ]);
@@ -98,18 +129,27 @@ fn a_lone_workload_has_no_neighbours() {
     let texts = [config("shop", "own", "01", "enforcement: istio, limits: {connections: 5}")];
     let loaded = load(&sources(&texts), &caller("shop", &[])).expect("good");
     assert_eq!(loaded.snapshot.enforcement, Enforcement::Istio);
-    assert_eq!((loaded.snapshot.limits.connections, loaded.warnings.as_slice()), (Some(5), &[][..]));
+    assert_eq!(
+        (loaded.snapshot.limits.connections, loaded.warnings.as_slice()),
+        (Some(5), &[][..])
+    );
     // That it is somebody else's is said.
     let loaded = load(&sources(&texts), &caller("default", &[])).expect("good");
     assert_eq!(loaded.snapshot.enforcement, Enforcement::Strict);
     let said: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
-    assert!(said[0].contains("it is for namespace shop, and the workload is of default"), "{said:?}");
+    assert!(
+        said[0].contains("it is for namespace shop, and the workload is of default"),
+        "{said:?}"
+    );
 }
 
 #[test]
 fn what_is_malformed_is_named() {
     for (spec, expected) in [
-        ("bypassCIDRs: [10.1.0.0/8]", "spec.bypassCIDRs[0]: 10.1.0.0/8 has bits beyond its prefix; write 10.0.0.0/8"),
+        (
+            "bypassCIDRs: [10.1.0.0/8]",
+            "spec.bypassCIDRs[0]: 10.1.0.0/8 has bits beyond its prefix; write 10.0.0.0/8",
+        ),
         ("bypassCIDRs: [a.example.com]", "spec.bypassCIDRs[0]: \"a.example.com\" is not a network"),
         ("selector: {}", "spec.selector: selects nobody"),
         ("selector: {matchLabels: {}}", "spec.selector: selects nobody"),
