@@ -90,7 +90,7 @@ fn unserved(accepted: &Accepted, site: &Site, reason: Reason, id: u64) -> Record
         Some(handover) => crate::kernel::ends(&handover),
         None => (accepted.local, accepted.peer),
     };
-    refused(OriginalDst::new(dst).addr(), src, reason, id)
+    refused(OriginalDst::new(dst).addr(), src, reason, id, site)
 }
 
 /// Serves one connection to its end.
@@ -142,7 +142,7 @@ fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Ac
 
 /// Somebody talks to the listener itself (CAP-11, T-11).
 fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
-    let mut record = refused(accepted.local, accepted.peer, Reason::NoOriginalDst, id);
+    let mut record = refused(accepted.local, accepted.peer, Reason::NoOriginalDst, id, site);
     if site.policy.current().enforcement == Enforcement::Strict {
         record.connection_termination_details = Some(Reason::NoOriginalDst.label().into());
     }
@@ -151,12 +151,13 @@ fn refuse_unknown(accepted: Accepted, site: &Site, id: u64) {
 }
 
 /// The record of a connection that came no further than being accepted.
-fn refused(dst: SocketAddr, src: SocketAddr, reason: Reason, id: u64) -> Record {
+fn refused(dst: SocketAddr, src: SocketAddr, reason: Reason, id: u64, site: &Site) -> Record {
     let mut record = Record::new(clock::wall(), dst, src);
     record.upstream_cluster = Some(ClusterName::black_hole());
     record.flags = vec![Flag::UH];
     record.reason = reason;
     record.more.connection_id = Some(id);
+    record.more.pod.clone_from(&site.workload.pod);
     record
 }
 
@@ -174,7 +175,7 @@ async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
             Ok(place) => Some(place),
             Err(full) => {
                 let (dst, src) = (origin.dst.addr(), origin.src);
-                let record = refused(dst, src, Reason::LimitReached, origin.id);
+                let record = refused(dst, src, Reason::LimitReached, origin.id, &site);
                 refuse_full(client, record, full, &site);
                 return None;
             }

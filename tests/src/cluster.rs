@@ -2,7 +2,7 @@
 //! be taken away and brought back.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,14 +13,15 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-/// Istio's kinds that it serves, as CustomResourceDefinitions are called.
-const DEFINED: [(&str, &str); 6] = [
-    ("serviceentries", "networking.istio.io"),
-    ("workloadentries", "networking.istio.io"),
-    ("virtualservices", "networking.istio.io"),
-    ("destinationrules", "networking.istio.io"),
-    ("sidecars", "networking.istio.io"),
-    ("telemetries", "telemetry.istio.io"),
+/// The kinds that it serves, as CustomResourceDefinitions are called, with their versions.
+const DEFINED: [(&str, &str, &str); 7] = [
+    ("serviceentries", "networking.istio.io", "v1"),
+    ("workloadentries", "networking.istio.io", "v1"),
+    ("virtualservices", "networking.istio.io", "v1"),
+    ("destinationrules", "networking.istio.io", "v1"),
+    ("sidecars", "networking.istio.io", "v1"),
+    ("telemetries", "telemetry.istio.io", "v1"),
+    ("interceptorconfigs", "egress.interceptor.io", "v1alpha1"),
 ];
 
 /// The server. Dropping it ends it.
@@ -42,6 +43,8 @@ struct Server {
     /// By path (`api/v1/pods`), then by namespace and name.
     objects: BTreeMap<String, BTreeMap<(String, String), Value>>,
     history: Vec<Entry>,
+    /// Events that were written.
+    events: Vec<Value>,
     is_down: bool,
     has_ended: bool,
 }
@@ -64,7 +67,7 @@ impl Cluster {
         let at = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let cluster = Self { shared: Arc::clone(&shared), at };
-        for (plural, group) in DEFINED {
+        for (plural, group, _) in DEFINED {
             let name = format!("{plural}.{group}");
             let definition = json!({"metadata": {"name": name}});
             cluster.put("apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition);
@@ -155,6 +158,19 @@ impl Cluster {
         self.shared.changed.notify_all();
     }
 
+    /// An object as it is now.
+    #[must_use]
+    pub fn object(&self, path: &str, namespace: &str, name: &str) -> Option<Value> {
+        let name = (namespace.to_owned(), name.to_owned());
+        self.shared.lock().objects.get(path)?.get(&name).cloned()
+    }
+
+    /// The Events that were written.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        self.shared.lock().events.clone()
+    }
+
     /// Answers nothing any more, and ends what is under way; or answers again.
     pub fn set_down(&self, is_down: bool) {
         self.shared.lock().is_down = is_down;
@@ -191,7 +207,7 @@ fn name_of(object: &Value) -> (String, String) {
     (text("namespace"), text("name"))
 }
 
-/// One connection: requests without a body, one after the other.
+/// One connection: requests, one after the other.
 fn serve(shared: &Shared, stream: &TcpStream) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
@@ -199,16 +215,27 @@ fn serve(shared: &Shared, stream: &TcpStream) -> Result<()> {
         if reader.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let mut header = String::new();
+        let (mut header, mut length) = (String::new(), 0);
         while reader.read_line(&mut header)? > 2 {
+            if let Some((name, value)) = header.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.trim().parse()?;
+            }
             header.clear();
         }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
         if shared.lock().is_down {
             return Ok(());
         }
         let target = line.split(' ').nth(1).context("a request line")?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let path = path.trim_matches('/');
+        if length > 0 {
+            write(shared, stream, path, &serde_json::from_slice(&body)?)?;
+            continue;
+        }
         let query: BTreeMap<_, _> = query
             .split('&')
             .filter_map(|pair| pair.trim_start_matches('?').split_once('='))
@@ -220,13 +247,45 @@ fn serve(shared: &Shared, stream: &TcpStream) -> Result<()> {
     }
 }
 
+/// A status that is patched, or an Event.
+fn write(shared: &Shared, mut stream: &TcpStream, path: &str, body: &Value) -> Result<()> {
+    let mut parts: Vec<_> = path.split('/').collect();
+    let mut answer = body.clone();
+    if parts.last() == Some(&"status") {
+        parts.pop();
+        let name = parts.pop().context("a name")?.to_owned();
+        let (path, namespace) = of_namespace(&parts.join("/"));
+        let name = (namespace.unwrap_or_default().to_owned(), name);
+        let mut server = shared.lock();
+        let known = server.objects.get(&path).and_then(|objects| objects.get(&name));
+        let mut object = known.context("an object that is there")?.clone();
+        object["status"] = body["status"].clone();
+        server.version += 1;
+        object["metadata"]["resourceVersion"] = json!(server.version.to_string());
+        server.objects.entry(path.clone()).or_default().insert(name, object.clone());
+        server.happened(&path, "MODIFIED", object.clone());
+        shared.changed.notify_all();
+        answer = object;
+    } else {
+        shared.lock().events.push(body.clone());
+    }
+    let answer = answer.to_string();
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
+        answer.len()
+    )?;
+    Ok(())
+}
+
 /// A list, or what a group serves.
 fn answer(shared: &Shared, mut stream: &TcpStream, path: &str) -> Result<()> {
     let group: Vec<_> = path.split('/').collect();
     let body = if let ["apis", group, version] = group[..] {
-        let served = DEFINED.iter().filter(|(_, of)| *of == group && version == "v1");
+        let served =
+            DEFINED.iter().filter(|(_, of, in_version)| *of == group && version == *in_version);
         let resources: Vec<_> = served
-            .map(|(plural, _)| {
+            .map(|(plural, ..)| {
                 json!({"name": plural, "singularName": "", "namespaced": true, "kind": "", "verbs": []})
             })
             .collect();

@@ -433,3 +433,106 @@ fn the_first_packet_does_not_leave() -> Result<()> {
     assert!(capture.syns_to(httpbin.ip(), httpbin.port()) >= usize::from(STARTS), "the control");
     Ok(())
 }
+
+const CONFIGS: &str = "apis/egress.interceptor.io/v1alpha1/interceptorconfigs";
+
+/// An InterceptorConfig that lets a network go as without us.
+fn bypass(generation: u64, network: &str) -> Value {
+    json!({
+        "apiVersion": "egress.interceptor.io/v1alpha1", "kind": "InterceptorConfig",
+        "metadata": {"name": "c", "namespace": "shop", "uid": "c", "generation": generation},
+        "spec": {"bypassCIDRs": [network]},
+    })
+}
+
+/// Waits until the condition of a type is so for a generation.
+fn until_told(cluster: &Cluster, node: &Node<'_>, generation: u64, accepted: &str) -> Result<()> {
+    let deadline = Instant::now() + SOON * 4;
+    loop {
+        let object = cluster.object(CONFIGS, "shop", "c").unwrap_or_default();
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let stands = |one: &Value| {
+            one["type"] == "Accepted"
+                && one["status"] == accepted
+                && one["observedGeneration"] == generation
+        };
+        if all.iter().any(stands) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{object}: {}", node.said());
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// Log, status, metrics and an Event say whose a refusal is; a namespace's InterceptorConfig holds for its
+/// pods and no others, live, and is told so.
+#[test]
+fn what_was_refused_to_whom_is_said() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let cluster = cluster(&world)?;
+    let mut node = Node::new(&world, &cluster, &STRICT)?;
+    let (mut web, mut vault) = (node.pod(1, "shop", "web")?, node.pod(2, "bank", "vault")?);
+    web.object()["spec"]["serviceAccountName"] = json!("seller");
+    tell(&cluster, &mut web);
+    tell(&cluster, &mut vault);
+    node.start()?;
+    node.until_covered("shop/web", true)?;
+    node.until_covered("bank/vault", true)?;
+    let (httpbin, google) = (at(world::HTTPBIN), at(world::GOOGLE));
+    ensure!(
+        web.echoes(httpbin)? && !web.echoes(google)? && !vault.echoes(google)?,
+        "{}",
+        node.said()
+    );
+    let deadline = Instant::now() + SOON;
+    let line = |whose: &str, to: SocketAddr| {
+        node.log().lines().any(|line| line.ends_with(whose) && line.contains(&to.to_string()))
+    };
+    while !(line(" shop web seller", google)
+        && line(" bank vault default", google)
+        && line(" shop web seller", httpbin))
+    {
+        ensure!(Instant::now() < deadline, "{}", node.log());
+        sleep(Duration::from_millis(50));
+    }
+    ensure!(!line(" bank vault default", httpbin), "the control: {}", node.log());
+    let metrics = node.verb(&["metrics"])?;
+    let counted = "interceptor_pod_records_total{pod_namespace=\"shop\",pod_name=\"web\",\
+                   service_account=\"seller\",reason=\"not_registered\"}";
+    ensure!(metrics.stdout.contains(counted), "{metrics:?}");
+    let status = node.verb(&["status"])?;
+    ensure!(status.stdout.contains("shop/web") && status.stdout.contains("seller"), "{status:?}");
+    let about =
+        |name: &str| cluster.events().into_iter().find(|event| event["regarding"]["name"] == name);
+    while about("web").is_none() || about("vault").is_none() {
+        ensure!(Instant::now() < deadline, "{:?} {}", cluster.events(), node.said());
+        sleep(Duration::from_millis(50));
+    }
+    let note = about("web").unwrap_or_default()["note"].as_str().unwrap_or_default().to_owned();
+    let expected =
+        format!("egress to {google} refused (not_registered): no ServiceEntry that namespace shop");
+    ensure!(note.starts_with(&expected), "{note}");
+
+    let capture = world.capture()?;
+    cluster.put(CONFIGS, bypass(1, &format!("{}/32", google.ip())));
+    web.until_echoes(google, true)?;
+    until_told(&cluster, &node, 1, "True")?;
+    ensure!(!vault.echoes(google)?, "another namespace's");
+    // An invalid one leaves the last good one in force.
+    cluster.put(CONFIGS, bypass(2, "10.0.0.1/8"));
+    until_told(&cluster, &node, 2, "False")?;
+    ensure!(web.echoes(google)? && !vault.echoes(google)?, "{}", node.said());
+    cluster.delete(CONFIGS, "shop", "c");
+    web.until_echoes(google, false)?;
+    let from = |number: u8| std::net::IpAddr::from([10, 80, number, 2]);
+    let packets = capture.packets();
+    let reached = |number: u8| {
+        packets.iter().any(|one| one.source == from(number) && one.destination == google.ip())
+    };
+    ensure!(reached(1), "the control");
+    ensure!(!reached(2), "nothing of another namespace's left");
+    Ok(())
+}

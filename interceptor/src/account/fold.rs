@@ -4,10 +4,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{AccessLog, Record};
+use crate::workloads::PodIdentity;
 
 /// How often folded refusals are written.
 pub const FOLD: Duration = Duration::from_secs(1);
@@ -43,7 +44,8 @@ pub struct Folds {
 
 #[derive(Debug, Default)]
 struct State {
-    folded: HashMap<Same, Folded>,
+    /// By whose they are, too.
+    folded: HashMap<(Option<Arc<PodIdentity>>, Same), Folded>,
     /// Refusals of each source in this [`FOLD`].
     sources: HashMap<IpAddr, u64>,
     since: Option<Instant>,
@@ -99,6 +101,7 @@ impl Folds {
             (same.name, lines) = (None, 1);
         }
         let all = &mut state.folded;
+        let same = (record.more.pod.clone(), same);
         if let Some(folded) = all.get_mut(&same) {
             if folded.lines >= lines {
                 folded.more += 1;
@@ -117,7 +120,7 @@ impl Folds {
     /// Writes what was folded long enough; `all`: everything. With the count where `explain`.
     pub fn unfold(&self, explain: bool, all: bool) {
         let mut due = Vec::new();
-        self.lock().folded.retain(|same, folded| {
+        self.lock().folded.retain(|(_, same), folded| {
             if !all && folded.since.elapsed() < FOLD {
                 return true;
             }
@@ -185,6 +188,31 @@ mod tests {
         folds.unfold(true, true);
         assert_eq!(captured.records().len() as u64, REFUSALS + 2);
         assert_eq!(counted(&captured), 201);
+    }
+
+    /// Nobody's refusals are counted as another's.
+    #[test]
+    fn refusals_of_two_pods_are_not_folded_together() {
+        let (folds, captured) = folds();
+        let web = Arc::new(crate::workloads::testing::web_0());
+        let api = Arc::new(PodIdentity { name: "api-0".into(), ..PodIdentity::clone(&web) });
+        for pod in [&web, &api] {
+            for _ in 0..REFUSALS + 3 {
+                let mut record = refusal("a.test");
+                record.more.pod = Some(Arc::clone(pod));
+                folds.refused(record);
+            }
+        }
+        folds.unfold(true, true);
+        let counts: Vec<_> = captured
+            .records()
+            .iter()
+            .filter(|record| {
+                record.connection_termination_details.as_deref() == Some("not_registered_3_times")
+            })
+            .filter_map(|record| record.more.pod.clone())
+            .collect();
+        assert!(counts.len() == 2 && counts.contains(&web) && counts.contains(&api), "{counts:?}");
     }
 
     /// T-53: a workload that shows a new name each time does not fill the log either.

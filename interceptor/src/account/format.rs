@@ -3,18 +3,14 @@
 //! one line and no field can be mistaken for its neighbour.
 
 use std::fmt::Write as _;
-use std::io;
 
 use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
-use serde_json::ser::Formatter;
 
 use super::Record;
-use super::operators::{Operator, What};
+use super::escape::{AsciiControls, Spaces, cut, escape};
+use super::operators::{Operator, PodField, What};
 use super::values::Value;
 use super::wanted::Wanted;
-
-/// No field prints more than this many bytes (T-56).
-const FIELD_MAX: usize = 1024;
 
 /// LOG-1, byte for byte.
 const TEXT: &str = concat!(
@@ -55,6 +51,14 @@ const JSON: &[(&str, &str)] = &[
     ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
 ];
 
+/// What follows where workloads are pods: a line of a node tells whose it is, as a sidecar's does by
+/// where it is found.
+const POD: &[(&str, PodField)] = &[
+    ("pod_namespace", PodField::Namespace),
+    ("pod_name", PodField::Name),
+    ("service_account", PodField::ServiceAccount),
+];
+
 /// How lines look, apart from the format's own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Encoding {
@@ -82,6 +86,8 @@ enum Template {
     Pieces(Vec<Piece>),
     Object(Vec<(String, Template)>),
     List(Vec<Template>),
+    /// Absent where there is no pod.
+    Pod(PodField),
     /// A number, `true`, `false` or `null` of the format itself.
     Constant(serde_json::Value),
 }
@@ -91,6 +97,8 @@ enum Template {
 pub(super) enum Piece {
     Literal(String),
     Operator(Operator),
+    /// [`POD`], each after a space; nothing where there is none.
+    Pod,
 }
 
 /// Why a format cannot be used.
@@ -129,11 +137,17 @@ impl Format {
     pub fn built_in(encoding: Encoding) -> Self {
         let own = "the built-in formats name known operators only";
         match encoding {
-            Encoding::Text => Self::text(TEXT).expect(own),
+            Encoding::Text => {
+                let mut pieces = pieces(TEXT.trim_end_matches('\n')).expect(own);
+                pieces.push(Piece::Pod);
+                push_literal(&mut pieces, "\n");
+                Self(Shape::Text(pieces))
+            }
             Encoding::Json => {
                 let value = |text: &str| Template::Pieces(pieces(text).expect(own));
                 let keys = JSON.iter().map(|(key, text)| ((*key).to_owned(), value(text)));
-                Self(Shape::Json(keys.collect()))
+                let pod = POD.iter().map(|(key, field)| ((*key).to_owned(), Template::Pod(*field)));
+                Self(Shape::Json(keys.chain(pod).collect()))
             }
         }
     }
@@ -204,7 +218,7 @@ impl Template {
             Self::Pieces(pieces) => want_pieces(pieces, wanted),
             Self::Object(keys) => keys.iter().for_each(|(_, value)| value.want(wanted)),
             Self::List(items) => items.iter().for_each(|value| value.want(wanted)),
-            Self::Constant(_) => {}
+            Self::Constant(_) | Self::Pod(_) => {}
         }
     }
 }
@@ -299,6 +313,13 @@ fn text_line(pieces: &[Piece], record: &Record) -> String {
     for (i, piece) in pieces.iter().enumerate() {
         match piece {
             Piece::Literal(text) => line.push_str(text),
+            Piece::Pod => {
+                let Some(pod) = &record.more.pod else { continue };
+                for (_, field) in POD {
+                    line.push(' ');
+                    escape(field.of(pod), Spaces::Escape, &mut line);
+                }
+            }
             Piece::Operator(operator) => match operator.value(record) {
                 Value::Missing => line.push('-'),
                 Value::Text(text) if text.is_empty() => line.push('-'),
@@ -328,42 +349,6 @@ fn in_quotes(pieces: &[Piece], i: usize) -> bool {
     starts && ends
 }
 
-/// What becomes of a space in a text field.
-#[derive(Clone, Copy)]
-enum Spaces {
-    Keep,
-    Underscore,
-    Escape,
-}
-
-/// Writes `value`, which is not empty, fit for a text line.
-fn escape(value: &str, spaces: Spaces, out: &mut String) {
-    let start = out.len();
-    for c in value.chars() {
-        let before = out.len();
-        match (c, spaces) {
-            ('"' | '\\', _) => {
-                out.push('\\');
-                out.push(c);
-            }
-            (' ', Spaces::Underscore) => out.push('_'),
-            (' ', Spaces::Escape) => out.push_str("\\x20"),
-            _ if c.is_ascii_control() => {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "\\x{:02x}", u32::from(c));
-            }
-            _ if is_hazard(c) => {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            _ => out.push(c),
-        }
-        if out.len() - start > FIELD_MAX {
-            out.truncate(before);
-            break;
-        }
-    }
-}
-
 fn json_line(keys: &[(String, Template)], record: &Record) -> String {
     let mut out = Vec::with_capacity(1024);
     Printed::object(keys, record)
@@ -390,8 +375,10 @@ impl Serialize for Printed<'_> {
         let (template, record) = match self {
             Self::Value(template, record) => (template, record),
             Self::Object(keys, record) => {
-                let mut map = serializer.serialize_map(Some(keys.len()))?;
-                for (key, value) in *keys {
+                let has_pod = record.more.pod.is_some();
+                let there = |value: &Template| has_pod || !matches!(value, Template::Pod(_));
+                let mut map = serializer.serialize_map(None)?;
+                for (key, value) in keys.iter().filter(|(_, value)| there(value)) {
                     map.serialize_entry(key, &Printed::Value(value, record))?;
                 }
                 return map.end();
@@ -399,6 +386,10 @@ impl Serialize for Printed<'_> {
         };
         match template {
             Template::Constant(value) => value.serialize(serializer),
+            Template::Pod(field) => {
+                let value = record.more.pod.as_deref().map(|pod| field.of(pod));
+                serializer.serialize_str(cut(value.unwrap_or_default()))
+            }
             Template::Object(keys) => Printed::object(keys, record).serialize(serializer),
             Template::List(items) => {
                 let mut list = serializer.serialize_seq(Some(items.len()))?;
@@ -425,6 +416,8 @@ fn mixed(pieces: &[Piece], record: &Record) -> String {
     for piece in pieces {
         match piece {
             Piece::Literal(text) => out.push_str(text),
+            // Of the built-in text format only.
+            Piece::Pod => {}
             Piece::Operator(operator) => match operator.value(record) {
                 Value::Missing => out.push('-'),
                 // Writing to a String cannot fail.
@@ -434,40 +427,6 @@ fn mixed(pieces: &[Piece], record: &Record) -> String {
         }
     }
     out
-}
-
-/// Compact JSON that also escapes what JSON would let through but a terminal obeys (T-56).
-struct AsciiControls;
-
-impl Formatter for AsciiControls {
-    fn write_string_fragment<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_hazard(*c)) {
-            writer.write_all(&rest.as_bytes()[..at])?;
-            // Every hazard lies in the basic plane, so one escape is enough.
-            write!(writer, "\\u{:04x}", u32::from(c))?;
-            rest = &rest[at + c.len_utf8()..];
-        }
-        writer.write_all(rest.as_bytes())
-    }
-}
-
-/// Characters that are never printed as they are: controls (C0, DEL, C1), what some readers take
-/// for a line end, what changes the direction of text, and what is invisible.
-fn is_hazard(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
-/// At most [`FIELD_MAX`] bytes of `value`, cut between characters.
-fn cut(value: &str) -> &str {
-    &value[..value.floor_char_boundary(FIELD_MAX)]
 }
 
 #[cfg(test)]

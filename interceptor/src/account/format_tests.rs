@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::account::escape::is_hazard;
 use crate::account::{Flag, HttpFields, More, TlsFields};
 use crate::decide::{ClusterName, Reason};
+use crate::workloads::testing::web_0;
 
 const DIALLED: &str = "151.101.195.5:443";
 
@@ -253,6 +255,30 @@ fn json_types() {
     assert_eq!(tcp["response_code"], 0);
 }
 
+/// A line of a node tells whose it is: in the built-in formats at the end, and where a format asks a
+/// sidecar's environment for it.
+#[test]
+fn a_pods_line_names_the_pod() {
+    let mut record = tcp_record();
+    let (plain, plain_json) = (text(&record), json(&record));
+    record.more.pod = Some(Arc::new(web_0()));
+    assert_eq!(text(&record), plain.trim_end().to_owned() + " shop web-0 web\n");
+    let mut expected: serde_json::Value = serde_json::from_str(&plain_json).expect("JSON");
+    assert_eq!(expected.get("pod_name"), None);
+    for (key, value) in
+        [("pod_namespace", "shop"), ("pod_name", "web-0"), ("service_account", "web")]
+    {
+        expected[key] = value.into();
+    }
+    let line: serde_json::Value = serde_json::from_str(&json(&record)).expect("JSON");
+    assert_eq!(line, expected);
+    let own = "%ENVIRONMENT(POD_NAMESPACE)%/%ENVIRONMENT(POD_NAME)% %ENVIRONMENT(SERVICE_ACCOUNT)% \
+               %HOSTNAME% %ENVIRONMENT(CARGO_PKG_NAME)%";
+    let own = Format::text(own).expect("parses");
+    assert!(own.line(&record).starts_with("shop/web-0 web web-0 "), "{}", own.line(&record));
+    assert!(!own.line(&tcp_record()).contains("web-0"));
+}
+
 /// LOG-32 and the rest of LOG-1: operator by operator, for a request and for a connection.
 #[test]
 fn operators() {
@@ -281,6 +307,7 @@ fn operators() {
             address_of: None,
             egress_proxy: Some("corp-1".into()),
             proxy_target: Some("example.com:443".into()),
+            pod: None,
         },
         ..http_record()
     };

@@ -2,6 +2,7 @@
 //! to it: [`super::values`].
 
 use super::strftime::TimeFormat;
+use crate::workloads::PodIdentity;
 
 /// One operator with its arguments, `%REQ(X-FORWARDED-FOR?USER-AGENT):20%`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +18,9 @@ pub(super) enum What {
     Time(Moment, TimeFormat),
     /// A header and the one to take where it is absent, both in lower case.
     Header(Head, String, Option<String>),
-    /// Known when the format was read: HOSTNAME, ENVIRONMENT.
-    Fixed(Option<String>),
+    /// HOSTNAME, ENVIRONMENT: what a pod's own proxy would print, else what was known when the format
+    /// was read.
+    Fixed(Option<PodField>, Option<String>),
     /// A parameter of the request's query.
     Query(String),
     /// Between two points of an exchange, in parts of a second of which so many make one.
@@ -26,6 +28,34 @@ pub(super) enum What {
     Plain(Plain),
     /// A real operator about something that this proxy never has.
     Never,
+}
+
+/// What is said of the pod that a record is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodField {
+    Namespace,
+    Name,
+    ServiceAccount,
+}
+
+impl PodField {
+    /// What a variable tells in the environment of a sidecar, as Istio sets it.
+    fn of_variable(variable: &str) -> Option<Self> {
+        match variable {
+            "POD_NAMESPACE" => Some(Self::Namespace),
+            "POD_NAME" => Some(Self::Name),
+            "SERVICE_ACCOUNT" => Some(Self::ServiceAccount),
+            _ => None,
+        }
+    }
+
+    pub(super) fn of(self, pod: &PodIdentity) -> &str {
+        match self {
+            Self::Namespace => &pod.namespace,
+            Self::Name => &pod.name,
+            Self::ServiceAccount => &pod.service_account,
+        }
+    }
 }
 
 /// Which point in time.
@@ -281,9 +311,11 @@ impl Operator {
             ("START_TIME", text) => What::Time(Moment::Start, time_format(text)?),
             ("EMIT_TIME", text) => What::Time(Moment::End, time_format(text)?),
             ("REQ" | "RESP" | "TRAILER", Some(headers)) => header(name, headers)?,
-            ("HOSTNAME", None) => What::Fixed(host_name()),
+            // A pod's host is called as the pod.
+            ("HOSTNAME", None) => What::Fixed(Some(PodField::Name), host_name()),
             ("ENVIRONMENT", Some(variable)) if !variable.is_empty() => {
-                What::Fixed(std::env::var(variable).ok().filter(|value| !value.is_empty()))
+                let own = std::env::var(variable).ok().filter(|value| !value.is_empty());
+                What::Fixed(PodField::of_variable(variable), own)
             }
             ("REQ" | "RESP" | "TRAILER", None) => {
                 return Err(format!("{name} needs a header: %{name}(X-NAME)%"));

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::act::door::Left;
 use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
+use crate::workloads::PodIdentity;
 
 /// Everything that a line may print. `None` prints `-` (LOG-2) or `null` in JSON (LOG-31).
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +88,8 @@ pub struct More {
     pub egress_proxy: Option<Arc<str>>,
     /// What that was asked for, as an authority.
     pub proxy_target: Option<Arc<str>>,
+    /// The pod whose it is, where the workloads are pods.
+    pub pod: Option<Arc<PodIdentity>>,
 }
 
 /// What a log line may say of a TLS session.

@@ -33,7 +33,11 @@ impl Operator {
                     .find_map(|name| header_value(record, *head, name));
                 text(found)
             }
-            What::Fixed(value) => text(value.as_deref().map(Cow::Borrowed)),
+            What::Fixed(field, own) => {
+                let pod = record.more.pod.as_deref();
+                let of_pod = field.zip(pod).map(|(field, pod)| field.of(pod));
+                borrowed(of_pod.or(own.as_deref()))
+            }
             What::Query(parameter) => borrowed(query_parameter(record, parameter)),
             What::Between(from, to, precision) => {
                 let between = to.of(record).zip(from.of(record));

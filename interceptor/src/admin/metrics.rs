@@ -1,8 +1,9 @@
 //! `interceptor metrics`: what `status` knows, as Prometheus reads it (text format 0.0.4).
 //!
-//! Labels are words of our own, from closed sets: reasons, findings, tiers, limits, tables. What a
-//! workload or an upstream chose (a name, a Host, an address) never becomes one, so their number is
-//! bounded whatever anybody sends (T-53, T-56). docs/metrics.md lists every metric.
+//! Labels are words of our own, from closed sets: reasons, findings, tiers, limits, tables; and the pods
+//! of the node, as the API server names them. What a workload or an upstream chose (a name, a Host, an
+//! address) never becomes one, so their number is bounded whatever anybody sends (T-53, T-56).
+//! docs/metrics.md lists every metric.
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::StatusReport;
+use super::report::PodRecords;
 
 /// Begins every name.
 const PREFIX: &str = "interceptor";
@@ -25,10 +27,9 @@ struct Metric {
     name: &'static str,
     kind: MetricType,
     help: &'static str,
-    /// The label, where there is one.
-    label: Option<&'static str>,
-    /// By the label's value.
-    values: Vec<(String, u64)>,
+    labels: &'static [&'static str],
+    /// By the labels' values.
+    values: Vec<(Vec<String>, u64)>,
 }
 
 /// All of them.
@@ -49,14 +50,13 @@ pub fn render(report: &StatusReport) -> Result<String, fmt::Error> {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        for Metric { name, kind, help, label, values } in &self.0 {
+        for Metric { name, kind, help, labels, values } in &self.0 {
             let mut family = encoder.encode_descriptor(name, help, None, *kind)?;
-            for (word, value) in values {
-                let label = label.map(|label| [(label, word.as_str())]);
-                let one = match &label {
-                    Some(labels) => family.encode_family(labels)?,
-                    None => family.encode_family(&NONE)?,
-                };
+            for (words, value) in values {
+                let labelled: Vec<_> =
+                    labels.iter().copied().zip(words.iter().map(String::as_str)).collect();
+                let labelled = labelled.as_slice();
+                let one = family.encode_family(&labelled)?;
                 match kind {
                     MetricType::Counter => ConstCounter::new(*value).encode(one)?,
                     _ => ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX)).encode(one)?,
@@ -67,12 +67,9 @@ impl Collector for Metrics {
     }
 }
 
-/// No label.
-const NONE: [(&str, &str); 0] = [];
-
 fn counter(name: &'static str, help: &'static str, value: u64) -> Metric {
-    let values = vec![(String::new(), value)];
-    Metric { name, kind: MetricType::Counter, help, label: None, values }
+    let values = vec![(Vec::new(), value)];
+    Metric { name, kind: MetricType::Counter, help, labels: &[], values }
 }
 
 fn gauge(name: &'static str, help: &'static str, value: u64) -> Metric {
@@ -83,11 +80,24 @@ impl Metric {
     /// Instead of one value, one for each word.
     fn by<W: Into<String>>(
         self,
-        label: &'static str,
+        label: &'static [&'static str; 1],
         values: impl IntoIterator<Item = (W, u64)>,
     ) -> Self {
-        let values = values.into_iter().map(|(word, value)| (word.into(), value)).collect();
-        Self { label: Some(label), values, ..self }
+        let values = values.into_iter().map(|(word, value)| (vec![word.into()], value)).collect();
+        Self { labels: label, values, ..self }
+    }
+
+    /// Instead of one value, one for each pod and reason.
+    fn by_pod(self, pods: &[PodRecords]) -> Self {
+        let of_pod = |pod: &PodRecords| {
+            let PodRecords { namespace, name, service_account, records } = pod.clone();
+            let who = [namespace, name, service_account];
+            records
+                .into_iter()
+                .map(move |(why, count)| (who.iter().cloned().chain([why]).collect(), count))
+        };
+        let labels = &["pod_namespace", "pod_name", "service_account", "reason"];
+        Self { labels, values: pods.iter().flat_map(of_pod).collect(), ..self }
     }
 }
 
@@ -107,9 +117,9 @@ fn metrics(report: &StatusReport) -> Vec<Metric> {
         gauge("attachments", "Kernel programs at their hooks", report.attachments.len() as u64),
         gauge("policy_generation", "Number of the policy in force", report.generation),
         counter("reloads", "Changes of the policy files, by what became of them", 0)
-            .by("result", [("accepted", reloads.accepted), ("refused", reloads.refused)]),
+            .by(&["result"], [("accepted", reloads.accepted), ("refused", reloads.refused)]),
         counter("flows", "Connections by the way that they took", 0).by(
-            "tier",
+            &["tier"],
             [
                 ("bypass", tiers.bypass),
                 ("direct", tiers.direct),
@@ -118,12 +128,12 @@ fn metrics(report: &StatusReport) -> Vec<Metric> {
             ],
         ),
         counter("proxied", "Connections that came to the proxy, by why they did not go direct", 0)
-            .by("why", counts(&report.why_proxy)),
+            .by(&["why"], counts(&report.why_proxy)),
         counter("kernel_findings", "What the kernel programs found, by finding", 0)
-            .by("finding", counts(&report.counters)),
+            .by(&["finding"], counts(&report.counters)),
         counter("events_lost", "Reports of the kernel that had no room, by what they were of", 0)
             .by(
-                "event",
+                &["event"],
                 [
                     ("flow", found(Finding::FlowLost)),
                     ("refusal", found(Finding::RefusalLost)),
@@ -142,22 +152,23 @@ fn metrics(report: &StatusReport) -> Vec<Metric> {
             connections.accept_failures,
         ),
         gauge("limit_used", "How much of a limit is taken", 0)
-            .by("limit", limits(|limit| limit.now)),
+            .by(&["limit"], limits(|limit| limit.now)),
         gauge("limit_most", "The most that a limit allows", 0)
-            .by("limit", limits(|limit| limit.most)),
+            .by(&["limit"], limits(|limit| limit.most)),
         counter("limit_reached", "Connections that were refused for a limit", 0)
-            .by("limit", limits(|limit| limit.refused)),
+            .by(&["limit"], limits(|limit| limit.refused)),
         counter("records", "Records of connections, requests and refusals, by their reason", 0)
-            .by("reason", counts(&report.records)),
+            .by(&["reason"], counts(&report.records)),
+        counter("pod_records", "The same of each pod of the node", 0).by_pod(&report.pods),
         counter(
             "access_log_dropped",
             "Access-log lines lost because the log could not keep up or refused them",
             report.access_log_dropped,
         ),
         gauge("table_entries", "Entries of a kernel table", 0)
-            .by("table", tables(|table| table.entries)),
+            .by(&["table"], tables(|table| table.entries)),
         gauge("table_capacity", "Entries that fit into a kernel table", 0)
-            .by("table", tables(|table| table.capacity)),
+            .by(&["table"], tables(|table| table.capacity)),
     ]
 }
 
@@ -178,6 +189,12 @@ mod tests {
             connections: Connections { active: 7, total: 8, accept_failures: 9 },
             limits: vec![Limit { name: "undecided".into(), now: 1, most: 2, refused: 3 }],
             tables: vec![Table { name: "NAMES".into(), entries: 10, capacity: 11 }],
+            pods: vec![PodRecords {
+                namespace: "shop".into(),
+                name: "web-0".into(),
+                service_account: "web".into(),
+                records: [("not_registered".to_owned(), 12)].into(),
+            }],
             ..StatusReport::default()
         };
         let text = render(&report).expect("written");
@@ -196,6 +213,8 @@ mod tests {
             "interceptor_limit_most{limit=\"undecided\"} 2",
             "interceptor_limit_reached_total{limit=\"undecided\"} 3",
             "interceptor_table_entries{table=\"NAMES\"} 10",
+            "interceptor_pod_records_total{pod_namespace=\"shop\",pod_name=\"web-0\",\
+             service_account=\"web\",reason=\"not_registered\"} 12",
         ] {
             assert!(text.lines().any(|have| have == line), "no {line:?} in\n{text}");
         }

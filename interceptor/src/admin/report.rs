@@ -65,6 +65,9 @@ pub struct StatusReport {
     /// Records so far (connections, requests, refusals), by reason.
     #[serde(default)]
     pub records: BTreeMap<String, u64>,
+    /// The same of each pod, where the workloads are pods.
+    #[serde(default)]
+    pub pods: Vec<PodRecords>,
     /// Access-log lines lost because the log could not keep up.
     pub access_log_dropped: u64,
     /// Networks that connect directly.
@@ -197,6 +200,19 @@ pub struct Limit {
     pub refused: u64,
 }
 
+/// Records of one pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PodRecords {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The service account that it runs as.
+    pub service_account: String,
+    /// How many, by reason.
+    pub records: BTreeMap<String, u64>,
+}
+
 /// Changes of the policy files so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Reloads {
@@ -298,6 +314,13 @@ impl fmt::Display for StatusReport {
         table(f, ["PROXIED FOR", "CONNECTIONS"], why.collect())?;
         let records = self.records.iter().map(|(why, count)| [why.clone(), count.to_string()]);
         table(f, ["REASON", "RECORDS"], records.collect())?;
+        let pods = self.pods.iter().map(|pod| {
+            let records = pod.records.iter().map(|(why, count)| format!("{why} {count}"));
+            let records: Vec<_> = records.collect();
+            let name = format!("{}/{}", pod.namespace, pod.name);
+            [name, pod.service_account.clone(), records.join(", ")]
+        });
+        table(f, ["POD", "SERVICE ACCOUNT", "RECORDS"], pods.collect())?;
         let counters = self.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]);
         table(f, ["COUNTER", "VALUE"], counters.collect())
     }

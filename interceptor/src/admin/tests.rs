@@ -8,8 +8,8 @@ use tokio::task::spawn_blocking;
 
 use super::client::{request_in, request_within};
 use super::report::{
-    Attachment, Connections, LastReload, Limit, Namespace, Reloads, Repairs, Table, Tiers,
-    Uncovered,
+    Attachment, Connections, LastReload, Limit, Namespace, PodRecords, Reloads, Repairs, Table,
+    Tiers, Uncovered,
 };
 use super::*;
 use crate::workloads::testing::kernel;
@@ -106,6 +106,12 @@ pub(super) fn sample() -> StatusReport {
         egress_proxies: vec![],
         reloads: Reloads { accepted: 1, refused: 2 },
         records: [("not_registered".to_owned(), 5)].into(),
+        pods: vec![PodRecords {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            service_account: "web".into(),
+            records: [("not_registered".to_owned(), 4), ("registered".to_owned(), 1)].into(),
+        }],
         access_log_dropped: 0,
         bypass: vec!["203.0.113.0/24".into(), "2001:db8::/32".into()],
         resolvers: vec![],
@@ -151,6 +157,9 @@ interceptor default: pid 42, up 1h 02m 03s
 
   REASON          RECORDS
   not_registered  5
+
+  POD         SERVICE ACCOUNT  RECORDS
+  shop/web-0  web              not_registered 4, registered 1
 
   COUNTER        VALUE
   refused_total  9

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::kinds::{Kind, Name, Object, Shelf};
+use super::kinds::{Kind, Name, Object, Shelf, Standing};
 use super::piecewise::StandIns;
 
 /// What is watched together: all objects of a kind that the agent may see, or one of them.
@@ -61,6 +61,8 @@ pub struct Documents {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Held {
     objects: BTreeMap<Name, String>,
+    /// Of those that have one, as the API server said it last.
+    standings: BTreeMap<Name, Standing>,
     /// The list that is under way.
     listing: Option<BTreeMap<Name, String>>,
     /// The API server gave a whole list since the start. Before, it is what the disk had.
@@ -74,6 +76,8 @@ pub struct Changed {
     pub content: bool,
     /// A feed has its first list.
     pub freshness: bool,
+    /// A status, or the version that it belongs to, is other than it was.
+    pub standing: bool,
 }
 
 impl Documents {
@@ -90,15 +94,19 @@ impl Documents {
     /// Folds one event in. Those of a feed that is not known (any more) change nothing.
     pub fn apply(&mut self, feed: &Feed, event: Event) -> Changed {
         let Some(held) = self.feeds.get_mut(feed) else { return Changed::default() };
-        let only_content = |content| Changed { content, freshness: false };
+        let only_content = |content| Changed { content, ..Changed::default() };
         match event {
             Event::ListBegins => {
                 held.listing = Some(BTreeMap::new());
+                held.standings.clear();
                 Changed::default()
             }
-            Event::Listed(object) => {
+            Event::Listed(Object { name, text, standing }) => {
                 if let Some(listing) = &mut held.listing {
-                    listing.insert(object.name, object.text);
+                    if let Some(standing) = standing {
+                        held.standings.insert(name.clone(), standing);
+                    }
+                    listing.insert(name, text);
                 }
                 Changed::default()
             }
@@ -107,13 +115,24 @@ impl Documents {
                 let content = listing != held.objects;
                 let freshness = !std::mem::replace(&mut held.is_fresh, true);
                 held.objects = listing;
-                Changed { content, freshness }
+                Changed { content, freshness, standing: !held.standings.is_empty() }
             }
-            Event::Put(Object { name, text }) => {
+            Event::Put(Object { name, text, standing }) => {
+                let stands = standing.is_some();
+                match standing {
+                    Some(standing) => _ = held.standings.insert(name.clone(), standing),
+                    None => _ = held.standings.remove(&name),
+                }
                 let before = held.objects.insert(name, text.clone());
-                only_content(before.as_deref() != Some(text.as_str()))
+                Changed {
+                    standing: stands,
+                    ..only_content(before.as_deref() != Some(text.as_str()))
+                }
             }
-            Event::Gone(name) => only_content(held.objects.remove(&name).is_some()),
+            Event::Gone(name) => {
+                held.standings.remove(&name);
+                only_content(held.objects.remove(&name).is_some())
+            }
         }
     }
 
@@ -143,6 +162,16 @@ impl Documents {
     pub fn get(&self, (kind, name): &(Kind, Name)) -> Option<&str> {
         let mut feeds = self.feeds.iter().filter(|(feed, _)| feed.kind == *kind);
         feeds.find_map(|(_, held)| held.objects.get(name)).map(String::as_str)
+    }
+
+    /// What the statuses of a kind's objects say, each beside its document.
+    pub fn standings(&self, kind: Kind) -> impl Iterator<Item = (&Name, &str, &Standing)> {
+        let held = self.feeds.get(&Feed::all(kind)).into_iter();
+        held.flat_map(|held| {
+            held.standings.iter().filter_map(|(name, standing)| {
+                Some((name, held.objects.get(name)?.as_str(), standing))
+            })
+        })
     }
 
     /// The documents of a shelf as one text, in an order of their own: a policy file.
@@ -207,7 +236,7 @@ mod tests {
     use super::*;
 
     fn object(name: &str, text: &str) -> Object {
-        Object { name: named(name), text: format!("{{\"x\":\"{text}\"}}") }
+        Object { name: named(name), text: format!("{{\"x\":\"{text}\"}}"), standing: None }
     }
 
     fn named(name: &str) -> Name {
@@ -222,8 +251,8 @@ mod tests {
         documents.of(Kind::ServiceEntry).map(|(name, _)| name.name.as_str()).collect()
     }
 
-    const CONTENT: Changed = Changed { content: true, freshness: false };
-    const NOTHING: Changed = Changed { content: false, freshness: false };
+    const CONTENT: Changed = Changed { content: true, freshness: false, standing: false };
+    const NOTHING: Changed = Changed { content: false, freshness: false, standing: false };
 
     #[test]
     fn a_list_takes_effect_as_a_whole() {
@@ -236,7 +265,7 @@ mod tests {
         assert_eq!(documents.apply(&feed(), Event::Listed(object("both", "1"))), NOTHING);
         assert_eq!(names(&documents), ["both", "old"], "the last good state until the list ends");
         let changed = documents.apply(&feed(), Event::ListEnds);
-        assert_eq!(changed, Changed { content: true, freshness: true });
+        assert_eq!(changed, Changed { content: true, freshness: true, standing: false });
         assert_eq!(names(&documents), ["both", "new"]);
         assert_eq!(documents.stale().count(), 0);
     }

@@ -20,6 +20,8 @@ pub enum Kind {
     Sidecar,
     /// `telemetry.istio.io`.
     Telemetry,
+    /// `egress.interceptor.io`: our own.
+    InterceptorConfig,
     /// Core.
     Service,
     /// `discovery.k8s.io`.
@@ -47,13 +49,14 @@ pub enum Shelf {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ServiceEntry,
         Self::WorkloadEntry,
         Self::VirtualService,
         Self::DestinationRule,
         Self::Sidecar,
         Self::Telemetry,
+        Self::InterceptorConfig,
         Self::Service,
         Self::EndpointSlice,
         Self::ConfigMap,
@@ -71,6 +74,7 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::Sidecar => "Sidecar",
             Self::Telemetry => "Telemetry",
+            Self::InterceptorConfig => "InterceptorConfig",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::ConfigMap => "ConfigMap",
@@ -89,6 +93,7 @@ impl Kind {
             Self::DestinationRule => "destinationrules",
             Self::Sidecar => "sidecars",
             Self::Telemetry => "telemetries",
+            Self::InterceptorConfig => "interceptorconfigs",
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices",
             Self::ConfigMap => "configmaps",
@@ -102,6 +107,7 @@ impl Kind {
     pub fn group(self) -> &'static str {
         match self {
             Self::Telemetry => "telemetry.istio.io",
+            Self::InterceptorConfig => "egress.interceptor.io",
             Self::EndpointSlice => "discovery.k8s.io",
             kind if kind.is_custom() => "networking.istio.io",
             _ => "",
@@ -112,13 +118,14 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::Telemetry => &["v1", "v1alpha1"],
+            Self::InterceptorConfig => &["v1alpha1"],
             kind if kind.is_custom() => &["v1", "v1beta1", "v1alpha3"],
             _ => &["v1"],
         }
     }
 
-    /// Whether it is one of Istio's, which a cluster may not have.
-    pub fn is_custom(self) -> bool {
+    /// Whether it is one of Istio's.
+    pub fn is_istios(self) -> bool {
         matches!(
             self,
             Self::ServiceEntry
@@ -127,6 +134,22 @@ impl Kind {
                 | Self::DestinationRule
                 | Self::Sidecar
                 | Self::Telemetry
+        )
+    }
+
+    /// Whether it has a definition of its own, which a cluster may not have.
+    pub fn is_custom(self) -> bool {
+        self.is_istios() || self == Self::InterceptorConfig
+    }
+
+    /// Whether its objects are told in their status what became of them.
+    pub fn has_conditions(self) -> bool {
+        matches!(
+            self,
+            Self::ServiceEntry
+                | Self::VirtualService
+                | Self::DestinationRule
+                | Self::InterceptorConfig
         )
     }
 
@@ -179,6 +202,34 @@ pub struct Object {
     pub name: Name,
     /// One line of JSON that YAML reads alike.
     pub text: String,
+    /// What its status says, of a kind that has conditions.
+    pub standing: Option<Standing>,
+}
+
+/// What an object's status says of what became of it. No part of what policy reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Tells it from another object of the same name.
+    pub uid: String,
+    /// Counts up with each change of its `spec`.
+    pub generation: i64,
+    /// Of this one and no other: a status is written over this version only.
+    pub resource_version: String,
+    /// `status.conditions`, others' too.
+    pub conditions: Vec<Value>,
+}
+
+impl Standing {
+    fn of(object: &Value) -> Option<Self> {
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+        Some(Self {
+            uid: text("/metadata/uid").to_owned(),
+            generation: object.pointer("/metadata/generation").and_then(Value::as_i64)?,
+            resource_version: text("/metadata/resourceVersion").to_owned(),
+            conditions: conditions.cloned().unwrap_or_default(),
+        })
+    }
 }
 
 impl Object {
@@ -201,7 +252,8 @@ impl Object {
         for (field, value) in content(kind, object) {
             kept[field] = value;
         }
-        Some(Self { name, text: one_line(kept) })
+        let standing = kind.has_conditions().then(|| Standing::of(object)).flatten();
+        Some(Self { name, text: one_line(kept), standing })
     }
 
     /// The mesh configuration's ConfigMap, of which nothing but the key `mesh` is kept; `None` where
@@ -229,7 +281,7 @@ impl Object {
             namespace: text("/metadata/namespace").unwrap_or_default().to_owned(),
             name: text("/metadata/name")?.to_owned(),
         };
-        Some((kind, Self { name, text: line.to_owned() }))
+        Some((kind, Self { name, text: line.to_owned(), standing: None }))
     }
 }
 
@@ -264,9 +316,9 @@ fn metadata(kind: Kind, object: &Value) -> Value {
 fn content(kind: Kind, object: &Value) -> Map<String, Value> {
     let mut kept = Map::new();
     let all: &[&str] = match kind {
-        // A status holds the addresses that a controller allocated (RES-18).
-        Kind::ServiceEntry => &["spec", "status"],
-        Kind::WorkloadEntry
+        Kind::ServiceEntry
+        | Kind::InterceptorConfig
+        | Kind::WorkloadEntry
         | Kind::VirtualService
         | Kind::DestinationRule
         | Kind::Sidecar
@@ -279,6 +331,12 @@ fn content(kind: Kind, object: &Value) -> Map<String, Value> {
         keep(&mut kept, field, object.get(*field));
     }
     match kind {
+        // The addresses that a controller allocated (RES-18).
+        Kind::ServiceEntry => {
+            if let Some(addresses) = object.pointer("/status/addresses") {
+                kept.insert("status".to_owned(), json!({"addresses": addresses}));
+            }
+        }
         Kind::EndpointSlice => {
             let endpoints = object.get("endpoints").and_then(Value::as_array);
             let endpoints = endpoints.into_iter().flatten();
@@ -289,7 +347,11 @@ fn content(kind: Kind, object: &Value) -> Map<String, Value> {
         // Nothing but credentials: a ConfigMap with the key `mesh` is the mesh configuration, and a
         // credential's owner has no say in that.
         Kind::ConfigMap | Kind::Secret => {
-            let keys = ["tls.crt", "cert", "tls.key", "key", "ca.crt", "cacert", "ca.crl", "crl"];
+            let keys = [
+                "tls.crt", "cert", "tls.key", "key", "ca.crt", "cacert", "ca.crl", "crl",
+                // An egress proxy's.
+                "username", "password",
+            ];
             let data = object.get("data").map(|data| pick(data, &keys));
             keep(&mut kept, "data", data.as_ref());
         }
@@ -393,78 +455,5 @@ fn one_line(mut value: Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_no_policy_reads_is_no_change() {
-        let object = |version: &str, extra: &str| {
-            json!({
-                "metadata": {
-                    "name": "e", "namespace": "shop", "resourceVersion": version, "uid": version,
-                    "generation": 1, "managedFields": [{"manager": extra}],
-                    "labels": {"a": "b"},
-                    "annotations": {"kubectl.kubernetes.io/last-applied-configuration": extra},
-                },
-                "spec": {"hosts": ["a.example.com"]},
-            })
-        };
-        let of = |value: &Value| Object::of(Kind::ServiceEntry, "v1", value).expect("kept");
-        let kept = of(&object("1", "x"));
-        assert_eq!(kept, of(&object("2", "y")));
-        assert_eq!(
-            kept.text,
-            r#"{"apiVersion":"networking.istio.io/v1","kind":"ServiceEntry","metadata":{"labels":{"a":"b"},"name":"e","namespace":"shop"},"spec":{"hosts":["a.example.com"]}}"#
-        );
-        assert_eq!(Object::read(&kept.text), Some((Kind::ServiceEntry, kept)));
-        assert_eq!(Object::of(Kind::ServiceEntry, "v1", &json!({"metadata": {}})), None);
-    }
-
-    #[test]
-    fn a_pod_is_kept_without_its_environment() {
-        let pod = json!({
-            "metadata": {"name": "p", "namespace": "shop", "uid": "u",
-                "annotations": {"traffic.sidecar.istio.io/excludeOutboundPorts": "1", "x": "y"}},
-            "spec": {"nodeName": "n", "volumes": [{}], "serviceAccountName": "s",
-                "containers": [{"name": "c", "env": [{"name": "TOKEN", "value": "secret"}]}]},
-            "status": {"phase": "Running", "podIP": "10.0.0.1", "qosClass": "Burstable",
-                "containerStatuses": [{"name": "c", "containerID": "containerd://x", "ready": true}]},
-        });
-        let kept = Object::of(Kind::Pod, "v1", &pod).expect("kept").text;
-        for gone in ["secret", "volumes", "podIP", "ready", "\"x\""] {
-            assert!(!kept.contains(gone), "{gone} in {kept}");
-        }
-        for there in ["excludeOutboundPorts", "\"uid\":\"u\"", "containerd://x", "Burstable"] {
-            assert!(kept.contains(there), "{there} in {kept}");
-        }
-    }
-
-    /// A ConfigMap that a workload's owner wrote must not become the mesh configuration.
-    #[test]
-    fn a_credential_is_nothing_else() {
-        let map = json!({
-            "metadata": {"name": "ca", "namespace": "shop"},
-            "data": {"mesh": "outboundTrafficPolicy: {mode: ALLOW_ANY}", "ca.crt": "PEM"},
-        });
-        let kept = Object::of(Kind::ConfigMap, "v1", &map).expect("kept").text;
-        assert!(kept.contains("ca.crt") && !kept.contains("mesh"), "{kept}");
-        let mesh = Object::of_mesh(&map).expect("kept").text;
-        assert!(mesh.contains("ALLOW_ANY") && !mesh.contains("PEM"), "{mesh}");
-    }
-
-    #[test]
-    fn odd_characters_stay_within_their_line() {
-        let odd = "a&b\u{feff}\u{85}\u{2028}\u{7f}\n---\n# \u{1f600}é\t\"\\";
-        let long = "k".repeat(5000);
-        let wild = "\u{1}".repeat(300);
-        let object = json!({"metadata": {"name": "e"}, "spec": {"x": odd, long.as_str(): odd, wild.as_str(): odd}});
-        let kept = Object::of(Kind::ServiceEntry, "v1", &object).expect("kept").text;
-        assert!(kept.chars().all(|c| !c.is_control() && c != '&' && c != '\u{feff}'), "{kept}");
-        let json: Value = serde_json::from_str(&kept).expect("JSON");
-        assert_eq!(json["spec"]["x"], odd);
-        let yaml: Value = serde_saphyr::from_str(&kept).expect("YAML");
-        assert_eq!(yaml["spec"]["x"], odd);
-        assert_eq!(yaml["spec"][&long[..LONGEST_KEY]], odd, "and no longer: {kept}");
-        assert_eq!(yaml["spec"]["?".repeat(300)], odd, "{kept}");
-    }
-}
+#[path = "kinds_tests.rs"]
+mod tests;

@@ -4,12 +4,14 @@
 //!
 //! `watch` asks the API server; `kinds` says what of an object is kept, `documents` folds events into
 //! a set, `state` makes of it each pod's policy (`pods`, `policies`), `piecewise` and `stand_in` although
-//! some objects cannot be used; `disk` keeps it; `cgroups` knows
+//! some objects cannot be used; `conditions` says what objects are to be told, `telling` tells them,
+//! `refusals` the owners of pods; `disk` keeps the set; `cgroups` knows
 //! where a pod is on the node; `check` looks beforehand whether all is there.
 
 pub mod cgroups;
 pub mod check;
 mod cluster_dns;
+mod conditions;
 mod disk;
 mod documents;
 pub(crate) mod kinds;
@@ -17,7 +19,9 @@ mod piecewise;
 pub mod pods;
 mod policies;
 mod stand_in;
+pub mod refusals;
 mod state;
+mod telling;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
@@ -27,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -36,6 +40,7 @@ use self::documents::Feed;
 pub use self::kinds::Name;
 use self::pods::Mode;
 pub use self::state::{Covered, State};
+use self::telling::Teller;
 use self::watch::{Told, Watcher};
 use crate::policy::Sources;
 use crate::workloads::annotations::CaptureLists;
@@ -67,11 +72,15 @@ pub struct Options {
     pub overrides: Sources,
     /// Where the last good state is kept, if it is.
     pub disk: Option<Disk>,
+    /// Whether objects are told in their status what became of them.
+    pub tells: bool,
 }
 
 /// The agent of one node, watching.
 pub struct Agent {
     state: Arc<Mutex<State>>,
+    /// What objects are to be told may have changed.
+    to_tell: Arc<Notify>,
     disk: Option<Disk>,
     watcher: Watcher,
     told: mpsc::Receiver<Told>,
@@ -93,7 +102,7 @@ impl Agent {
     /// Takes up the state on disk, if there is one, and starts to watch. Must be called within a
     /// runtime.
     pub fn start(client: Client, options: Options) -> Self {
-        let Options { node, mesh, default, capture, overrides, disk } = options;
+        let Options { node, mesh, default, capture, overrides, disk, tells } = options;
         let mut state = State::new(mesh.clone(), default, overrides).capturing(capture);
         let kept = disk.as_ref().map_or(Ok(Vec::new()), Disk::read);
         let first = match kept {
@@ -107,10 +116,17 @@ impl Agent {
             Err(bad) => vec![format!("the last state on disk is left aside: {bad}")],
         };
         let (out, told) = mpsc::channel(QUEUE);
-        let watcher = Watcher::start(client, node, mesh, out);
-        let always = state.fixed().iter().map(|feed| watcher.follow(feed.clone())).collect();
+        let watcher = Watcher::start(client.clone(), node.clone(), mesh, out.clone());
+        let mut always: Vec<_> =
+            state.fixed().iter().map(|feed| watcher.follow(feed.clone())).collect();
+        let (state, to_tell) = (Arc::new(Mutex::new(state)), Arc::new(Notify::new()));
+        if tells {
+            let teller = Teller::new(client, node, Arc::clone(&state), Arc::clone(&to_tell), out);
+            always.push(tokio::spawn(teller.run()).abort_handle());
+        }
         let mut agent = Self {
-            state: Arc::new(Mutex::new(state)),
+            state,
+            to_tell,
             disk,
             watcher,
             told,
@@ -170,7 +186,10 @@ impl Agent {
         match told {
             Some(Told::Event(feed, event)) => {
                 let changed = self.state().apply(&feed, event);
-                if changed {
+                if changed.standing {
+                    self.to_tell.notify_one();
+                }
+                if changed.content || changed.freshness {
                     let now = Instant::now();
                     let latest = self.due.map_or(now + RESTLESS, |(latest, _)| latest);
                     self.due = Some((latest, now + QUIET));
@@ -190,6 +209,7 @@ impl Agent {
                 let was_failing = self.failing.remove(&what).is_some();
                 self.first.extend(was_failing.then(|| format!("{what} can be watched again")));
             }
+            Some(Told::Said(line)) => self.first.push(line),
             // The watcher itself holds one end.
             None => {}
         }
@@ -203,6 +223,7 @@ impl Agent {
             Ok(lines) => self.first.extend(lines),
             Err(panic) => self.first.push(format!("compiling broke off: {panic}")),
         }
+        self.to_tell.notify_one();
         crate::memory::give_back();
         self.to_write = true;
         self.watch_singles();

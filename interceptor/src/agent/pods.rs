@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroups::{ContainerId, PodUid, Qos, pod_paths};
 use crate::policy::{Caller, Enforcement};
+use crate::workloads::PodIdentity;
 use crate::workloads::annotations::{BadList, CaptureLists};
 
 /// Where name servers listen.
@@ -148,6 +149,16 @@ impl Pod {
     /// The service account that it runs as.
     pub fn service_account(&self) -> &str {
         self.spec.service_account_name.as_deref().unwrap_or("default")
+    }
+
+    /// Who it is to log lines, metrics and Events.
+    pub fn identity(&self) -> PodIdentity {
+        PodIdentity {
+            namespace: self.namespace().into(),
+            name: self.name().into(),
+            uid: self.metadata.uid.as_str().into(),
+            service_account: self.service_account().into(),
+        }
     }
 
     /// Whether it is in the node's own network namespace.

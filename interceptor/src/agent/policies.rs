@@ -20,6 +20,8 @@ pub(super) struct Policies {
     stand_ins: StandIns,
     generation: u64,
     stores: HashMap<Caller, Compiled>,
+    /// Why the newest documents are not in force.
+    errors: Vec<Notice>,
 }
 
 /// One workload's policy.
@@ -36,8 +38,8 @@ pub struct Compiled {
 impl Policies {
     /// None yet. Nothing has a policy until documents are set.
     pub(super) fn new(overrides: Sources) -> Self {
-        let (checked, stand_ins) = (None, StandIns::new());
-        Self { overrides, checked, stand_ins, generation: 0, stores: HashMap::new() }
+        let (checked, stand_ins, errors) = (None, StandIns::new(), Vec::new());
+        Self { overrides, checked, stand_ins, generation: 0, stores: HashMap::new(), errors }
     }
 
     /// Puts `documents` in force for every workload. An object that cannot be used keeps its last good
@@ -47,8 +49,10 @@ impl Policies {
     /// None of them can be used ([`piecewise::check`]); what was in force stays.
     pub(super) fn set_documents(&mut self, documents: &Documents) -> Result<Changes, LoadErrors> {
         let before = self.inventory().cloned().unwrap_or_default();
-        let (checked, stand_ins) = piecewise::check(documents, &self.overrides, &before)?;
+        let (checked, stand_ins) = piecewise::check(documents, &self.overrides, &before)
+            .inspect_err(|errors| self.errors.clone_from(&errors.0))?;
         self.stand_ins = stand_ins;
+        self.errors.clear();
         let changes = before.changes(checked.inventory());
         self.generation += 1;
         for (caller, compiled) in &mut self.stores {
@@ -99,6 +103,21 @@ impl Policies {
     /// Resources of the set in force that are left out.
     pub(super) fn rejected(&self) -> &[Notice] {
         self.checked.as_ref().map_or(&[], |checked| checked.rejected())
+    }
+
+    /// Why the newest documents are not in force; nothing, if they are.
+    pub(super) fn errors(&self) -> &[Notice] {
+        &self.errors
+    }
+
+    /// Of InterceptorConfigs in force that have no effect, or not all of it.
+    pub(super) fn overruled(&self) -> &[Notice] {
+        self.checked.as_ref().map_or(&[], |checked| checked.overruled())
+    }
+
+    /// Whether some version of a resource is in force.
+    pub(super) fn has(&self, resource: &str) -> bool {
+        self.inventory().is_some_and(|inventory| inventory.has(resource))
     }
 
     fn inventory(&self) -> Option<&Inventory> {

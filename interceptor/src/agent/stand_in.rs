@@ -62,6 +62,7 @@ pub(super) fn closed(kind: Kind, document: &str) -> Option<StandIn> {
         Kind::Sidecar => object.is_object().then(|| Some(sidecar(&object["spec"]))),
         // The mesh configuration is about everything.
         Kind::ConfigMap if object.pointer("/data/mesh").is_some() => None,
+        Kind::InterceptorConfig => Some(interceptor_config(&object["spec"])),
         // Endpoints, credentials and what is logged: without them less is reached.
         _ => return Some(StandIn::Nothing),
     };
@@ -143,6 +144,19 @@ fn destination_rule(spec: &Value) -> Option<Option<Value>> {
         kept["workloadSelector"] = json!({"matchLabels": labels});
     }
     Some(Some(kept))
+}
+
+/// What was to leave through proxies leaves through none, and so not at all (T-47). Without proxies it is as
+/// if nobody had written it.
+fn interceptor_config(spec: &Value) -> Option<Value> {
+    spec.get("egressProxy").filter(|proxies| !proxies.is_null())?;
+    let proxies = json!([{"name": "nowhere", "url": format!("http://{NOWHERE}:1")}]);
+    let mut kept = json!({"egressProxy": {"proxies": proxies}});
+    let labels = &spec["selector"]["matchLabels"];
+    if is_labels(labels) {
+        kept["selector"] = json!({"matchLabels": labels});
+    }
+    Some(kept)
 }
 
 /// Its workloads see nothing; whom it selects is taken for everybody where that cannot be read.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::cluster_dns;
-use super::documents::{Documents, Event, Feed};
+use super::conditions::{self, Overdue};
+use super::documents::{Changed, Documents, Event, Feed};
 use super::kinds::{Kind, Name, Object, Shelf};
 use super::pods::{Cover, Mode, Pod};
 use super::policies::{Compiled, Policies};
@@ -17,7 +18,7 @@ use crate::policy::{Caller, Sources, Store};
 use crate::workloads::annotations::CaptureLists;
 
 /// The feeds of the whole cluster, beside the mesh configuration.
-const CLUSTER: [Kind; 10] = [
+const CLUSTER: [Kind; 11] = [
     Kind::Namespace,
     Kind::Pod,
     Kind::ServiceEntry,
@@ -26,6 +27,7 @@ const CLUSTER: [Kind; 10] = [
     Kind::DestinationRule,
     Kind::Sidecar,
     Kind::Telemetry,
+    Kind::InterceptorConfig,
     Kind::Service,
     Kind::EndpointSlice,
 ];
@@ -100,11 +102,11 @@ impl State {
         &self.fixed
     }
 
-    /// Folds one event in. Whether something changed that [`Self::settle`] should see to.
-    pub fn apply(&mut self, feed: &Feed, event: Event) -> bool {
+    /// Folds one event in. What changed that [`Self::settle`] should see to.
+    pub fn apply(&mut self, feed: &Feed, event: Event) -> Changed {
         let changed = self.documents.apply(feed, event);
         self.is_new |= changed.content && feed.kind.shelf() != Shelf::Workloads;
-        changed.content || changed.freshness
+        changed
     }
 
     /// The feeds whose first list is still waited for. Until it is there, nothing new takes effect:
@@ -237,11 +239,32 @@ impl State {
                 }
             }
         }
+        for (config, text) in self.documents.of(Kind::InterceptorConfig) {
+            let mut names = Vec::new();
+            if let Ok(config) = serde_json::from_str::<Value>(text) {
+                credentials(&config, &mut names);
+            }
+            // The mesh's hold for everybody.
+            let concerns = namespaces.contains(&*config.namespace)
+                || config.namespace == self.mesh.namespace && !namespaces.is_empty();
+            for name in names.into_iter().filter(|_| concerns) {
+                let namespace = config.namespace.clone();
+                wanted.insert(Feed::one(Kind::Secret, Name { namespace, name }));
+            }
+        }
         // It is watched anyhow, and is no credential.
         wanted.remove(&Feed::one(Kind::ConfigMap, self.mesh.clone()));
         // What cannot be a name is none, and must not become a part of a path.
         wanted.retain(|feed| feed.only.as_ref().is_some_and(|one| Name::is_plain(&one.name)));
         wanted
+    }
+
+    /// The statuses that are not as they should be, as far as everything was seen to.
+    pub(super) fn overdue(&self) -> Vec<Overdue> {
+        match self.has_settled() {
+            true => conditions::overdue(&self.documents, &self.policies),
+            false => Vec::new(),
+        }
     }
 
     /// The pods of the node.

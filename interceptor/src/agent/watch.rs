@@ -42,6 +42,8 @@ pub(super) enum Told {
     Failing(String, String),
     /// It works (again).
     Working(String),
+    /// Something that people should know.
+    Said(String),
 }
 
 /// What every watch needs.
@@ -342,7 +344,8 @@ pub(super) fn why(error: &kube::Error) -> String {
     }
 }
 
-fn status(error: &kube::Error) -> Option<u16> {
+/// The HTTP status that an error of the client is.
+pub(super) fn status(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
         _ => None,

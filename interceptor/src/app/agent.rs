@@ -25,6 +25,7 @@ use super::{AppError, resolv_conf, scope, system};
 use crate::account::LogTarget;
 use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
+use crate::agent::refusals::{self, Refusals};
 use crate::agent::{Agent, Disk, Options, State};
 use crate::cli::{self, Exit};
 use crate::cni::Records;
@@ -47,6 +48,7 @@ const SILENCE: Duration = Duration::from_secs(330);
 pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
     let mut signals = Signals::listen().map_err(system("cannot catch signals"))?;
     let client = client().await?;
+    let for_events = client.clone();
     let disk = match args.once {
         true => None,
         false => Some(disk(&args)?),
@@ -64,6 +66,7 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
                 ..Sources::default()
             },
             disk,
+            tells: !args.once,
         },
     );
     if args.once {
@@ -75,7 +78,7 @@ pub(super) async fn run(args: cli::Agent) -> Result<Exit, AppError> {
     descriptors::raise_limit();
     let follower = Follower::start(agent);
     let ended = match Ground::wait(&follower, &args, &mut signals).await? {
-        Some(ground) => cover(&follower, &args, ground, &mut signals).await,
+        Some(ground) => cover(&follower, &args, ground, &mut signals, for_events).await,
         None => Ok(()),
     };
     follower.stop().await;
@@ -180,6 +183,7 @@ async fn cover(
     args: &cli::Agent,
     ground: Ground,
     signals: &mut Signals,
+    client: Client,
 ) -> Result<(), AppError> {
     let Ground { hierarchy, cgroups, own } = ground;
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
@@ -242,6 +246,10 @@ async fn cover(
          known",
         running.covered.all().len()
     );
+    let (listener, heard) = mpsc::channel(refusals::QUEUE);
+    running.log.tell_refusals(listener);
+    let refusals = Refusals::new(client, &args.node, Arc::clone(&follower.state));
+    let refusals = tokio::spawn(refusals.run(heard));
     let mut applied = snapshot;
     let mut plugin = Keeper::new(args);
     loop {
@@ -271,6 +279,7 @@ async fn cover(
             }
         }
     }
+    refusals.abort();
     begun.admin.abort();
     begun.watchdog.iter().for_each(JoinHandle::abort);
     session.stay();

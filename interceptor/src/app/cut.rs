@@ -140,7 +140,7 @@ fn end(
                 }
                 if transport == Transport::Udp {
                     running.ended.forget(socket);
-                    running.log.write(record(running, socket));
+                    running.log.write(record(running, &whose, socket));
                 }
                 count += 1;
             }
@@ -173,8 +173,9 @@ fn is_local(socket: &Connected) -> bool {
 }
 
 /// The kernel accounts for TCP only.
-fn record(running: &Running, socket: &Connected) -> Record {
+fn record(running: &Running, whose: &Whose, socket: &Connected) -> Record {
     let mut record = Record::new(clock::wall(), socket.peer, socket.local);
+    record.more.pod.clone_from(&whose.workload.pod);
     record.upstream_cluster = Some(ClusterName::black_hole());
     record.flags = vec![Flag::UH];
     record.reason = Reason::NotRegistered;

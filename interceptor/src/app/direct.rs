@@ -21,6 +21,7 @@ use crate::origin::OriginalDst;
 use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::{ClientHello, Hello, Malformed};
 use crate::tiers::{Labels, name_in};
+use crate::workloads::PodIdentity;
 
 /// How often connections that owe a name are looked through, while there are any.
 const WATCH: Duration = Duration::from_millis(200);
@@ -82,6 +83,10 @@ impl DirectFlows for Direct {
 
     fn name_of(&self, netns: u64, ip: IpAddr) -> Option<HostName> {
         self.covered.whose(netns)?.tenant.sync.name_of(ip)
+    }
+
+    fn pod_of(&self, netns: u64) -> Option<Arc<PodIdentity>> {
+        self.covered.whose(netns)?.workload.pod.clone()
     }
 
     fn reason_of(&self, netns: u64, dst: SocketAddr) -> Reason {

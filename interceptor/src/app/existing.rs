@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use interceptor_common::{SocketState, Tier};
 use ipnet::IpNet;
 
+use super::covered::CoveredNamespace;
 use super::cut::{Covered, allows};
 use super::handler::Running;
 use crate::account::{Flag, Record};
@@ -118,7 +119,7 @@ impl Existing {
         let mut said = Said::default();
         for covered in running.covered.all().values() {
             for socket in self.kept(running, &covered.netns) {
-                said.add(running, &socket, Fate::Kept);
+                said.add(running, covered, &socket, Fate::Kept);
             }
         }
         self.settle_new(running, &mut said);
@@ -154,7 +155,7 @@ impl Existing {
                         if fate == Fate::Muted {
                             muted.insert(socket.cookie());
                         }
-                        said.add(running, &socket, fate);
+                        said.add(running, covered, &socket, fate);
                     }
                     Ok(())
                 });
@@ -236,7 +237,7 @@ impl Existing {
                     || self.keeps(&socket);
                 if !inside && !allowed && ours.made(&socket) {
                     let fate = diag.destroy(&socket).map_or(Fate::Muted, |_| Fate::Cut);
-                    said.add(running, &socket, fate);
+                    said.add(running, covered, &socket, fate);
                 }
             }
         }
@@ -341,8 +342,16 @@ struct Said {
 }
 
 impl Said {
-    fn add(&mut self, running: &Running, socket: &Connected, fate: Fate) {
-        running.log.write(record(running, socket, fate));
+    fn add(
+        &mut self,
+        running: &Running,
+        covered: &CoveredNamespace,
+        socket: &Connected,
+        fate: Fate,
+    ) {
+        let mut record = record(running, socket, fate);
+        record.more.pod.clone_from(&covered.whose().workload.pod);
+        running.log.write(record);
         match fate {
             Fate::Kept => self.kept += 1,
             Fate::Cut | Fate::Muted => self.cut += 1,

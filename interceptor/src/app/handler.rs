@@ -19,7 +19,7 @@ use super::sandboxes::Sandboxes;
 use super::watchdog::Repairs;
 use crate::account::{AccessLog, Folds};
 use crate::admin::report::{
-    Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, Reloads,
+    Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, PodRecords, Reloads,
     StatusReport, Table, Tiers, Uncovered,
 };
 use crate::admin::{Covering, ExecInfo, Handler, Offer, OfferedNamespace, Sandbox};
@@ -30,6 +30,7 @@ use crate::kernel::Kernel;
 use crate::policy::{Enforcement, OnLoss, OnRemoval, Outbound, Store};
 use crate::resolve::Resolver;
 use crate::tiers::{Commons, Labels};
+use crate::workloads::PodIdentity;
 use crate::workloads::cgroup::Cgroup;
 
 /// The parts that status reads and the control socket changes.
@@ -178,6 +179,7 @@ impl Handler for Running {
                 .filter(|(_, count)| *count > 0)
                 .map(|(reason, count)| (reason.into(), count))
                 .collect(),
+            pods: self.log.records_by_pod().into_iter().map(pod_records).collect(),
             access_log_dropped: self.log.dropped(),
             bypass: tables.bypass_list().iter().map(ToString::to_string).collect(),
             resolvers: self.resolvers.iter().map(ToString::to_string).collect(),
@@ -276,6 +278,15 @@ impl Running {
             }
         }
         all
+    }
+}
+
+fn pod_records((pod, records): (Arc<PodIdentity>, Vec<(&'static str, u64)>)) -> PodRecords {
+    PodRecords {
+        namespace: pod.namespace.to_string(),
+        name: pod.name.to_string(),
+        service_account: pod.service_account.to_string(),
+        records: records.into_iter().map(|(why, count)| (why.into(), count)).collect(),
     }
 }
 

@@ -132,10 +132,11 @@ impl Pods {
                 Mode::Enforce | Mode::Audit => {
                     // Nothing is in force: it stays held.
                     let Some(policy) = state.policy(pod) else { continue };
+                    let bypass = policy.store.current().bypass.clone();
                     Some(WantedRules {
                         policy: Arc::clone(&policy.store),
                         resolvers: pod.resolvers(&cluster, &self.node.dns),
-                        lists: state.capture_lists(pod),
+                        lists: state.capture_lists(pod).without(bypass),
                     })
                 }
             };
@@ -149,6 +150,7 @@ impl Pods {
                 namespace: pod.namespace().into(),
                 name: pod.name().into(),
                 labels: pod.labels().clone(),
+                pod: Some(Arc::new(pod.identity())),
             });
             let paths = pod.cgroup_paths(&self.node.root);
             wanted.push(Wanted { name: name.clone(), uid, paths, rules, workload });
@@ -213,8 +215,17 @@ impl Pods {
         };
         let gone = self.known.iter().filter(|(name, known)| !stays(name, known));
         let gone: Vec<Name> = gone.map(|(name, _)| name.clone()).collect();
+        let left = !gone.is_empty();
         for name in gone {
             self.drop(running, &name).await;
+        }
+        if left {
+            let uids: HashSet<_> = wanted
+                .iter()
+                .filter_map(|one| one.workload.pod.as_ref())
+                .map(|pod| &*pod.uid)
+                .collect();
+            running.log.keep_pods(|pod| uids.contains(&*pod.uid));
         }
         self.troubles.retain(|name, _| wanted.iter().any(|one| one.name == *name));
         self.audited.retain(|name| wanted.iter().any(|one| one.name == *name));

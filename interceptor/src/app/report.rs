@@ -14,6 +14,7 @@ use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
 use crate::kernel::{Closed, ClosedTier, EventReader, KernelEvent, Refused, RefusedHello};
 use crate::policy::{Enforcement, Store};
+use crate::workloads::PodIdentity;
 
 /// Refused hellos of one destination and name that have a line of their own before they are folded:
 /// a client's own retries do.
@@ -29,6 +30,9 @@ pub(super) trait DirectFlows: Send + Sync {
 
     /// Why every connection of a namespace to `dst` is refused.
     fn reason_of(&self, netns: u64, dst: SocketAddr) -> Reason;
+
+    /// The pod that a namespace is of.
+    fn pod_of(&self, netns: u64) -> Option<Arc<PodIdentity>>;
 
     /// The name that the daemon knows an address by, for a namespace.
     fn name_of(&self, netns: u64, ip: IpAddr) -> Option<HostName>;
@@ -91,6 +95,7 @@ impl Reporter {
             KernelEvent::Closed(closed) => match closed.tier {
                 ClosedTier::Direct | ClosedTier::Named { .. } => {
                     let mut record = self.direct.closed(&closed);
+                    record.more.pod = self.direct.pod_of(closed.netns);
                     if let Some(why) = self.cut(&closed) {
                         record.flags = vec![Flag::UH];
                         record.connection_termination_details = Some(why);
@@ -101,6 +106,7 @@ impl Reporter {
                 ClosedTier::Bypassed | ClosedTier::Resolver => {
                     if self.bypass_log && self.is_strict() {
                         let mut record = bypassed(&closed);
+                        record.more.pod = self.direct.pod_of(closed.netns);
                         record.connection_termination_details = self.cut(&closed);
                         let name = self.direct.name_of(closed.netns, closed.dst.ip());
                         record.note_address_of(name.as_ref(), true);
@@ -110,7 +116,8 @@ impl Reporter {
             },
             KernelEvent::Refused(refused) => self.refused(&refused),
             KernelEvent::RefusedHello(refused) => {
-                let record = self.direct.refused(&refused);
+                let mut record = self.direct.refused(&refused);
+                record.more.pod = self.direct.pod_of(refused.socket.netns);
                 let why = Cow::Borrowed(record.reason.label());
                 let same = Same { dst: refused.socket.dst, why, name: refused.name };
                 self.folds.fold(same, record, HELLOS);
@@ -126,6 +133,7 @@ impl Reporter {
     fn refused(&mut self, refused: &Refused) {
         let src = refused.src.unwrap_or_else(|| unspecified_like(refused.dst));
         let mut record = Record::new(refused.at, refused.dst, src);
+        record.more.pod = self.direct.pod_of(refused.netns);
         record.upstream_cluster = Some(ClusterName::black_hole());
         record.flags = vec![Flag::UH];
         record.reason = Reason::NotRegistered;
@@ -223,6 +231,10 @@ mod tests {
 
         fn reason_of(&self, _netns: u64, _dst: SocketAddr) -> Reason {
             Reason::NotRegistered
+        }
+
+        fn pod_of(&self, netns: u64) -> Option<Arc<PodIdentity>> {
+            (netns == 1).then(|| Arc::new(crate::workloads::testing::web_0()))
         }
 
         fn name_of(&self, _netns: u64, ip: IpAddr) -> Option<HostName> {

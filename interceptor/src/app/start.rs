@@ -81,6 +81,7 @@ pub(super) async fn start(
         namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
         labels: args.workload.labels.iter().cloned().collect(),
+        pod: None,
     });
     let mut charges = Vec::new();
     for (netns, listeners) in namespaces {

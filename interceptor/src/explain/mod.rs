@@ -104,6 +104,23 @@ impl Dialled {
     }
 }
 
+/// The resource that came nearest to allowing a connection that was refused, of which no more is known
+/// than where it went and the name that it showed.
+pub fn nearest_to(
+    policy: &decide::Policy,
+    name: Option<&HostName>,
+    dst: SocketAddr,
+) -> Option<Nearest> {
+    let question = Question {
+        first: if name.is_some() { FirstBytes::Tls } else { FirstBytes::Raw },
+        host: name.map_or(Peer::Ip(dst.ip()), |name| Peer::Name(name.clone())),
+        port: dst.port(),
+        path: "/".to_owned(),
+        dst: Some(dst),
+    };
+    nearest::nearest(policy, &question, &Dialled { addr: dst, assumed: false })
+}
+
 /// What is known of names. Those that were asked for in vain are noted.
 struct Names<'a> {
     known: &'a HashMap<HostName, Arc<[IpAddr]>>,

@@ -7,6 +7,7 @@ use super::compile::{Compiled, Input, Mesh, compile};
 use super::destination_rule::{self, Defaults, Rules as DestinationRules};
 use super::entry::{Entry, ServicePort};
 use super::fields::Findings;
+use super::interceptor_config::{self, Scope};
 use super::inventory::Inventory;
 use super::load::{Caller, Loaded, Sources, Summary};
 use super::mesh::MeshConfig;
@@ -20,6 +21,9 @@ use super::workload_entry::WorkloadEntry;
 use super::{Enforcement, Outbound, Snapshot, telemetry};
 use crate::decide::pattern::EntryHost;
 use crate::decide::{Group, Policy, Service};
+
+/// The root namespace where the mesh configuration names none.
+pub(super) const ROOT: &str = "istio-system";
 
 /// T-28: strict's wait for first bytes where nothing is configured.
 const STRICT_SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +45,10 @@ pub struct Checked {
     resources: Resources,
     warnings: Vec<Notice>,
     pub(super) rejected: Vec<Notice>,
+    /// Of InterceptorConfigs that have no effect, or not all of it.
+    overruled: Vec<Notice>,
+    /// There is one workload only.
+    is_lone: bool,
     pub(super) inventory: Inventory,
 }
 
@@ -69,6 +77,8 @@ impl Checked {
             resources,
             warnings: out.warnings,
             rejected: out.rejected,
+            overruled: Vec::new(),
+            is_lone: false,
             inventory,
         }
     }
@@ -76,6 +86,26 @@ impl Checked {
     /// The profile that it was validated for.
     pub fn enforcement(&self) -> Enforcement {
         self.profile
+    }
+
+    /// Says which InterceptorConfigs have no effect; `lone` is the only workload, if there is one only.
+    pub(super) fn judge_configs(&mut self, lone: Option<&Caller>) {
+        self.is_lone = lone.is_some();
+        let (configs, scope) = (&self.resources.configs, self.scope());
+        let mut overruled = interceptor_config::overruled(configs, scope);
+        overruled.extend(lone.and_then(|caller| interceptor_config::idle(configs, caller, scope)));
+        self.warnings.extend(overruled.iter().cloned());
+        self.overruled = overruled;
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        let root = self.mesh.root_namespace.as_deref().unwrap_or(ROOT);
+        Scope { root, is_lone: self.is_lone }
+    }
+
+    /// Of InterceptorConfigs that have no effect, or not all of it.
+    pub fn overruled(&self) -> &[Notice] {
+        &self.overruled
     }
 
     /// Resources that are left out, and why.
@@ -117,7 +147,8 @@ impl Checked {
         };
         let mut compiled =
             compile_for(caller, input, &self.mesh, &self.overrides, &self.rules, &mut out);
-        if let Some(proxies) = &resources.egress_proxies {
+        let says = interceptor_config::says(&resources.configs, caller, self.scope());
+        if let Some(proxies) = &says.egress_proxies {
             compiled.rules.doors = proxies.doors(&resources.secrets);
         }
         out.warnings.extend(double_tls(&self.rules, caller, &compiled.rules.services));
@@ -147,11 +178,12 @@ impl Checked {
             udp_allowed: compiled.udp,
             refuse_datagrams: profile == Enforcement::Strict && outbound == Outbound::RegistryOnly,
             credentials: resources.secrets.keyring(namespace),
-            on_removal: sources.on_removal.or(resources.on_removal).unwrap_or_default(),
-            on_loss: sources.on_loss.or(resources.on_loss).unwrap_or_default(),
-            on_log_loss: sources.on_log_loss.or(resources.on_log_loss).unwrap_or_default(),
-            fast_path: sources.fast_path.or(resources.fast_path).unwrap_or(true),
-            limits: resources.limits.unwrap_or_default(),
+            on_removal: sources.on_removal.or(says.on_removal).unwrap_or_default(),
+            on_loss: sources.on_loss.or(says.on_loss).unwrap_or_default(),
+            on_log_loss: sources.on_log_loss.or(says.on_log_loss).unwrap_or_default(),
+            fast_path: sources.fast_path.or(says.fast_path).unwrap_or(true),
+            limits: says.limits(),
+            bypass: says.bypass.unwrap_or_default(),
         };
         Loaded {
             snapshot,
@@ -175,7 +207,7 @@ fn destination_rules(
     out: &mut Findings,
 ) -> DestinationRules {
     let defaults = Defaults {
-        root_namespace: mesh.root_namespace.clone().unwrap_or_else(|| "istio-system".to_owned()),
+        root_namespace: mesh.root_namespace.clone().unwrap_or_else(|| ROOT.to_owned()),
         export_to: or_all(&mesh.destination_rule_export),
         profile,
     };
@@ -221,7 +253,7 @@ fn compile_for(
     let service_export: Vec<String> =
         config.default_export.iter().flatten().map(|item| item.value.clone()).collect();
     let mesh = Mesh {
-        root: config.root_namespace.as_deref().unwrap_or("istio-system"),
+        root: config.root_namespace.as_deref().unwrap_or(ROOT),
         service_export: or_all(&service_export),
         virtual_service_export: or_all(&config.virtual_service_export),
         outbound: sources.outbound.or(config.outbound).unwrap_or_default(),

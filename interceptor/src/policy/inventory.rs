@@ -78,6 +78,11 @@ impl Inventory {
         self.resources.is_empty()
     }
 
+    /// Whether some version of a resource is in force.
+    pub fn has(&self, id: &str) -> bool {
+        self.resources.contains_key(id)
+    }
+
     /// The documents of those of `ids` that this inventory has.
     pub(super) fn documents<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Substitutes {
         let mut found = Substitutes::new();

@@ -45,6 +45,16 @@ impl Default for Limits {
     }
 }
 
+/// What was given of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct LimitsGiven {
+    pub(super) connections: Option<u64>,
+    pub(super) connections_per_workload: Option<u64>,
+    pub(super) undecided: Option<u64>,
+    pub(super) undecided_per_workload: Option<u64>,
+    pub(super) descriptor_reserve: Option<u64>,
+}
+
 impl Limits {
     /// Most connections, where there are so many `descriptors` for them.
     pub fn connections(&self, descriptors: u64) -> u64 {
@@ -57,7 +67,9 @@ impl Limits {
         let most = || WORKLOAD_CONNECTIONS.min(all - all / LEFT_TO_OTHERS);
         self.connections_per_workload.unwrap_or_else(most)
     }
+}
 
+impl LimitsGiven {
     /// Reads `limits`.
     pub(super) fn read(mut f: Fields<'_>, cx: &Context, out: &mut Findings) -> Self {
         let mut number = |field: &str| {
@@ -72,12 +84,45 @@ impl Limits {
         let read = Self {
             connections: number("connections"),
             connections_per_workload: number("connectionsPerWorkload"),
-            undecided: number("undecided").unwrap_or(UNDECIDED),
-            undecided_per_workload: number("undecidedPerWorkload").unwrap_or(WORKLOAD_UNDECIDED),
-            descriptor_reserve: number("descriptorReserve").unwrap_or(DESCRIPTOR_RESERVE),
+            undecided: number("undecided"),
+            undecided_per_workload: number("undecidedPerWorkload"),
+            descriptor_reserve: number("descriptorReserve"),
         };
         f.finish(cx, out);
         read
+    }
+
+    /// Those of one workload.
+    pub(super) fn of_one(self) -> Self {
+        let Self { connections_per_workload, undecided_per_workload, .. } = self;
+        Self { connections_per_workload, undecided_per_workload, ..Self::default() }
+    }
+
+    /// These, and what `other` gives beyond them.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.or(other.connections),
+            connections_per_workload: self
+                .connections_per_workload
+                .or(other.connections_per_workload),
+            undecided: self.undecided.or(other.undecided),
+            undecided_per_workload: self.undecided_per_workload.or(other.undecided_per_workload),
+            descriptor_reserve: self.descriptor_reserve.or(other.descriptor_reserve),
+        }
+    }
+
+    /// With the defaults for what was not given.
+    pub(super) fn with_defaults(self) -> Limits {
+        let defaults = Limits::default();
+        Limits {
+            connections: self.connections,
+            connections_per_workload: self.connections_per_workload,
+            undecided: self.undecided.unwrap_or(defaults.undecided),
+            undecided_per_workload: self
+                .undecided_per_workload
+                .unwrap_or(defaults.undecided_per_workload),
+            descriptor_reserve: self.descriptor_reserve.unwrap_or(defaults.descriptor_reserve),
+        }
     }
 }
 

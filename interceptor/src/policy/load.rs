@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checked::Checked;
+use super::checked::{Checked, ROOT};
 use super::fields::{Context, Findings};
+use super::interceptor_config::{self, Scope};
 use super::inventory::{Inventory, Substitutes};
 use super::node::{At, MAX_FILE_BYTES};
 use super::notice::{LoadErrors, Notice};
@@ -135,7 +136,7 @@ pub fn load_over(
     caller: &Caller,
     before: &Inventory,
 ) -> Result<Loaded, LoadErrors> {
-    check_over(sources, before).map(|checked| checked.compile(caller))
+    check_for(sources, before, Some(caller)).map(|checked| checked.compile(caller))
 }
 
 /// Reads and validates what is to follow `before`, for whichever workload it is compiled then.
@@ -143,16 +144,25 @@ pub fn load_over(
 /// # Errors
 /// As for [`load`].
 pub fn check_over(sources: &Sources, before: &Inventory) -> Result<Checked, LoadErrors> {
+    check_for(sources, before, None)
+}
+
+/// The same; `lone` is the only workload, if there is one only.
+fn check_for(
+    sources: &Sources,
+    before: &Inventory,
+    lone: Option<&Caller>,
+) -> Result<Checked, LoadErrors> {
     let again = !before.is_empty();
     let known = before.known();
-    let checked = check_once(sources, again, Substitutes::new(), &known)?;
+    let checked = check_once(sources, again, Substitutes::new(), &known, lone)?;
     let names = checked.rejected.iter().filter_map(|notice| notice.resource.as_deref());
     let substitutes = before.documents(names);
     if substitutes.is_empty() {
         return Ok(checked);
     }
     let mut kept: Vec<_> = substitutes.keys().cloned().collect();
-    let mut second = check_once(sources, again, substitutes, &known)?;
+    let mut second = check_once(sources, again, substitutes, &known, lone)?;
     // What was good once need not be beside other settings.
     kept.retain(|id| second.rejected.iter().all(|notice| notice.resource.as_deref() != Some(id)));
     second.inventory.keep(before, kept.iter());
@@ -172,6 +182,7 @@ fn check_once(
     again: bool,
     substitutes: Substitutes,
     known: &Arc<Known>,
+    lone: Option<&Caller>,
 ) -> Result<Checked, LoadErrors> {
     let mut out = Findings::default();
     let known = Arc::clone(known);
@@ -214,7 +225,7 @@ fn check_once(
         let message = "a second mesh configuration; give one only";
         out.errors.push(context.notice(At { line: 1, column: 1 }, "", message));
     }
-    let profile = sources.enforcement.or(resources.enforcement).unwrap_or_default();
+    let profile = sources.enforcement.or(enforcement(&resources, lone)).unwrap_or_default();
     let written = std::mem::take(&mut resources.service_entries).into_iter();
     let mut known = Known::with_capacity(written.len());
     let entries: Vec<_> =
@@ -233,7 +244,10 @@ fn check_once(
         let seen = std::mem::take(&mut resources.seen);
         Inventory::of(seen, &texts, |id| rejected.contains(id)).with_known(known)
     };
-    Ok(Checked::new(sources.overrides(), profile, entries, resources, inventory, out))
+    let mut checked =
+        Checked::new(sources.overrides(), profile, entries, resources, inventory, out);
+    checked.judge_configs(lone);
+    Ok(checked)
 }
 
 impl Sources {
@@ -262,6 +276,15 @@ impl Sources {
             ..Self::default()
         }
     }
+}
+
+/// The profile that InterceptorConfigs ask for.
+fn enforcement(resources: &Resources, lone: Option<&Caller>) -> Option<Enforcement> {
+    let root = resources.meshes.last().and_then(|mesh| mesh.root_namespace.as_deref());
+    let root = root.unwrap_or(ROOT);
+    let anybody = Caller::new(root);
+    let scope = Scope { root, is_lone: lone.is_some() };
+    interceptor_config::says(&resources.configs, lone.unwrap_or(&anybody), scope).enforcement
 }
 
 /// T-22: strict takes no host that also matches names of other owners.

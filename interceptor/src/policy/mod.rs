@@ -8,6 +8,7 @@ mod egress_proxy;
 mod entry;
 mod fields;
 mod gateway;
+mod interceptor_config;
 mod inventory;
 mod kubernetes;
 mod limits;
@@ -161,6 +162,8 @@ pub struct Snapshot {
     pub fast_path: bool,
     /// How much one workload, and all together, may take.
     pub limits: Limits,
+    /// Networks to which a pod's TCP goes as without us: `bypassCIDRs` of an InterceptorConfig.
+    pub bypass: Vec<IpNet>,
 }
 
 impl Snapshot {
@@ -191,6 +194,7 @@ impl Snapshot {
             fast_path: false,
             udp_allowed: Vec::new(),
             limits: Limits::default(),
+            bypass: Vec::new(),
             refuse_datagrams: true,
         }
     }

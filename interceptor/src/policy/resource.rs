@@ -5,14 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::destination_rule::DestinationRule;
-use super::egress_proxy::EgressProxies;
 use super::fields::{Context, Fields, Findings};
 use super::gateway::Gateway;
+use super::interceptor_config::InterceptorConfig;
 use super::inventory::{Seen, Substitutes, identity};
 use super::kubernetes::{EndpointSlice, KubernetesService, SecretStore, read_pod};
-use super::limits::Limits;
 use super::mesh::MeshConfig;
-use super::metadata::{Meta, read_meta, shadows};
+use super::metadata::{read_meta, shadows};
 use super::node::{At, BadYaml, Node, Value, parse};
 use super::parts::{self, Known, Origin, Part, Piece, Written};
 use super::selection::Workload;
@@ -21,7 +20,6 @@ use super::sidecar::Sidecar;
 use super::telemetry::Telemetry;
 use super::virtual_service::VirtualService;
 use super::workload_entry::WorkloadEntry;
-use super::{Enforcement, OnLogLoss, OnLoss, OnRemoval};
 
 /// Everything that the files hold, as written.
 #[derive(Debug, Default)]
@@ -38,15 +36,9 @@ pub(super) struct Resources {
     pub(super) sidecars: Vec<Sidecar>,
     pub(super) telemetries: Vec<Telemetry>,
     pub(super) meshes: Vec<MeshConfig>,
-    pub(super) enforcement: Option<Enforcement>,
+    pub(super) configs: Vec<InterceptorConfig>,
     /// See [`Gateway`]: for workloads that are one.
     pub(super) gateways: Vec<Gateway>,
-    pub(super) on_removal: Option<OnRemoval>,
-    pub(super) on_loss: Option<OnLoss>,
-    pub(super) on_log_loss: Option<OnLogLoss>,
-    pub(super) fast_path: Option<bool>,
-    pub(super) limits: Option<Limits>,
-    pub(super) egress_proxies: Option<EgressProxies>,
     /// Documents read, understood or not.
     pub(super) documents: usize,
     /// Every resource read, in order.
@@ -327,7 +319,11 @@ impl Resources {
                 self.config_map(node, &cx, out);
                 return;
             }
-            "InterceptorConfig" => self.interceptor_config(&meta, &mut top, node, &cx, out),
+            "InterceptorConfig" => {
+                top.take("status");
+                let spec = spec(&mut top, node, &cx, out);
+                self.configs.push(InterceptorConfig::read(meta, node.at, spec, &cx, out));
+            }
             other
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
@@ -400,56 +396,6 @@ impl Resources {
                 self.meshes.push(MeshConfig::read(fields, &inside, out));
             }
             Err(bad) => out.errors.push(inside.notice(bad.at, "data.mesh", bad.message)),
-        }
-    }
-
-    fn interceptor_config<'n>(
-        &mut self,
-        meta: &Meta,
-        top: &mut Fields<'n>,
-        node: &'n Node,
-        cx: &Context,
-        out: &mut Findings,
-    ) {
-        let mut spec = spec(top, node, cx, out);
-        let names = [("strict", Enforcement::Strict), ("istio", Enforcement::Istio)];
-        let found = spec.text("enforcement", cx, out);
-        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
-            self.enforcement = Some(value);
-        }
-        let names = [("keep", OnRemoval::Keep), ("cut", OnRemoval::Cut)];
-        let found = spec.text("onPolicyRemoval", cx, out);
-        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
-            self.on_removal = Some(value);
-        }
-        let names = [("closed", OnLoss::Closed), ("direct-tier", OnLoss::DirectTier)];
-        let found = spec.text("onDaemonLoss", cx, out);
-        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
-            self.on_loss = Some(value);
-        }
-        let names = [("continue", OnLogLoss::Continue), ("refuse", OnLogLoss::Refuse)];
-        let found = spec.text("onLogLoss", cx, out);
-        if let Some(value) = super::service_entry::one_of(found, &names, cx, out) {
-            self.on_log_loss = Some(value);
-        }
-        if let Some(value) = spec.boolean("fastPath", cx, out) {
-            self.fast_path = Some(value.value);
-        }
-        if let Some(limits) = spec.take("limits") {
-            let fields = Fields::of(limits.value, limits.path, cx, out);
-            self.limits = Some(Limits::read(fields, cx, out));
-        }
-        if let Some(proxies) = spec.take("egressProxy") {
-            let fields = Fields::of(proxies.value, proxies.path, cx, out);
-            let namespace = Arc::clone(&meta.namespace);
-            self.egress_proxies = Some(EgressProxies::read(fields, namespace, cx, out));
-        }
-        let later = ["mode", "bypassCIDRs", "excludedPorts", "resolvers", "accessLog", "selector"];
-        for (key, _) in spec.rest() {
-            let path = format!("spec.{}", key.name);
-            let known = later.contains(&key.name.as_str());
-            let message = if known { "not supported yet" } else { "unknown field" };
-            out.errors.push(cx.notice(key.at, &path, message));
         }
     }
 }

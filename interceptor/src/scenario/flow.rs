@@ -63,6 +63,7 @@ impl<'a> Site<'a> {
             namespace: caller.namespace.as_str().into(),
             name: "scenario".into(),
             labels: caller.labels.clone(),
+            pod: None,
         };
         let is_gateway = setting.gateway.is_some();
         let sender = Sender { uid: caller.uid, opted_out };

@@ -109,6 +109,14 @@ impl CaptureLists {
         Ok(self)
     }
 
+    /// The same without what goes to `networks`, whoever asked for that beside the pod.
+    pub fn without(mut self, networks: impl IntoIterator<Item = IpNet>) -> Self {
+        self.exclude_ranges.extend(networks);
+        self.exclude_ranges.sort_unstable();
+        self.exclude_ranges.dedup();
+        self
+    }
+
     fn set(&mut self, field: Field, key: &str, text: &str) -> Result<(), BadList> {
         match field {
             Field::IncludeRanges if text == "*" => self.include_ranges = Ranges::All,

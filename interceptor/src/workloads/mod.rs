@@ -23,4 +23,19 @@ pub struct Workload {
     pub name: Arc<str>,
     /// Its labels (workloadSelector).
     pub labels: BTreeMap<String, String>,
+    /// The pod that it is, where it is one.
+    pub pod: Option<Arc<PodIdentity>>,
+}
+
+/// A pod as log lines and metrics tell it from others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodIdentity {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The object's uid: a pod of a StatefulSet has the name of the one before it.
+    pub uid: Arc<str>,
+    /// The service account that it runs as.
+    pub service_account: Arc<str>,
 }

@@ -2,7 +2,18 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::PodIdentity;
 use super::cgroup::{Cgroup, Hierarchy};
+
+/// A pod like any other.
+pub(crate) fn web_0() -> PodIdentity {
+    PodIdentity {
+        namespace: "shop".into(),
+        name: "web-0".into(),
+        uid: "0f0d9b4e-6c1f-4f7c-9a55-0b7d0e0a1c11".into(),
+        service_account: "web".into(),
+    }
+}
 
 /// Whether to run a test that needs root and the real kernel. Without root such a test fails,
 /// unless INTERCEPTOR_NO_KERNEL=1 asks to leave it out.

@@ -40,6 +40,7 @@ pub async fn look(client: &Client, wanted: &Wanted<'_>) -> Vec<Finding> {
         return all;
     }
     all.extend(rights(client, wanted).await);
+    all.extend(writing(client).await);
     all.push(istio(client).await);
     all.push(mesh(client, wanted.mesh).await);
     all.push(pods(client, wanted.node).await);
@@ -63,6 +64,8 @@ struct Right {
     resource: &'static str,
     /// Only this one of them.
     only: Option<Name>,
+    /// A part of it that has rights of its own.
+    part: Option<&'static str>,
 }
 
 /// Everything that the agent reads whatever the cluster has. Secrets come with the rules that name
@@ -71,13 +74,18 @@ fn needed(mesh: &Name) -> Vec<Right> {
     let everywhere = Kind::ALL
         .into_iter()
         .filter(|kind| !matches!(kind, Kind::ConfigMap | Kind::Secret))
-        .map(|kind| Right { group: kind.group(), resource: kind.plural(), only: None });
-    let definitions =
-        Right { group: "apiextensions.k8s.io", resource: "customresourcedefinitions", only: None };
+        .map(|kind| Right { group: kind.group(), resource: kind.plural(), only: None, part: None });
+    let definitions = Right {
+        group: "apiextensions.k8s.io",
+        resource: "customresourcedefinitions",
+        only: None,
+        part: None,
+    };
     let mesh = Right {
         group: Kind::ConfigMap.group(),
         resource: Kind::ConfigMap.plural(),
         only: Some(mesh.clone()),
+        part: None,
     };
     everywhere.chain([definitions, mesh]).collect()
 }
@@ -121,12 +129,35 @@ async fn rights(client: &Client, wanted: &Wanted<'_>) -> Vec<Finding> {
     refused
 }
 
+/// What it may write: it runs without, and then people find less.
+async fn writing(client: &Client) -> Vec<Finding> {
+    const WHAT: &str = "telling";
+    let statuses = Kind::ALL.into_iter().filter(|kind| kind.has_conditions());
+    let statuses = statuses.map(|kind| (kind.group(), kind.plural(), Some("status"), "patch"));
+    let events = ["create", "patch"].map(|verb| ("events.k8s.io", "events", None, verb));
+    let mut lacking = Vec::new();
+    for (group, resource, part, verb) in statuses.chain(events) {
+        let right = Right { group, resource, only: None, part };
+        if !matches!(may(client, &right, verb).await, Ok(true)) {
+            let part = part.map(|part| format!("/{part}")).unwrap_or_default();
+            let found =
+                format!("may not {verb} {resource}{part}.{group}: that is said on the node only");
+            lacking.push(Finding::lacking(WHAT, found, ROLE));
+        }
+    }
+    if lacking.is_empty() {
+        lacking.push(Finding::good(WHAT, "statuses of resources, Events on pods"));
+    }
+    lacking
+}
+
 async fn may(client: &Client, right: &Right, verb: &str) -> Result<bool, String> {
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
             resource_attributes: Some(ResourceAttributes {
                 group: Some(right.group.to_owned()),
                 resource: Some(right.resource.to_owned()),
+                subresource: right.part.map(str::to_owned),
                 verb: Some(verb.to_owned()),
                 namespace: right.only.as_ref().map(|name| name.namespace.clone()),
                 name: right.only.as_ref().map(|name| name.name.clone()),
@@ -153,7 +184,7 @@ async fn istio(client: &Client) -> Finding {
     const WHAT: &str = "Istio's kinds";
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut served, mut absent) = (Vec::new(), Vec::new());
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_custom()) {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_istios()) {
         let mut version = None;
         for candidate in kind.versions() {
             let group = format!("{}/{candidate}", kind.group());

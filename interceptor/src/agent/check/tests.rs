@@ -33,7 +33,8 @@ async fn a_cluster_that_has_all_is_good() {
     assert!(found.suffice(), "{found}");
     let expected = "\
 ✓ API server     v1.36.0
-✓ rights         24 of 24 that it needs
+✓ rights         26 of 26 that it needs
+✓ telling        statuses of resources, Events on pods
 ✓ Istio's kinds  ServiceEntry v1, WorkloadEntry v1, VirtualService v1, DestinationRule v1, Sidecar v1, Telemetry v1
 ✓ mesh config    ConfigMap istio-system/istio
 ✓ pods           there are some on n
@@ -51,7 +52,7 @@ async fn what_may_not_be_read_is_named_with_its_remedy() {
     assert!(!found.suffice(), "{found}");
     let text = found.to_string();
     for line in [
-        "✓ rights         22 of 24 that it needs",
+        "✓ rights         24 of 26 that it needs",
         "✗ rights         may not watch sidecars.networking.istio.io",
         "                 fix: add it to the ClusterRole interceptor-agent (docs/agent.md)",
         "✗ rights         may not list configmaps istio-system/istio",
@@ -66,6 +67,8 @@ async fn what_may_not_be_read_is_named_with_its_remedy() {
 async fn what_it_can_do_without_is_said_and_no_failure() {
     let fake = Fake::with_istio();
     fake.undefine(Kind::Telemetry);
+    fake.deny("create", "events");
+    fake.deny("patch", "virtualservices");
     let found = look(&fake).await;
     assert!(found.suffice(), "{found}");
     let text = found.to_string();
@@ -73,7 +76,9 @@ async fn what_it_can_do_without_is_said_and_no_failure() {
         "! Istio's kinds  not there: Telemetry",
         "! mesh config    there is no ConfigMap istio-system/istio",
         "! pods           none has n as its node",
-        "3 to think about (!)",
+        "! telling        may not create events.events.k8s.io: that is said on the node only",
+        "! telling        may not patch virtualservices/status.networking.istio.io: that",
+        "5 to think about (!)",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }

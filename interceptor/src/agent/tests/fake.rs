@@ -19,6 +19,9 @@ use tokio_stream::StreamExt as _;
 
 use super::super::kinds::Kind;
 
+#[path = "fake_writes.rs"]
+mod writes;
+
 /// The server. Clones are the same one.
 #[derive(Clone, Default)]
 pub(crate) struct Fake(Arc<Mutex<Server>>);
@@ -41,6 +44,9 @@ struct Server {
     /// Verbs and plurals that access reviews say no to.
     denied: BTreeSet<(String, String)>,
     log: Vec<String>,
+    written: Vec<Value>,
+    /// What Events are answered with.
+    events: Option<u16>,
 }
 
 /// API group and version (`networking.istio.io/v1`, `v1`), and plural.
@@ -76,6 +82,8 @@ pub(super) enum Fault {
     Page(u16),
     /// To a watch, before it begins.
     Watch(u16),
+    /// To what is written.
+    Write(u16),
 }
 
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
@@ -97,7 +105,8 @@ impl Fake {
             async move {
                 let answer = match request.uri().path().ends_with("/selfsubjectaccessreviews") {
                     true => fake.review(request).await,
-                    false => fake.answer(&request),
+                    false if request.method() == http::Method::GET => fake.answer(&request),
+                    false => fake.write(request).await,
                 };
                 Ok::<_, Infallible>(answer)
             }
@@ -166,6 +175,14 @@ impl Fake {
         object["metadata"]["resourceVersion"] = json!(server.version.to_string());
         let name = name_of(&object);
         let known = server.objects.entry(path.clone()).or_default();
+        if path.0.contains(".io/") && object.get("spec").is_some() {
+            let before = known.get(&name);
+            let generation = before.and_then(|one| one["metadata"]["generation"].as_i64());
+            let same = before.is_some_and(|one| one["spec"] == object["spec"]);
+            let generation = generation.unwrap_or(0) + i64::from(!same);
+            object["metadata"]["generation"] = json!(generation);
+            object["metadata"]["uid"] = json!(format!("{}-{}", name.0, name.1));
+        }
         let kind = if known.insert(name, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
         server.happened(path, kind, object);
     }
@@ -198,6 +215,11 @@ impl Fake {
     /// Answers the next fitting request for `plural` so.
     pub(super) fn fail(&self, kind: Kind, fault: Fault) {
         self.lock().faults.push_back((kind.plural().to_owned(), fault));
+    }
+
+    /// Answers each request for an Event so.
+    pub(super) fn fail_events(&self, code: u16) {
+        self.lock().events = Some(code);
     }
 
     /// Ends every watch; what comes after has another connection.
@@ -293,7 +315,9 @@ impl Fake {
             _ => return status(404, "no such path"),
         };
         let path = (group, plural.to_owned());
-        if path.0.contains(".istio.io/") && !server.served.contains(&path) {
+        if [".istio.io/", "egress.interceptor.io/"].iter().any(|ours| path.0.contains(ours))
+            && !server.served.contains(&path)
+        {
             return status(404, "the server could not find the requested resource");
         }
         let mut selected = Selected { namespace, ..Selected::default() };

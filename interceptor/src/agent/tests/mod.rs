@@ -4,6 +4,7 @@ mod deciding;
 pub(crate) mod fake;
 mod injection;
 mod keeping;
+mod telling;
 mod watching;
 
 use std::time::Duration;
@@ -36,16 +37,31 @@ impl Node {
 
     /// An agent that keeps its state in `disk`.
     fn start_on(fake: &Fake, overrides: Sources, disk: Option<tempfile::TempDir>) -> Self {
+        Self::start_as("n", fake, overrides, disk)
+    }
+
+    /// An agent of another node.
+    fn named(fake: &Fake, node: &str) -> Self {
+        Self::start_as(node, fake, registry_only(), None)
+    }
+
+    fn start_as(
+        node: &str,
+        fake: &Fake,
+        overrides: Sources,
+        disk: Option<tempfile::TempDir>,
+    ) -> Self {
         let kept = disk
             .as_ref()
             .map(|dir| Disk { state: dir.path().to_owned(), secrets: dir.path().to_owned() });
         let options = Options {
-            node: "n".to_owned(),
+            node: node.to_owned(),
             mesh: Name { namespace: "istio-system".to_owned(), name: "istio".to_owned() },
             default: Mode::Enforce,
             capture: CaptureLists::default(),
             overrides,
             disk: kept,
+            tells: true,
         };
         let agent = Agent::start(fake.client(), options);
         Self { agent, said: Vec::new(), disk }

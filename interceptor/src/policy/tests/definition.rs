@@ -24,6 +24,9 @@ fn schema() -> Value {
 
 const PROXIES: &str = "egressProxy";
 
+/// What is no plain value: its names are compared.
+const LISTS: [&str; 3] = [PROXIES, "selector", "bypassCIDRs"];
+
 /// The names of all fields in a schema.
 fn names(schema: &Value, out: &mut BTreeSet<String>) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
@@ -37,7 +40,7 @@ fn names(schema: &Value, out: &mut BTreeSet<String>) {
 fn leaves(schema: &Value, path: &str, out: &mut Vec<(String, Vec<String>, Vec<String>)>) {
     for (name, field) in schema["properties"].as_object().expect("fields") {
         // Lists of what depends on each other: its names are compared.
-        if name == PROXIES {
+        if LISTS.contains(&name.as_str()) {
             continue;
         }
         let path = format!("{path}{name}");
@@ -106,7 +109,7 @@ fn what_the_loader_reads_the_definition_has() {
         let (_, rest) = text.split_once(from).expect("where it begins");
         rest.split_once(to).expect("where it ends").0
     };
-    let spec = between(include_str!("../resource.rs"), "fn interceptor_config", "let later");
+    let spec = between(include_str!("../interceptor_config.rs"), "fn read(", "let later");
     let limits = between(include_str!("../limits.rs"), "let read = Self {", "};");
     let named = |text: &'static str, calls: &[&str]| -> Vec<&'static str> {
         let lines = text.lines();
@@ -116,12 +119,14 @@ fn what_the_loader_reads_the_definition_has() {
         };
         lines.filter_map(of).collect()
     };
-    let spec = named(spec, &["spec.text(\"", "spec.boolean(\"", "spec.int(\"", "spec.take(\""]);
+    let calls = ["spec.text(\"", "spec.boolean(\"", "spec.int(\"", "spec.take(\"", "spec.has(\""];
+    let spec = named(spec, &calls);
     let limits = named(limits, &["number(\""]);
+    assert!(LISTS.iter().all(|name| spec.contains(name)), "{spec:?}");
     assert!(spec.contains(&"limits") && limits.len() >= 5, "{spec:?} {limits:?}");
     let limits: Vec<_> = limits.iter().map(|name| format!("limits.{name}")).collect();
     let read: BTreeSet<_> =
-        spec.into_iter().filter(|name| !["limits", PROXIES].contains(name)).collect();
+        spec.into_iter().filter(|name| *name != "limits" && !LISTS.contains(name)).collect();
     let read: BTreeSet<_> = read.into_iter().chain(limits.iter().map(String::as_str)).collect();
     assert_eq!(read, defined);
 
