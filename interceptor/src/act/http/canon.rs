@@ -136,6 +136,9 @@ pub(super) fn response(received: &HeaderMap, websocket: bool) -> Option<HeaderMa
     {
         return None;
     }
+    if !received.keys().all(is_name) {
+        return None;
+    }
     let mut headers = HeaderMap::with_capacity(received.len());
     for (name, value) in received {
         match *name {
@@ -164,8 +167,8 @@ pub(super) fn frame(frame: Frame<Bytes>) -> Frame<Bytes> {
             for name in [CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING] {
                 trailers.remove(name);
             }
-            let dropped: Vec<_> =
-                trailers.keys().filter(|name| is_hop_by_hop(name, &named)).cloned().collect();
+            let drop = |name: &&HeaderName| is_hop_by_hop(name, &named) || !is_name(name);
+            let dropped: Vec<_> = trailers.keys().filter(drop).cloned().collect();
             for name in dropped {
                 trailers.remove(name);
             }
@@ -191,6 +194,10 @@ fn connection_options(headers: &HeaderMap) -> Vec<HeaderName> {
         .flat_map(|value| value.as_bytes().split(|b| *b == b','))
         .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
         .collect()
+}
+
+fn is_name(name: &HeaderName) -> bool {
+    framing::is_name(name.as_str().as_bytes())
 }
 
 fn is_hop_by_hop(name: &HeaderName, named: &[HeaderName]) -> bool {

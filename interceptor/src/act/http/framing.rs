@@ -274,7 +274,7 @@ fn field(text: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
         None => return Err(Violation::Malformed("header without a colon")),
     };
     // Folded lines and spaces before the colon fail here as well.
-    if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+    if !is_name(name) {
         return Err(Violation::Malformed("header name"));
     }
     if value.iter().any(|b| (b.is_ascii_control() && *b != b'\t') || *b == 0x7f) {
@@ -305,6 +305,11 @@ fn chunk_size(text: &[u8]) -> Result<u64, Violation> {
     }
     let digit = |b: u8| u64::from((b as char).to_digit(16).unwrap_or(0));
     Ok(size.iter().fold(0, |sum, b| sum * 16 + digit(*b)))
+}
+
+/// Whether a field may have this name (RFC 9110 section 5.1). The library takes others, too.
+pub(super) fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|b| is_token(*b))
 }
 
 /// RFC 9110 section 5.6.2.

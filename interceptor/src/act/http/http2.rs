@@ -59,7 +59,8 @@ pub(super) fn check(parts: &Parts) -> Result<(), Reply> {
         !blank(value.as_bytes().first()) && !blank(value.as_bytes().last())
     };
     let trimmed = parts.headers.values().all(is_trimmed);
-    if one_length && has_target && trimmed { Ok(()) } else { Err(Reply::bad_head()) }
+    let named = parts.headers.keys().all(|name| framing::is_name(name.as_str().as_bytes()));
+    if one_length && has_target && trimmed && named { Ok(()) } else { Err(Reply::bad_head()) }
 }
 
 /// The HTTP library's server.
