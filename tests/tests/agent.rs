@@ -241,8 +241,8 @@ fn nothing_is_open_while_agent_and_server_are_away() -> Result<()> {
 fn namespaces(node: &Node<'_>) -> Result<usize> {
     let pins = std::path::Path::new("/sys/fs/bpf/interceptor").join(node.name());
     let maps = std::fs::read_dir(&pins)?.flatten().map(|one| one.path());
-    let maps = maps.filter(|path| path.to_string_lossy().contains("maps")).next();
-    let map = maps.context("maps")?.join("NAMESPACES");
+    let mut maps = maps.filter(|path| path.to_string_lossy().contains("maps"));
+    let map = maps.next().context("maps")?.join("NAMESPACES");
     let shown = std::process::Command::new("bpftool")
         .args(["-j", "map", "dump", "pinned", &map.to_string_lossy()])
         .output()?;
