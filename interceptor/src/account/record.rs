@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use crate::act::door::Left;
 use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
+use crate::origin::Origin;
+use crate::workloads::Workload;
 
 /// Everything that a line may print. `None` prints `-` (LOG-2) or `null` in JSON (LOG-31).
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +89,12 @@ pub struct More {
     pub egress_proxy: Option<Arc<str>>,
     /// What that was asked for, as an authority.
     pub proxy_target: Option<Arc<str>>,
+    /// The trace that the lines of a node and of its gateway share.
+    pub trace_id: Option<Arc<str>>,
+    /// At a gateway: the node that it came from.
+    pub node: Option<Arc<str>>,
+    /// At a gateway: whose it is, `namespace/name`.
+    pub workload: Option<String>,
 }
 
 /// What a log line may say of a TLS session.
@@ -133,6 +141,18 @@ impl Record {
     pub fn note_door(&mut self, left: Option<&Left>) {
         self.more.egress_proxy = left.map(|left| Arc::clone(&left.proxy));
         self.more.proxy_target = left.map(|left| Arc::clone(&left.target));
+        if let Some(trace) = left.and_then(|left| left.trace.as_ref()) {
+            self.more.trace_id = Some(Arc::clone(trace));
+        }
+    }
+
+    /// The way in, at a gateway.
+    pub fn note_arrival(&mut self, origin: &Origin) {
+        let Some(arrival) = &origin.arrival else { return };
+        let Workload { namespace, name, .. } = &*origin.workload;
+        self.more.trace_id = Some(Arc::clone(&arrival.trace));
+        self.more.node = Some(Arc::clone(&arrival.node));
+        self.more.workload = Some(format!("{namespace}/{name}"));
     }
 
     /// Adds a word to field 8.

@@ -142,6 +142,7 @@ impl Pods {
             let workload = Arc::new(Workload {
                 namespace: pod.namespace().into(),
                 name: pod.name().into(),
+                service_account: pod.service_account().into(),
                 labels: pod.labels().clone(),
             });
             let paths = pod.cgroup_paths(&self.node.root);

@@ -265,6 +265,7 @@ fn blank_record(origin: &Origin) -> Record {
     record.reason = Reason::Malformed;
     record.more.connection_id = Some(origin.id);
     record.more.attempts = Some(0);
+    record.note_arrival(origin);
     record
 }
 
