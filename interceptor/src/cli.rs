@@ -3,6 +3,7 @@
 
 mod agent;
 mod cni;
+mod gateway;
 mod run;
 mod values;
 
@@ -17,6 +18,7 @@ use ipnet::IpNet;
 
 pub use self::agent::Agent;
 pub use self::cni::Cni;
+pub use self::gateway::Gateway;
 use crate::policy::{Enforcement, Outbound};
 pub use run::{Run, WorkloadArgs};
 pub(crate) use values::parse_name;
@@ -110,6 +112,9 @@ pub enum Verb {
     /// Follow policy and this node's pods in the Kubernetes API, and keep the last good state. Covers
     /// no pod yet.
     Agent(Box<Agent>),
+    /// The way out for nodes whose `egressProxy` names it: takes in their streams, judges each again by
+    /// the workload's policy, and dials.
+    Gateway(Box<Gateway>),
     /// The CNI plugin, as a container runtime calls it: not for people.
     Cni(Cni),
     /// Run policy tests: scenario files through the rules, without any network.

@@ -46,8 +46,8 @@ const LOOKUPS_AT_ONCE: usize = 32;
 /// What every connection of one covered namespace shares.
 #[derive(Clone)]
 pub struct Site {
-    /// The kernel side: original destinations.
-    pub kernel: Arc<Kernel>,
+    /// What turns the connections to us; `None`: nodes bring them (a gateway).
+    pub captured: Option<Captured>,
     /// The newest policy.
     pub policy: Arc<Store>,
     /// Opens upstream connections in the namespace.
@@ -62,10 +62,25 @@ pub struct Site {
     pub room: Arc<Room>,
     /// Refusals that repeat.
     pub folds: Arc<Folds>,
-    /// What goes direct, and why the rest comes here.
-    pub tiers: Arc<Sync>,
     /// When connections end because another daemon has taken over.
     pub drain: Drain,
+}
+
+/// What the kernel knows of connections that it turned to us.
+#[derive(Clone)]
+pub struct Captured {
+    /// Original destinations.
+    pub kernel: Arc<Kernel>,
+    /// What goes direct, and why the rest comes here.
+    pub tiers: Arc<Sync>,
+}
+
+impl Site {
+    /// Where a connection was going, and who made it, as the kernel recorded it.
+    fn handover(&self, accepted: &Accepted) -> Option<(SocketAddr, SocketAddr)> {
+        let handover = self.captured.as_ref()?.kernel.handover(&accepted.client)?;
+        Some(crate::kernel::ends(&handover))
+    }
 }
 
 /// Takes in what was accepted: serves it on a task of its own, or refuses it at once where there is
@@ -86,10 +101,7 @@ pub fn take_in(accepted: Accepted, site: &Site) {
 
 /// The record of a connection for which nothing more is done than that.
 fn unserved(accepted: &Accepted, site: &Site, reason: Reason, id: u64) -> Record {
-    let (dst, src) = match site.kernel.handover(&accepted.client) {
-        Some(handover) => crate::kernel::ends(&handover),
-        None => (accepted.local, accepted.peer),
-    };
+    let (dst, src) = site.handover(accepted).unwrap_or((accepted.local, accepted.peer));
     refused(OriginalDst::new(dst).addr(), src, reason, id, site)
 }
 
@@ -102,6 +114,20 @@ async fn serve(accepted: Accepted, admitted: Admitted, site: Site) {
         Err(accepted) => return refuse_unknown(accepted, &site, admitted.number),
     };
     if let Some(lasting) = lasting {
+        lasting.last(&drain).await;
+    }
+}
+
+/// Serves a connection that a node brought, to its end.
+pub async fn serve_brought(intercepted: Intercepted, _admitted: Admitted, site: Site) {
+    let drain = site.drain.clone();
+    if site.policy.current().needs_log() && site.log.fails() {
+        let Intercepted { client, origin } = intercepted;
+        let mut record = refused(origin.dst.addr(), origin.src, Reason::LogLost, origin.id, &site);
+        record.note_arrival(&origin);
+        return turn_away(client, record, Reason::LogLost.label().into(), &site);
+    }
+    if let Some(lasting) = Box::pin(proxy(intercepted, site)).await {
         lasting.last(&drain).await;
     }
 }
@@ -126,14 +152,16 @@ fn turn_away(client: TcpStream, mut record: Record, why: Cow<'static, str>, site
 /// Accepted to intercepted: what the kernel handed over. Nothing is ever taken from the client's
 /// own bytes, and a miss is never a guess (T-11).
 fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Accepted> {
-    let Some(handover) = site.kernel.handover(&accepted.client) else { return Err(accepted) };
-    let (dst, src) = crate::kernel::ends(&handover);
-    site.tiers.fallbacks().count(dst);
+    let Some((dst, src)) = site.handover(&accepted) else { return Err(accepted) };
+    if let Some(captured) = &site.captured {
+        captured.tiers.fallbacks().count(dst);
+    }
     let origin = Origin {
         id,
         dst: OriginalDst::new(dst),
         src,
         workload: Arc::clone(&site.workload),
+        arrival: None,
         accepted: Instant::now(),
         accepted_wall: clock::wall(),
     };
@@ -252,7 +280,9 @@ async fn act(
     let Sniffed { decision, bytes, began, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
-    account.address_of(site.tiers.name_of(origin.dst.addr().ip()), explain);
+    if let Some(Captured { tiers, .. }) = &site.captured {
+        account.address_of(tiers.name_of(origin.dst.addr().ip()), explain);
+    }
     if let Some(Hello::Tls(hello)) = &hello {
         if let Some(name) = &hello.sni {
             account.server_name(name.to_string());
@@ -274,8 +304,11 @@ async fn act(
             }
         }
         Action::Relay(destinations) => {
-            if decision.reason == Reason::AllowAny && !matches!(hello, Some(Hello::Malformed(_))) {
-                site.tiers.spoke(snapshot, origin.dst.addr());
+            if decision.reason == Reason::AllowAny
+                && !matches!(hello, Some(Hello::Malformed(_)))
+                && let Some(Captured { tiers, .. }) = &site.captured
+            {
+                tiers.spoke(snapshot, origin.dst.addr());
             }
             let destination = pick(&destinations).clone();
             account.cluster(destination.cluster.clone());

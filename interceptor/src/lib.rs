@@ -23,6 +23,9 @@ pub mod netns;
 pub mod descriptors;
 pub mod drain;
 
+pub mod gateway;
+pub mod hbone;
+
 pub mod agent;
 pub mod cni;
 pub mod scenario;

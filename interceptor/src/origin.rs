@@ -34,6 +34,15 @@ impl fmt::Display for OriginalDst {
     }
 }
 
+/// How a connection came to a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// The node, by the name in its certificate.
+    pub node: Arc<str>,
+    /// The trace that the node's line has too.
+    pub trace: Arc<str>,
+}
+
 /// What is known of a connection before its first byte. Lives as long as the connection.
 #[derive(Debug, Clone)]
 pub struct Origin {
@@ -45,6 +54,8 @@ pub struct Origin {
     pub src: SocketAddr,
     /// Who connected.
     pub workload: Arc<Workload>,
+    /// How it came, where this is a gateway.
+    pub arrival: Option<Arc<Arrival>>,
     /// When it was accepted, for durations and deadlines.
     pub accepted: Instant,
     /// When it was accepted, for people (LOG-3 field 1).

@@ -62,9 +62,21 @@ impl Authority {
     /// # Errors
     /// When it can't be signed.
     pub fn client(&self, name: &str) -> Result<(String, String)> {
+        self.signed(name, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// A server's, with a key of its own.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    pub fn server(&self, name: &str) -> Result<(String, String)> {
+        self.signed(name, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    fn signed(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Result<(String, String)> {
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![usage];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok((certificate.pem(), key.serialize_pem()))

@@ -254,7 +254,8 @@ fn write(shared: &Shared, mut stream: &TcpStream, path: &str, body: &Value) -> R
     if parts.last() == Some(&"status") {
         parts.pop();
         let name = parts.pop().context("a name")?.to_owned();
-        let (path, namespace) = of_namespace(&parts.join("/"));
+        let parts = parts.join("/");
+        let (path, namespace) = of_namespace(&parts);
         let name = (namespace.unwrap_or_default().to_owned(), name);
         let mut server = shared.lock();
         let known = server.objects.get(&path).and_then(|objects| objects.get(&name));

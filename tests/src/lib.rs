@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod containers;
 pub mod dns;
 pub mod dweller;
+pub mod gateway;
 pub mod hellos;
 pub mod live;
 pub mod log;

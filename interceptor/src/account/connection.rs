@@ -34,7 +34,7 @@ impl ConnectionAccount {
         let mut record = Record::new(origin.accepted_wall, origin.dst.addr(), origin.src);
         record.more.connection_id = Some(origin.id);
         record.more.attempts = Some(0);
-        record.more.pod.clone_from(&origin.workload.pod);
+        record.note_arrival(origin);
         Self {
             pen: log.pen(),
             record: Some(record),

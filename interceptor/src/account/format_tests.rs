@@ -308,6 +308,9 @@ fn operators() {
             egress_proxy: Some("corp-1".into()),
             proxy_target: Some("example.com:443".into()),
             pod: None,
+            trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
+            node: Some("spiffe://x/node".into()),
+            workload: Some("shop/checkout".into()),
         },
         ..http_record()
     };
@@ -379,6 +382,9 @@ fn operators() {
         ("%DYNAMIC_METADATA(a:b)%", "-", "-"),
         ("%DYNAMIC_METADATA(interceptor:egress_proxy)%", "corp-1", "-"),
         ("%DYNAMIC_METADATA(interceptor:proxy_target)%", "example.com:443", "-"),
+        ("%TRACE_ID%", "4bf92f3577b34da6a3ce929d0e0e4736", "-"),
+        ("%DYNAMIC_METADATA(interceptor:node)%", "spiffe://x/node", "-"),
+        ("%DYNAMIC_METADATA(interceptor:workload)%", "shop/checkout", "-"),
         ("%FILTER_STATE(wasm.a:PLAIN):10%", "-", "-"),
         ("%ENVIRONMENT(SURELY_NOT_SET_ANYWHERE)%", "-", "-"),
         ("%UPSTREAM_WIRE_BYTES_SENT%", "-", "-"),

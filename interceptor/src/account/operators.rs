@@ -153,11 +153,15 @@ pub(super) enum Plain {
     UpstreamNameWithoutPort,
     EgressProxy,
     ProxyTarget,
+    TraceId,
+    Node,
+    Workload,
 }
 
 /// Operators without arguments and their names.
 const PLAIN: &[(&str, Plain)] = &[
     ("RESPONSE_CODE", Plain::ResponseCode),
+    ("TRACE_ID", Plain::TraceId),
     ("RESPONSE_FLAGS", Plain::ResponseFlags),
     ("RESPONSE_FLAGS_LONG", Plain::ResponseFlagsLong),
     ("RESPONSE_CODE_DETAILS", Plain::ResponseCodeDetails),
@@ -251,7 +255,6 @@ const NEVER: &[&str] = &[
     "STREAM_ID",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
-    "TRACE_ID",
     "SPAN_ID",
     "UNIQUE_ID",
     "UPSTREAM_CONNECTION_ID",
@@ -331,6 +334,8 @@ impl Operator {
             ("DYNAMIC_METADATA", Some("interceptor:proxy_target")) => {
                 What::Plain(Plain::ProxyTarget)
             }
+            ("DYNAMIC_METADATA", Some("interceptor:node")) => What::Plain(Plain::Node),
+            ("DYNAMIC_METADATA", Some("interceptor:workload")) => What::Plain(Plain::Workload),
             ("QUERY_PARAM", _) => return Err("QUERY_PARAM needs a parameter's name".into()),
             (name, _) if NEVER_WITH_ARGUMENTS.contains(&name) => What::Never,
             (name, argument) => {

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use crate::act::door::Left;
 use crate::decide::host::HostName;
 use crate::decide::{ClusterName, Reason};
-use crate::workloads::PodIdentity;
+use crate::origin::Origin;
+use crate::workloads::{PodIdentity, Workload};
 
 /// Everything that a line may print. `None` prints `-` (LOG-2) or `null` in JSON (LOG-31).
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +91,12 @@ pub struct More {
     pub proxy_target: Option<Arc<str>>,
     /// The pod whose it is, where the workloads are pods.
     pub pod: Option<Arc<PodIdentity>>,
+    /// The trace that the lines of a node and of its gateway share.
+    pub trace_id: Option<Arc<str>>,
+    /// At a gateway: the node that it came from.
+    pub node: Option<Arc<str>>,
+    /// At a gateway: whose it is, `namespace/name`.
+    pub workload: Option<String>,
 }
 
 /// What a log line may say of a TLS session.
@@ -136,6 +143,19 @@ impl Record {
     pub fn note_door(&mut self, left: Option<&Left>) {
         self.more.egress_proxy = left.map(|left| Arc::clone(&left.proxy));
         self.more.proxy_target = left.map(|left| Arc::clone(&left.target));
+        if let Some(trace) = left.and_then(|left| left.trace.as_ref()) {
+            self.more.trace_id = Some(Arc::clone(trace));
+        }
+    }
+
+    /// Whose it is, and the way in at a gateway.
+    pub fn note_arrival(&mut self, origin: &Origin) {
+        self.more.pod.clone_from(&origin.workload.pod);
+        let Some(arrival) = &origin.arrival else { return };
+        let Workload { namespace, name, .. } = &*origin.workload;
+        self.more.trace_id = Some(Arc::clone(&arrival.trace));
+        self.more.node = Some(Arc::clone(&arrival.node));
+        self.more.workload = Some(format!("{namespace}/{name}"));
     }
 
     /// Adds a word to field 8.

@@ -54,6 +54,7 @@ fn concerns_owner(reason: Reason) -> bool {
         | Reason::EarlyClose
         | Reason::NoOriginalDst
         | Reason::Bypassed
+        | Reason::ForeignWorkload
         | Reason::NoPolicy
         | Reason::NoRoute => false,
     }

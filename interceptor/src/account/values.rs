@@ -110,6 +110,9 @@ impl Plain {
             // As in Envoy: the address, where no name is known.
             Self::EgressProxy => borrowed(more.egress_proxy.as_deref()),
             Self::ProxyTarget => borrowed(more.proxy_target.as_deref()),
+            Self::TraceId => borrowed(more.trace_id.as_deref()),
+            Self::Node => borrowed(more.node.as_deref()),
+            Self::Workload => borrowed(more.workload.as_deref()),
             Self::UpstreamName => name_or(record, Self::Address(End::UpstreamRemote)),
             Self::UpstreamNameWithoutPort => name_or(record, Self::Ip(End::UpstreamRemote)),
             Self::LogType => Value::Text(Cow::Borrowed(match record.http {

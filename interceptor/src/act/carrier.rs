@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::cluster::{Busy, Cluster, Clusters, Kind, Outcome, Overflow, Permit, Wish, order};
 use super::dial::{DialError, Dialer, Dialled};
-use super::door::{DoorError, Health, Left, Through};
+use super::door::{DoorError, Health, Left, Through, Tunnels};
 use super::preamble;
 pub use super::stream::{Io, Stream};
 use super::tls::{Alpn, Originator, Secrets, TlsError, TlsSession};
@@ -24,6 +24,7 @@ use crate::decide::route::Destination;
 use crate::decide::traffic::{LoadBalancer, TrafficPolicy, UpstreamProtocol};
 use crate::origin::OriginalDst;
 use crate::policy::Enforcement;
+use crate::workloads::Workload;
 
 /// The ends of a connection to a unix socket: none that could be told.
 pub const UNNAMED: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -40,6 +41,10 @@ pub struct Outbound {
     pub originator: Originator,
     /// How egress proxies do.
     pub proxies: Health,
+    /// Connections to gateways.
+    pub(super) tunnels: Tunnels,
+    /// Whose connections leave.
+    pub(super) workload: Arc<Workload>,
     /// Room for mirrored requests (VS-28).
     pub(super) mirrors: Arc<Semaphore>,
 }
@@ -51,8 +56,16 @@ impl Outbound {
             clusters: Clusters::default(),
             originator: Originator::new(secrets),
             proxies: Health::default(),
+            tunnels: Tunnels::default(),
+            workload: Arc::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
         }
+    }
+
+    /// The same for a workload that a gateway is told of.
+    #[must_use]
+    pub fn of(self, workload: Arc<Workload>) -> Self {
+        Self { workload, ..self }
     }
 }
 
@@ -328,7 +341,7 @@ impl Carrier {
         let (mut stream, upstream, local, socket) = match (&destination.upstream, choice.order) {
             _ if let Some(via) = destination.door.via() => {
                 let Through { stream, upstream, local, how } =
-                    self.leave(via, ask, &dialer).await?;
+                    self.leave(via, ask, traffic, &dialer).await?;
                 left = Some(Arc::new(how));
                 (stream, upstream, local, None)
             }

@@ -290,6 +290,18 @@ impl Dialer {
         self.connect_first(addresses, ready(Vec::new()), ATTEMPT_DELAY, deadline).await
     }
 
+    /// The addresses of such a server; at least one.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub(super) async fn addresses_of(
+        &self,
+        place: &Place,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        self.addresses(&(place.clone(), port), Instant::now() + self.connect_timeout).await
+    }
+
     /// Dials an endpoint chosen by weight, over all of its addresses; the other endpoints stand in
     /// when it has none or none answers (RES-3, RES-4).
     async fn dial_names(

@@ -12,7 +12,7 @@ use super::handler::Running;
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
 use crate::admit::Room;
-use crate::conn::{self, Site};
+use crate::conn::{self, Captured, Site};
 use crate::kernel::TableError;
 use crate::netns::NetNs;
 
@@ -51,7 +51,6 @@ impl Running {
         let policy = &whose.tenant.rules.policy;
         let snapshot = policy.current();
         Site {
-            kernel: Arc::clone(&self.kernel),
             policy: Arc::clone(policy),
             dialer: Dialer {
                 netns: Arc::clone(netns),
@@ -59,12 +58,17 @@ impl Running {
                 connect_timeout: snapshot.connect_timeout,
                 enforcement: snapshot.enforcement,
             },
-            outbound: Arc::new(Outbound::new(Arc::clone(policy) as _)),
+            outbound: Arc::new(
+                Outbound::new(Arc::clone(policy) as _).of(Arc::clone(&whose.workload)),
+            ),
             log: self.log.clone(),
             workload: Arc::clone(&whose.workload),
             room: Arc::clone(room),
             folds: Arc::clone(&self.folds),
-            tiers: Arc::clone(&whose.tenant.sync),
+            captured: Some(Captured {
+                kernel: Arc::clone(&self.kernel),
+                tiers: Arc::clone(&whose.tenant.sync),
+            }),
             drain: self.drainer.subscribe(),
         }
     }

@@ -12,6 +12,7 @@ mod direct;
 mod enrol;
 mod existing;
 mod explain;
+mod gateway;
 mod handler;
 mod pods;
 mod reload;
@@ -228,6 +229,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, AppError> {
         }
         Verb::Explain(args) => explain::run(*args).await,
         Verb::Detach(detach) => self::detach(&detach).await,
+        Verb::Gateway(args) => gateway::run(*args).await,
         Verb::Agent(args) if args.check => agent_check::run(&args).await,
         Verb::Agent(args) => agent::run(*args).await,
         Verb::Test(test) => self::test::run(&test),

@@ -149,6 +149,7 @@ impl Pods {
             let workload = Arc::new(Workload {
                 namespace: pod.namespace().into(),
                 name: pod.name().into(),
+                service_account: pod.service_account().into(),
                 labels: pod.labels().clone(),
                 pod: Some(Arc::new(pod.identity())),
             });

@@ -80,6 +80,7 @@ pub(super) async fn start(
     let workload = Arc::new(Workload {
         namespace: args.workload.namespace.as_str().into(),
         name: args.name.as_str().into(),
+        service_account: "".into(),
         labels: args.workload.labels.iter().cloned().collect(),
         pod: None,
     });

@@ -280,11 +280,13 @@ pub enum Reason {
     LogLost,
     /// TLS that offers to hide the name it means, where the entry forbids that (T-26).
     HiddenName,
+    /// A node brought it to a gateway in the name of a workload for which it may not speak.
+    ForeignWorkload,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Registered,
         Self::AllowAny,
         Self::NotRegistered,
@@ -306,6 +308,7 @@ impl Reason {
         Self::LimitReached,
         Self::LogLost,
         Self::HiddenName,
+        Self::ForeignWorkload,
     ];
 
     /// The label used in logs and metrics.
@@ -332,6 +335,7 @@ impl Reason {
             Self::LimitReached => "limit_reached",
             Self::LogLost => "log_lost",
             Self::HiddenName => "hidden_name",
+            Self::ForeignWorkload => "foreign_workload",
         }
     }
 
@@ -390,6 +394,10 @@ impl Reason {
             Self::HiddenName => {
                 "its TLS hello offers encrypted_client_hello, which the ServiceEntry forbids; switch \
                  ECH off in the client"
+            }
+            Self::ForeignWorkload => {
+                "the node that brought it may not speak for this workload; list it in the gateway's table \
+                 of nodes if it may"
             }
         }
     }

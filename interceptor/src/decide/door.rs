@@ -80,6 +80,7 @@ impl fmt::Display for EgressProxy {
             Speaks::Http => "http",
             Speaks::Https(_) => "https",
             Speaks::Socks5 => "socks5",
+            Speaks::Gateway(_) => "hbone",
         };
         write!(f, "{} ({scheme}://{}:{})", self.name, self.place, self.port)
     }
@@ -94,6 +95,8 @@ pub enum Speaks {
     Https(Arc<Origination>),
     /// SOCKS 5 (RFC 1928, RFC 1929); names are resolved by the proxy.
     Socks5,
+    /// Streams of HTTP/2 in mutual TLS, to a gateway of our own.
+    Gateway(Arc<Origination>),
 }
 
 /// Where user and password are found.

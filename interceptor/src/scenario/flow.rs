@@ -62,6 +62,7 @@ impl<'a> Site<'a> {
         let workload = Workload {
             namespace: caller.namespace.as_str().into(),
             name: "scenario".into(),
+            service_account: "".into(),
             labels: caller.labels.clone(),
             pod: None,
         };
@@ -129,6 +130,7 @@ impl<'a> Site<'a> {
             dst,
             src: near(dst.addr(), CLIENT_PORT),
             workload: Arc::clone(&self.workload),
+            arrival: None,
             accepted: tokio::time::Instant::now(),
             accepted_wall: clock::wall(),
         };

@@ -21,6 +21,8 @@ pub struct Workload {
     pub namespace: Arc<str>,
     /// How logs and status call it.
     pub name: Arc<str>,
+    /// The service account that it runs as; empty: none.
+    pub service_account: Arc<str>,
     /// Its labels (workloadSelector).
     pub labels: BTreeMap<String, String>,
     /// The pod that it is, where it is one.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::decide::door::EgressProxy;
+use crate::act::dial::random_below;
+use crate::decide::door::{EgressProxy, Speaks};
 
 /// The first rest; each next one is twice as long.
 const REST: Duration = Duration::from_secs(1);
@@ -100,6 +101,11 @@ impl Health {
         if fit.is_empty() {
             fit.extend(proxies.iter().map(|proxy| trial(proxy, false)));
         }
+        // Gateways that are listed one behind the other are equals.
+        let equals =
+            fit.iter().take_while(|trial| matches!(trial.proxy.speaks, Speaks::Gateway(_))).count();
+        let start = random_below(equals as u64);
+        fit[..equals].rotate_left(usize::try_from(start).unwrap_or(0));
         fit
     }
 

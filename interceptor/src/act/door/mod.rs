@@ -4,6 +4,7 @@
 //! The next proxy is tried as soon as one fails, and beside it where it is slow; whoever answers first
 //! is used. An answer, be it a refusal, ends the search: another proxy is asked where there was none.
 
+mod hbone;
 mod health;
 mod login;
 mod socks;
@@ -29,11 +30,15 @@ use super::tunnel::{self, NoTunnel};
 use crate::decide::Place;
 use crate::decide::door::{EgressProxy, PlainHttp, Speaks, Target, Via};
 use crate::decide::host::HostName;
+use crate::decide::traffic::{Origination, TrafficPolicy};
+use crate::hbone::{Claim, Metadata, Trace};
 use crate::origin::OriginalDst;
+use hbone::{Means, NoStream, Streamed};
 use health::Fault;
 use login::{LoginError, Pair};
 use socks::NoSocks;
 
+pub use hbone::Tunnels;
 pub use health::{Health, ProxyState};
 
 /// Head start of one proxy over the next.
@@ -60,6 +65,8 @@ pub struct Left {
     pub target: Arc<str>,
     /// What requests must carry where the proxy has them in absolute form; `None`: it is a tunnel.
     pub absolute: Option<Absolute>,
+    /// The trace that a gateway's line has too.
+    pub trace: Option<Arc<str>>,
 }
 
 /// What makes a request one to a proxy.
@@ -101,6 +108,9 @@ pub enum Shut {
     /// No connection by SOCKS.
     #[error(transparent)]
     Socks(#[from] NoSocks),
+    /// No stream of a gateway.
+    #[error(transparent)]
+    Stream(#[from] NoStream),
 }
 
 impl Shut {
@@ -112,6 +122,8 @@ impl Shut {
             Self::Tunnel(NoTunnel::Answered(_)) => None,
             Self::Tunnel(_) => Some(Fault::Mute),
             Self::Socks(error) => (!error.is_answer()).then_some(Fault::Mute),
+            Self::Stream(NoStream::Unavailable) => Some(Fault::Down),
+            Self::Stream(error) => (!error.is_answer()).then_some(Fault::Mute),
         }
     }
 }
@@ -142,16 +154,18 @@ impl Carrier {
         &'a self,
         via: &'a Via,
         ask: Ask<'a>,
+        traffic: &'a TrafficPolicy,
         dialer: &'a Dialer,
     ) -> BoxFuture<'a, Result<Through, DoorError>> {
         // Its type ends here: it would be a part of the types of all futures around it.
-        Box::pin(self.leave_by(via, ask, dialer))
+        Box::pin(self.leave_by(via, ask, traffic, dialer))
     }
 
     async fn leave_by(
         &self,
         via: &Via,
         ask: Ask<'_>,
+        traffic: &TrafficPolicy,
         dialer: &Dialer,
     ) -> Result<Through, DoorError> {
         let deadline = Instant::now() + dialer.connect_timeout;
@@ -159,11 +173,12 @@ impl Carrier {
         let plain = ask.plain.filter(|host| {
             via.plain_http == PlainHttp::AbsoluteForm && is_authority_of(host, &target)
         });
+        let wish = Wish { target: &target, dst: judged_as(&target, ask, traffic), src: ask.src };
         let trials = self.outbound.proxies.order(&via.proxies);
         let knock = async |at: usize| {
             let trial = &trials[at];
             let knocking: BoxFuture<'_, _> =
-                Box::pin(self.knock(trial.proxy, &target, plain.is_some(), dialer));
+                Box::pin(self.knock(trial.proxy, wish, plain.is_some(), dialer));
             match knocking.await {
                 Ok(through) => {
                     trial.worked();
@@ -195,33 +210,37 @@ impl Carrier {
         }
     }
 
-    /// Asks one proxy for `target`; `plain`: for requests in plain HTTP, which need no tunnel.
+    /// Asks one proxy for what is wished; `plain`: for requests in plain HTTP, which need no tunnel.
     async fn knock(
         &self,
         proxy: &EgressProxy,
-        target: &Target,
+        wish: Wish<'_>,
         plain: bool,
         dialer: &Dialer,
     ) -> Result<Through, DoorError> {
         let mut tried = None;
-        let knocked = self.knocked(proxy, target, plain, dialer, &mut tried).await;
+        let knocked = self.knocked(proxy, wish, plain, dialer, &mut tried).await;
         knocked.map_err(|why| DoorError { proxy: Arc::clone(&proxy.name), tried, why })
     }
 
     async fn knocked(
         &self,
         proxy: &EgressProxy,
-        target: &Target,
+        wish: Wish<'_>,
         plain: bool,
         dialer: &Dialer,
         tried: &mut Option<SocketAddr>,
     ) -> Result<Through, Shut> {
+        let target = wish.target;
+        if let Speaks::Gateway(tls) = &proxy.speaks {
+            return self.stream(proxy, tls, wish, dialer, tried).await;
+        }
         let login = match &proxy.login {
             None => None,
             Some(login) => Some(login::read(login).await?),
         };
         let handshake = match &proxy.speaks {
-            Speaks::Http | Speaks::Socks5 => None,
+            Speaks::Http | Speaks::Socks5 | Speaks::Gateway(_) => None,
             Speaks::Https(tls) => {
                 let place = proxy.place.to_string();
                 let name = tls.sni.as_deref().unwrap_or(&place);
@@ -241,7 +260,7 @@ impl Carrier {
         let mut absolute = None;
         match &proxy.speaks {
             Speaks::Socks5 => socks::connect(&mut stream, target, login.as_ref()).await?,
-            Speaks::Http | Speaks::Https(_) => {
+            Speaks::Http | Speaks::Https(_) | Speaks::Gateway(_) => {
                 match plain.then(|| to_authority(target)).flatten() {
                     Some(authority) => {
                         absolute = Some(Absolute { authority, authorization: basic() });
@@ -254,7 +273,60 @@ impl Carrier {
             }
         }
         let (proxy, target) = (Arc::clone(&proxy.name), authority.into());
-        Ok(Through { stream, upstream, local, how: Left { proxy, target, absolute } })
+        Ok(Through { stream, upstream, local, how: Left { proxy, target, absolute, trace: None } })
+    }
+
+    /// A stream of a gateway.
+    async fn stream(
+        &self,
+        proxy: &EgressProxy,
+        tls: &Origination,
+        wish: Wish<'_>,
+        dialer: &Dialer,
+        tried: &mut Option<SocketAddr>,
+    ) -> Result<Through, Shut> {
+        let Wish { target, dst, src } = wish;
+        let workload = &self.outbound.workload;
+        let claim = Claim {
+            namespace: workload.namespace.to_string(),
+            name: workload.name.to_string(),
+            service_account: workload.service_account.to_string(),
+        };
+        let metadata = Metadata { claim, dst, src, trace: Trace::new() };
+        let means = Means { tls, originator: &self.outbound.originator, dialer };
+        let authority = format!("{}:{}", target.0, target.1);
+        let tunnels = &self.outbound.tunnels;
+        let Streamed { tunnel, upstream, local } =
+            tunnels.open(proxy, &authority, &metadata, means, tried).await?;
+        let how = Left {
+            proxy: Arc::clone(&proxy.name),
+            target: authority.into(),
+            absolute: None,
+            trace: Some(metadata.trace.id),
+        };
+        Ok(Through { stream: Stream::Wrapped(Box::new(tunnel)), upstream, local, how })
+    }
+}
+
+/// What a proxy is asked for, and for whom.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    target: &'a Target,
+    /// Where a gateway's policy is to see it go.
+    dst: SocketAddr,
+    src: SocketAddr,
+}
+
+/// Where a gateway's policy is to see a connection go: to where the workload dialled, whose bytes these
+/// are; but to the target where we ourselves speak TLS, or to another proxy.
+fn judged_as((place, port): &Target, ask: Ask<'_>, traffic: &TrafficPolicy) -> SocketAddr {
+    let dst = ask.dst.addr();
+    if traffic.tls.is_none() && traffic.tunnel.is_none() {
+        return dst;
+    }
+    match place {
+        Place::Ip(ip) => SocketAddr::new(*ip, *port),
+        Place::Name(_) => SocketAddr::new(dst.ip(), *port),
     }
 }
 

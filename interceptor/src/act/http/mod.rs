@@ -265,7 +265,7 @@ fn blank_record(origin: &Origin) -> Record {
     record.reason = Reason::Malformed;
     record.more.connection_id = Some(origin.id);
     record.more.attempts = Some(0);
-    record.more.pod.clone_from(&origin.workload.pod);
+    record.note_arrival(origin);
     record
 }
 

@@ -196,6 +196,7 @@ impl Client {
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
+            arrival: None,
             accepted: Instant::now(),
             accepted_wall: clock::wall(),
         };

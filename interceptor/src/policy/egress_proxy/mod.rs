@@ -216,6 +216,7 @@ fn proxy(node: &Located<&Node>, cx: &Context, out: &mut Findings) -> Option<Egre
     };
     let speaks = match (scheme, tls) {
         (Scheme::Https, tls) => Speaks::Https(Arc::new(origination(tls, cx, out))),
+        (Scheme::Hbone, tls) => gateway(node, tls, login.is_some(), cx, out),
         (other, tls) => {
             if let Some(tls) = tls {
                 let message = "TLS to the proxy needs a url with https; correct it, or remove tls";
@@ -227,6 +228,33 @@ fn proxy(node: &Located<&Node>, cx: &Context, out: &mut Findings) -> Option<Egre
     Some(EgressProxy { name: name.value.into(), speaks, place, port, login })
 }
 
+/// A gateway: TLS with a certificate on both sides is what it knows us by.
+fn gateway(
+    node: &Located<&Node>,
+    tls: Option<Located<&Node>>,
+    has_login: bool,
+    cx: &Context,
+    out: &mut Findings,
+) -> Speaks {
+    let tls = origination(tls, cx, out);
+    let mut wrong = |field: &str, message: &str| {
+        let path = format!("{}.{field}", node.path);
+        out.errors.push(cx.notice(node.at, &path, message));
+    };
+    if tls.identity.is_none() {
+        let message =
+            "a gateway knows a node by its certificate; set clientCertificate and privateKey";
+        wrong("tls", message);
+    }
+    if tls.trust == Trust::System {
+        wrong("tls.caCertificates", "name the authority that signs the gateway's certificate");
+    }
+    if has_login {
+        wrong("url", "a gateway takes no user and password; remove the credentials");
+    }
+    Speaks::Gateway(Arc::new(tls))
+}
+
 /// As long as a label.
 const NAME_MAX: usize = 63;
 
@@ -235,6 +263,7 @@ enum Scheme {
     Http,
     Https,
     Socks5,
+    Hbone,
 }
 
 /// Where a proxy is.
@@ -253,7 +282,8 @@ fn address(url: &str) -> Result<Address, &'static str> {
         "https" => Scheme::Https,
         // Names are resolved by the proxy, whichever of the two is written.
         "socks5" | "socks5h" => Scheme::Socks5,
-        _ => return Err("unknown scheme; use http, https or socks5"),
+        "hbone" => Scheme::Hbone,
+        _ => return Err("unknown scheme; use http, https, socks5 or hbone"),
     };
     if rest.contains('@') {
         return Err(

@@ -29,7 +29,7 @@ fn what_does_not_hold_is_said() {
         (proxy("url: p.test"), "proxies[0].url: not a proxy's url; write it like http://proxy"),
         (
             proxy("url: 'ftp://p.test:1'"),
-            "proxies[0].url: unknown scheme; use http, https or socks5",
+            "proxies[0].url: unknown scheme; use http, https, socks5 or hbone",
         ),
         (proxy("url: 'http://p.test'"), "proxies[0].url: the port is missing"),
         (proxy("url: 'http://u:secret@p.test:1'"), "proxies[0].url: no user and password here"),
@@ -41,6 +41,15 @@ fn what_does_not_hold_is_said() {
         (
             proxy("url: 'http://p.test:1', credentialsFile: /f, credentialName: s"),
             "credentialName: credentialsFile and credentialName exclude each other",
+        ),
+        (proxy("url: 'hbone://p.test:1'"), "proxies[0].tls: a gateway knows a node by its"),
+        (
+            proxy("url: 'hbone://p.test:1', tls: {clientCertificate: /c, privateKey: /k}"),
+            "proxies[0].tls.caCertificates: name the authority that signs the gateway's",
+        ),
+        (
+            proxy("url: 'hbone://p.test:1', credentialName: s, tls: {}"),
+            "proxies[0].url: a gateway takes no user and password",
         ),
         (proxy("url: 'http://p.test:1', user: u"), "proxies[0].user: unknown field"),
         (format!("proxies: [{PROXY}, {PROXY}]"), "proxies[1].name: a second proxy called \"p\""),

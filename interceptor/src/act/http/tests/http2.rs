@@ -59,6 +59,7 @@ pub(super) async fn connect(names: &Names) -> (TcpStream, Captured, JoinHandle<(
             dst: OriginalDst::new(DIALLED.parse().expect("an address")),
             src,
             workload: Arc::new(Workload::default()),
+            arrival: None,
             accepted: Instant::now(),
             accepted_wall: clock::wall(),
         };
