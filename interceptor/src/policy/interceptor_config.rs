@@ -49,6 +49,9 @@ pub(super) struct Scope<'a> {
     pub(super) is_lone: bool,
 }
 
+/// The namespace of what names none.
+const UNNAMED: &str = "default";
+
 /// How specific one is for a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
@@ -112,10 +115,12 @@ impl InterceptorConfig {
         Self { meta, context: cx.clone(), at, selector, says }
     }
 
-    /// How it concerns a workload; `None`: not at all.
-    fn level(&self, caller: &Caller, root: &str) -> Option<Level> {
+    /// How it concerns a workload; `None`: not at all. Where there is one workload only, one that names no
+    /// namespace is for it.
+    fn level(&self, caller: &Caller, scope: Scope<'_>) -> Option<Level> {
         let is_own = *self.meta.namespace == *caller.namespace;
-        let is_root = *self.meta.namespace == *root;
+        let is_root = *self.meta.namespace == *scope.root
+            || (scope.is_lone && !is_own && *self.meta.namespace == *UNNAMED);
         match &self.selector {
             Some(labels) => ((is_own || is_root) && caller.has(labels)).then_some(Level::Selected),
             None if is_root => Some(Level::Mesh),
@@ -150,7 +155,7 @@ impl InterceptorConfig {
 /// oldest.
 pub(super) fn says(all: &[InterceptorConfig], caller: &Caller, scope: Scope<'_>) -> Says {
     let mut concerned: Vec<_> =
-        all.iter().filter_map(|one| Some((one.level(caller, scope.root)?, one))).collect();
+        all.iter().filter_map(|one| Some((one.level(caller, scope)?, one))).collect();
     concerned.sort_by(|(a, one), (b, other)| b.cmp(a).then(one.age().cmp(&other.age())));
     let mut found = Says::default();
     let mut last = None;
@@ -205,7 +210,7 @@ pub(super) fn overruled(all: &[InterceptorConfig], scope: Scope<'_>) -> Vec<Noti
 /// For one workload: that none of several concerns it is most likely a mistake.
 pub(super) fn idle(all: &[InterceptorConfig], caller: &Caller, scope: Scope<'_>) -> Option<Notice> {
     let first = all.first()?;
-    if all.iter().any(|one| one.level(caller, scope.root).is_some()) {
+    if all.iter().any(|one| one.level(caller, scope).is_some()) {
         return None;
     }
     let message = format!(

@@ -133,6 +133,13 @@ fn a_lone_workload_has_no_neighbours() {
         (loaded.snapshot.limits.connections, loaded.warnings.as_slice()),
         (Some(5), &[][..])
     );
+    // What names no namespace is for it, whatever its own: nothing goes round proxies of a file (T-47).
+    let unnamed = [config("default", "c", "01", "limits: {connections: 6}")];
+    let loaded = load(&sources(&unnamed), &caller("shop", &[])).expect("good");
+    assert_eq!(
+        (loaded.snapshot.limits.connections, loaded.warnings.as_slice()),
+        (Some(6), &[][..])
+    );
     // That it is somebody else's is said.
     let loaded = load(&sources(&texts), &caller("default", &[])).expect("good");
     assert_eq!(loaded.snapshot.enforcement, Enforcement::Strict);
