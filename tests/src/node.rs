@@ -30,6 +30,7 @@ pub const SOON: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Node<'w> {
     world: &'w World,
+    binary: PathBuf,
     agent: Option<Child>,
     name: String,
     /// Below the mount of cgroup v2: what the agent is started in, then what holds pods, then all pods,
@@ -58,6 +59,14 @@ impl<'w> Node<'w> {
     /// # Errors
     /// When a cgroup or file can't be made.
     pub fn new(world: &'w World, cluster: &Cluster, flags: &[&str]) -> Result<Self> {
+        Self::of(world, &binary(), cluster, flags)
+    }
+
+    /// The same, with another program than [`binary`].
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub fn of(world: &'w World, binary: &Path, cluster: &Cluster, flags: &[&str]) -> Result<Self> {
         forward(&world.workload)?;
         world.internet.ip(&["route", "replace", "10.80.0.0/16", "via", "10.77.0.2"])?;
         world.file("kubeconfig", &cluster.kubeconfig())?;
@@ -76,7 +85,8 @@ impl<'w> Node<'w> {
         let name = format!("ix-{}-{}", std::process::id(), next_number());
         let flags = flags.iter().map(ToString::to_string).collect();
         // Inner ones go first.
-        Ok(Self { world, agent: None, name, parents: [system, burstable, pods, top], root, flags })
+        let (binary, parents) = (binary.to_owned(), [system, burstable, pods, top]);
+        Ok(Self { world, binary, agent: None, name, parents, root, flags })
     }
 
     /// Starts the agent.
@@ -101,10 +111,9 @@ impl<'w> Node<'w> {
         let dir = self.world.dir();
         let log = fs::File::options().create(true).append(true).open(self.said_in())?;
         let [system, ..] = &self.parents;
-        let binary = binary();
         let mut command = self.world.command("sh");
         system
-            .command(&mut command, &[&binary.to_string_lossy()])
+            .command(&mut command, &[&self.binary.to_string_lossy()])
             .env("KUBECONFIG", dir.join("kubeconfig"))
             .args(["agent", "--node", "n", "--name", &self.name, "--cgroup-root"])
             .arg(format!("/{}", self.root))
@@ -207,7 +216,7 @@ impl<'w> Node<'w> {
     /// # Errors
     /// When it can't be started.
     pub fn verb(&self, arguments: &[&str]) -> Result<Finished> {
-        let mut command = self.world.command(binary());
+        let mut command = self.world.command(&self.binary);
         self.world.output(command.args(arguments).args(["--name", &self.name]), SOON)
     }
 

@@ -475,6 +475,11 @@ fn what_was_refused_to_whom_is_said() -> Result<()> {
     let cluster = cluster(&world)?;
     let mut node = Node::new(&world, &cluster, &STRICT)?;
     let (mut web, mut vault) = (node.pod(1, "shop", "web")?, node.pod(2, "bank", "vault")?);
+    cluster.apply(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "istio", "namespace": "istio-system"},
+        "data": {"mesh": "accessLogEncoding: JSON\n"},
+    }))?;
     web.object()["spec"]["serviceAccountName"] = json!("seller");
     tell(&cluster, &mut web);
     tell(&cluster, &mut vault);
@@ -488,17 +493,18 @@ fn what_was_refused_to_whom_is_said() -> Result<()> {
         node.said()
     );
     let deadline = Instant::now() + SOON;
-    let line = |whose: &str, to: SocketAddr| {
-        node.log().lines().any(|line| line.ends_with(whose) && line.contains(&to.to_string()))
+    let line = |whose: [&str; 3], to: SocketAddr| {
+        node.log().lines().filter(|line| line.contains(&to.to_string())).any(|line| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            ["pod_namespace", "pod_name", "service_account"].map(|key| line[key].clone()) == whose
+        })
     };
-    while !(line(" shop web seller", google)
-        && line(" bank vault default", google)
-        && line(" shop web seller", httpbin))
-    {
+    let (seller, clerk) = (["shop", "web", "seller"], ["bank", "vault", "default"]);
+    while !(line(seller, google) && line(clerk, google) && line(seller, httpbin)) {
         ensure!(Instant::now() < deadline, "{}", node.log());
         sleep(Duration::from_millis(50));
     }
-    ensure!(!line(" bank vault default", httpbin), "the control: {}", node.log());
+    ensure!(!line(clerk, httpbin), "the control: {}", node.log());
     let metrics = node.verb(&["metrics"])?;
     let counted = "interceptor_pod_records_total{pod_namespace=\"shop\",pod_name=\"web\",\
                    service_account=\"seller\",reason=\"not_registered\"}";

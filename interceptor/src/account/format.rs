@@ -51,8 +51,8 @@ const JSON: &[(&str, &str)] = &[
     ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
 ];
 
-/// What follows where workloads are pods: a line of a node tells whose it is, as a sidecar's does by
-/// where it is found.
+/// Further keys where workloads are pods: a line of a node tells whose it is, as a sidecar's does by where it
+/// is found. The text form has none: its readers count its fields (LOG-1).
 const POD: &[(&str, PodField)] = &[
     ("pod_namespace", PodField::Namespace),
     ("pod_name", PodField::Name),
@@ -97,8 +97,6 @@ enum Template {
 pub(super) enum Piece {
     Literal(String),
     Operator(Operator),
-    /// [`POD`], each after a space; nothing where there is none.
-    Pod,
 }
 
 /// Why a format cannot be used.
@@ -137,12 +135,7 @@ impl Format {
     pub fn built_in(encoding: Encoding) -> Self {
         let own = "the built-in formats name known operators only";
         match encoding {
-            Encoding::Text => {
-                let mut pieces = pieces(TEXT.trim_end_matches('\n')).expect(own);
-                pieces.push(Piece::Pod);
-                push_literal(&mut pieces, "\n");
-                Self(Shape::Text(pieces))
-            }
+            Encoding::Text => Self(Shape::Text(pieces(TEXT).expect(own))),
             Encoding::Json => {
                 let value = |text: &str| Template::Pieces(pieces(text).expect(own));
                 let keys = JSON.iter().map(|(key, text)| ((*key).to_owned(), value(text)));
@@ -313,13 +306,6 @@ fn text_line(pieces: &[Piece], record: &Record) -> String {
     for (i, piece) in pieces.iter().enumerate() {
         match piece {
             Piece::Literal(text) => line.push_str(text),
-            Piece::Pod => {
-                let Some(pod) = &record.more.pod else { continue };
-                for (_, field) in POD {
-                    line.push(' ');
-                    escape(field.of(pod), Spaces::Escape, &mut line);
-                }
-            }
             Piece::Operator(operator) => match operator.value(record) {
                 Value::Missing => line.push('-'),
                 Value::Text(text) if text.is_empty() => line.push('-'),
@@ -416,8 +402,6 @@ fn mixed(pieces: &[Piece], record: &Record) -> String {
     for piece in pieces {
         match piece {
             Piece::Literal(text) => out.push_str(text),
-            // Of the built-in text format only.
-            Piece::Pod => {}
             Piece::Operator(operator) => match operator.value(record) {
                 Value::Missing => out.push('-'),
                 // Writing to a String cannot fail.

@@ -24,3 +24,4 @@ pub use record::{Flag, HttpFields, More, Record, TlsFields};
 pub use refusals::Refusal;
 pub use sink::{AccessLog, Captured, LogSettings, LogTarget, Pen};
 pub use substitution::Substitution;
+pub use tally::PodCounts;

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::format::{Encoding, Format};
 use super::refusals::{Listener, Refusal};
-use super::tally::Tally;
+use super::tally::{PodCounts, Tally};
 use super::wanted::Wanted;
 use super::writer::{Lines, Progress};
 use super::{Filter, Record};
@@ -226,7 +226,7 @@ impl AccessLog {
     }
 
     /// Records so far of each pod, by the label of their reason.
-    pub fn records_by_pod(&self) -> Vec<(Arc<PodIdentity>, Vec<(&'static str, u64)>)> {
+    pub fn records_by_pod(&self) -> Vec<PodCounts> {
         self.pen().0.tally.by_pod()
     }
 

@@ -40,8 +40,6 @@ impl Substitution {
         for piece in &self.0 {
             match piece {
                 Piece::Literal(literal) => text.push_str(literal),
-                // Of the built-in formats only.
-                Piece::Pod => {}
                 Piece::Operator(operator) => match operator.value(&record) {
                     Value::Missing => text.push('-'),
                     // Writing to a String cannot fail.

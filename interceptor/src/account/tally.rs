@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::decide::Reason;
 use crate::workloads::PodIdentity;
 
+/// A pod, and how many records it has by the label of their reason.
+pub type PodCounts = (Arc<PodIdentity>, Vec<(&'static str, u64)>);
+
 /// One number for each reason.
 type Each = [u64; Reason::ALL.len()];
 
@@ -47,7 +50,7 @@ impl Tally {
     }
 
     /// Of each pod by label, those of none not; in the order of their names.
-    pub(super) fn by_pod(&self) -> Vec<(Arc<PodIdentity>, Vec<(&'static str, u64)>)> {
+    pub(super) fn by_pod(&self) -> Vec<PodCounts> {
         let labelled = |each: &Each| {
             let all = Reason::ALL.iter().map(|reason| reason.label()).zip(each.iter().copied());
             all.filter(|(_, count)| *count > 0).collect()

@@ -14,8 +14,9 @@ use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::world::World;
 
-/// The caller: a program, and the directory that its task is in and its result goes to.
+/// The product, and the caller: a program, and the directory that its task is in and its result goes to.
 pub(super) struct Caller<'a> {
+    pub(super) product: &'a Path,
     pub(super) program: &'a Path,
     pub(super) at: &'a Path,
     pub(super) limit: Duration,
@@ -51,7 +52,7 @@ pub(super) fn run(
         flags.extend(["--capture".to_owned(), format!("{key}={list}")]);
     }
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let mut node = Node::new(world, &cluster, &flags)?;
+    let mut node = Node::of(world, caller.product, &cluster, &flags)?;
     let mut pod = node.pod(1, namespace, "caller")?;
     pod.object()["metadata"]["labels"] = json!(case.workload.labels);
     pod.object()["metadata"]["annotations"] = json!(case.workload.annotations);

@@ -150,7 +150,8 @@ impl Stage {
         fs::write(at.join("task.json"), serde_json::to_vec(&task)?)?;
 
         let Ran { code, log: text, stderr } = if case.needs_pod() {
-            let caller = pod::Caller { program: &self.caller, at, limit: LIMIT };
+            let caller =
+                pod::Caller { product: &self.binary, program: &self.caller, at, limit: LIMIT };
             pod::run(&self.world, case, profile, &resources, &caller)?
         } else {
             fs::write(at.join("resources.yaml"), files::stream(&resources))?;
