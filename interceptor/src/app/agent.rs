@@ -120,6 +120,11 @@ impl Follower {
         self.news.notified().await;
     }
 
+    /// Ends it at once: state and statuses are another agent's to write.
+    fn leave(&self) {
+        self.task.abort();
+    }
+
     /// Ends it, with what is known written.
     async fn stop(self) {
         let _ = self.stop.send(());
@@ -267,6 +272,7 @@ async fn cover(
             _ = signals.next() => break,
             Some(successor) = successors.recv() => {
                 drop(successors);
+                follower.leave();
                 if let Err(error) = session.hand_over() {
                     tracing::warn!("cgroup of those that drain: {error}");
                 }
