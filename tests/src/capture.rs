@@ -281,6 +281,18 @@ impl Capture {
         self.packets().iter().filter(|packet| packet.destination == address).count()
     }
 
+    /// The same of those that are here by now, and forgets every packet: a long run is judged in parts,
+    /// each no more than is kept.
+    ///
+    /// # Panics
+    /// When more arrived than the capture keeps.
+    #[must_use]
+    pub fn take_packets_to(&self, address: IpAddr) -> usize {
+        let mut packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(packets.len() < MAX_PACKETS, "the capture is full and proves nothing");
+        packets.drain(..).filter(|packet| packet.destination == address).count()
+    }
+
     /// The source ports of TCP connections that carried any byte to an address: more than a
     /// handshake, acknowledgements or an end.
     #[must_use]

@@ -110,7 +110,7 @@ impl Target<'_> {
     /// be dead is replaced once, where the request can be sent again; that is no retry.
     pub(super) async fn attempt(
         &self,
-        parts: Parts,
+        parts: &Parts,
         upload: Upload,
         entry: &mut Entry,
         tried: &mut Tried,
@@ -146,8 +146,7 @@ impl Target<'_> {
             }
         };
         let suits = |address| choice.suits(address, avoid);
-        let copy = self.repeatable.then(|| parts.clone());
-        let mut request = Request::from_parts(parts, upload);
+        let mut request = Request::from_parts(parts.clone(), upload);
         if let Some(connection) = self.pool.take(&purpose, suits).await {
             let busy = cluster.busy(connection.ends.upstream);
             let address = connection.ends.upstream;
@@ -162,9 +161,9 @@ impl Target<'_> {
                     return Ok(Answered { response, connection, under_way, took });
                 }
                 Err(Lost { unsent: Some(same), .. }) => request = *same,
-                Err(lost) => match (copy, again()) {
-                    (Some(parts), Some(upload)) if !lost.error.is_parse() => {
-                        request = Request::from_parts(parts, upload);
+                Err(lost) => match self.repeatable.then(&again).flatten() {
+                    Some(upload) if !lost.error.is_parse() => {
+                        request = Request::from_parts(parts.clone(), upload);
                     }
                     _ => {
                         report(address, Outcome::Failure);

@@ -26,11 +26,39 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// that upgrade and is to keep asking. `strict`: the client's timeout header goes too.
 pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, strict: bool) {
     let named = connection_options(&parts.headers);
-    let mut headers = HeaderMap::with_capacity(parts.headers.len() + 1);
-    if !parts.headers.contains_key(HOST) {
+    let drops = |name: &HeaderName| {
+        // The server side has seen to `100-continue`.
+        *name == EXPECT || is_hop_by_hop(name, &named) || (strict && *name == ENVOY_TIMEOUT)
+    };
+    let headers = &mut parts.headers;
+    if headers.contains_key(HOST) && !headers.keys().any(drops) {
+        // Most requests: every header stays where it is.
+        headers.insert(HOST, host);
+    } else {
+        *headers = rebuilt(headers, host, drops);
+    }
+    if parts.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+    if websocket {
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    parts.uri = origin_form(&parts.uri);
+    parts.version = Version::HTTP_11;
+}
+
+/// The headers of a request without those that stay behind, in their order.
+fn rebuilt(
+    received: &HeaderMap,
+    host: HeaderValue,
+    drops: impl Fn(&HeaderName) -> bool,
+) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(received.len() + 1);
+    if !received.contains_key(HOST) {
         headers.insert(HOST, host.clone());
     }
-    for (name, value) in &parts.headers {
+    for (name, value) in received {
         if *name == HOST {
             headers.insert(HOST, host.clone());
         } else if *name == TE {
@@ -38,36 +66,23 @@ pub(super) fn request(parts: &mut Parts, host: HeaderValue, websocket: bool, str
             if value.as_bytes().to_ascii_lowercase().windows(8).any(|w| w == b"trailers") {
                 headers.insert(TE, HeaderValue::from_static("trailers"));
             }
-        } else if *name == EXPECT {
-            // The server side has seen to `100-continue`.
-        } else if *name == TRANSFER_ENCODING || *name == CONTENT_LENGTH {
-            // Known to be `chunked`, or the length: the framing that is used again.
-            headers.append(name, value.clone());
-        } else if is_hop_by_hop(name, &named) || (strict && *name == ENVOY_TIMEOUT) {
-        } else {
+        } else if *name == TRANSFER_ENCODING || *name == CONTENT_LENGTH || !drops(name) {
+            // Of framing there is `chunked`, or the length, which are used again.
             headers.append(name, value.clone());
         }
     }
     if headers.contains_key(TE) {
         headers.insert(CONNECTION, HeaderValue::from_static("TE"));
     }
-    if parts.version == Version::HTTP_2 {
-        join_cookies(&mut headers);
-    }
-    if websocket {
-        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    }
-    parts.headers = headers;
-    parts.uri = origin_form(&parts.uri);
-    parts.version = Version::HTTP_11;
+    headers
 }
 
 /// Makes a request one for an egress proxy, or one for the upstream itself where there is none or a
 /// tunnel through it (RFC 9112 3.2.2).
 pub(super) fn address<B>(request: &mut Request<B>, absolute: Option<&Absolute>) {
     request.headers_mut().remove(PROXY_AUTHORIZATION);
-    if request.version() == Version::HTTP_2 {
+    let is_origin_form = request.uri().authority().is_none();
+    if request.version() == Version::HTTP_2 || (absolute.is_none() && is_origin_form) {
         return;
     }
     let mut target = origin_form(request.uri()).into_parts();
@@ -116,45 +131,51 @@ pub(super) fn request_h2(parts: &mut Parts, host: &HeaderValue, tls: bool, stric
     parts.version = Version::HTTP_2;
 }
 
-/// What is passed on of a response's headers; `None` if they cannot be framed again.
-pub(super) fn response(received: &HeaderMap, websocket: bool) -> Option<HeaderMap> {
-    let named = connection_options(received);
-    let chunked = received.contains_key(TRANSFER_ENCODING);
-    let mut codings = received.get_all(TRANSFER_ENCODING).iter();
+/// Leaves of a response's headers what is passed on; false if they cannot be framed again.
+pub(super) fn response(headers: &mut HeaderMap, websocket: bool) -> bool {
+    let named = connection_options(headers);
+    let chunked = headers.contains_key(TRANSFER_ENCODING);
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if chunked
         && !(codings.next().is_some_and(|c| c.as_bytes().eq_ignore_ascii_case(b"chunked"))
             && codings.next().is_none())
     {
-        return None;
+        return false;
     }
-    let mut lengths = received.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
     let first = lengths.next();
+    let mut once = true;
     if !chunked
         && first.is_some_and(|one| {
-            framing::content_length(one).is_err() || lengths.any(|other| other != one)
+            framing::content_length(one).is_err()
+                || lengths.inspect(|_| once = false).any(|other| other != one)
         })
     {
-        return None;
+        return false;
     }
-    if !received.keys().all(is_name) {
-        return None;
+    if !headers.keys().all(is_name) {
+        return false;
     }
-    let mut headers = HeaderMap::with_capacity(received.len());
-    for (name, value) in received {
-        match *name {
-            TRANSFER_ENCODING => drop(headers.append(name, value.clone())),
-            CONTENT_LENGTH if chunked => {}
-            // Once, however often it was said.
-            CONTENT_LENGTH => drop(headers.insert(name, value.clone())),
-            _ if is_hop_by_hop(name, &named) => {}
-            _ => drop(headers.append(name, value.clone())),
+    let drops =
+        |name: &HeaderName| is_hop_by_hop(name, &named) || (chunked && *name == CONTENT_LENGTH);
+    if !once || headers.keys().any(drops) {
+        let mut kept = HeaderMap::with_capacity(headers.len());
+        for (name, value) in &*headers {
+            match *name {
+                TRANSFER_ENCODING => drop(kept.append(name, value.clone())),
+                // Once, however often it was said.
+                CONTENT_LENGTH if !chunked => drop(kept.insert(name, value.clone())),
+                _ if drops(name) => {}
+                _ => drop(kept.append(name, value.clone())),
+            }
         }
+        *headers = kept;
     }
     if websocket {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
-    Some(headers)
+    true
 }
 
 /// A piece of a body as it is passed on: trailers without what frames or routes a message (RFC 9110
@@ -366,7 +387,9 @@ mod tests {
             (map(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), None),
         ];
         for (received, expected) in cases {
-            assert_eq!(response(&received, false), expected, "{received:?}");
+            let mut kept = received.clone();
+            let framed = response(&mut kept, false);
+            assert_eq!(framed.then_some(kept), expected, "{received:?}");
         }
     }
 

@@ -33,7 +33,8 @@ struct Late;
 /// A record that will be written exactly once.
 pub(super) struct Entry {
     pen: Pen,
-    record: Option<Record>,
+    /// Boxed, since the answer that it goes with is moved about.
+    record: Option<Box<Record>>,
     /// Set where it may be one of many refusals.
     folds: Option<Arc<Folds>>,
     started: Instant,
@@ -50,7 +51,7 @@ impl Entry {
     pub(super) fn new(pen: Pen, record: Record) -> Self {
         Self {
             pen,
-            record: Some(record),
+            record: Some(Box::new(record)),
             folds: None,
             started: Instant::now(),
             complete: Arc::default(),
@@ -61,7 +62,7 @@ impl Entry {
 
     /// The record so far.
     pub(super) fn record(&self) -> &Record {
-        self.record.as_ref().expect("it is taken out only when the entry ends")
+        self.record.as_deref().expect("it is taken out only when the entry ends")
     }
 
     /// Changes the record.
@@ -111,8 +112,8 @@ impl Entry {
             record.bytes_received = self.received.load(Ordering::Relaxed);
             record.bytes_sent = self.sent.load(Ordering::Relaxed);
             match &self.folds {
-                Some(folds) => folds.refused(record),
-                None => self.pen.write(record),
+                Some(folds) => folds.refused(*record),
+                None => self.pen.write(*record),
             }
         }
     }

@@ -208,8 +208,7 @@ impl<W: World> Session<W> {
                 // It was checked before the wait.
                 return Err(Reply::no_answer(Failure::Closed));
             };
-            let attempt =
-                target.attempt(parts.clone(), upload, entry, &mut tried, || source.again());
+            let attempt = target.attempt(&parts, upload, entry, &mut tried, || source.again());
             let outcome = match retries.and_then(|retries| retries.per_try_timeout) {
                 None => attempt.await,
                 Some(limit) => timeout(limit, attempt).await.unwrap_or_else(|_| {
@@ -280,10 +279,9 @@ impl<W: World> Session<W> {
             // Bytes sent ahead of the answer were refused: the tunnel would lack them.
             return Err(Reply::bad_body());
         }
-        let Some(headers) = canon::response(response.headers(), switched) else {
+        if !canon::response(response.headers_mut(), switched) {
             return Err(Reply::no_answer(Failure::Protocol));
-        };
-        *response.headers_mut() = headers;
+        }
         *response.version_mut() = version;
         Ok(switched)
     }

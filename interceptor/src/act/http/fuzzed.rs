@@ -294,14 +294,12 @@ async fn ask(
         return refusal();
     };
     let (mut head, body) = answer.into_parts();
-    match canon::response(&head.headers, false) {
-        Some(headers) if head.status != http::StatusCode::SWITCHING_PROTOCOLS => {
-            head.headers = headers;
-            head.version = Version::HTTP_11;
-            Response::from_parts(head, Either::Left(body))
-        }
-        _ => refusal(),
+    let framed = canon::response(&mut head.headers, false);
+    if !framed || head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return refusal();
     }
+    head.version = Version::HTTP_11;
+    Response::from_parts(head, Either::Left(body))
 }
 
 /// An end of a connection that says what was written down, in pieces, whatever it hears.
