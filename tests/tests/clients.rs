@@ -5,6 +5,7 @@ use std::env;
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use interceptor_tests::log::Line;
 use interceptor_tests::product::{Interceptor, binary};
 use interceptor_tests::world::{self, World, kernel_tests};
 
@@ -72,7 +73,8 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
 }
 
 /// With `INTERCEPTOR_CLIENTS`, also those that a plain machine lacks: it is a directory with
-/// `go-client ADDRESS:PORT NAME`, made with Go, and `venv`, in which Python has curl_cffi.
+/// `go-client ADDRESS:PORT NAME`, made with Go, `venv`, in which Python has curl_cffi, and a link
+/// `chromium`.
 #[test]
 fn real_clients_names_are_judged() -> Result<()> {
     if !kernel_tests() {
@@ -90,5 +92,60 @@ fn real_clients_names_are_judged() -> Result<()> {
     let (go, python) = (format!("{dir}/go-client"), format!("{dir}/venv/bin/python"));
     let go = |name: &str| words([&go, &to, name]);
     let chrome_like = |name: &str| words([&python, "-c", CHROME_LIKE, &host, "443", name]);
-    work(&[("Go", &go), ("Chrome-like", &chrome_like)])
+    work(&[("Go", &go), ("Chrome-like", &chrome_like)])?;
+    for (flags, alpn) in [(&[][..], "h2"), (&["--disable-http2"], "http/1.1")] {
+        browse(&format!("{dir}/chromium"), flags, alpn)?;
+    }
+    Ok(())
+}
+
+/// A browser loads a page of many parts, and one of a site that is not allowed.
+fn browse(browser: &str, flags: &[&str], alpn: &str) -> Result<()> {
+    const PARTS: usize = 50;
+    let world = World::new()?;
+    let entry = world.entry(ALLOWED, 443, "TLS", "  resolution: DNS\n")?;
+    let policy = ["--outbound", "registry-only", "-f", &entry];
+    let running = Interceptor::new(&world, &binary(), &policy).start()?;
+    running.wait_for_entries("NAMES", 1)?;
+    let capture = world.capture()?;
+    let (profile, ip) = (world.dir().join("profile"), there().ip());
+    let profile = format!("--user-data-dir={}", profile.display());
+    let hosts = format!("--host-resolver-rules=MAP {ALLOWED} {ip}, MAP {REFUSED} {ip}");
+    let page = format!("https://{ALLOWED}/page/{PARTS}");
+    let common = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--ignore-certificate-errors",
+        "--dump-dom",
+        &profile,
+        &hosts,
+        &page,
+    ];
+    let shown = running.exec(&[&common[..], flags].concat(), 2)?;
+    let said = &shown.finished.stdout;
+    assert!(said.contains(&format!("{PARTS} parts, refused")), "{said}{}", shown.finished.stderr);
+
+    let seen = world.seen();
+    assert!(seen.iter().all(|request| request.host == ALLOWED), "{seen:?}");
+    assert!(seen.iter().all(|request| request.alpn.as_deref() == Some(alpn)), "{seen:?}");
+    let parts = seen.iter().filter(|request| request.path.starts_with("/part/")).count();
+    assert_eq!(parts, PARTS);
+    assert_eq!(running.counter("redirected")?, 0);
+    let carried = capture.senders_to(ip);
+    let mut refused = 0;
+    for line in running.lines() {
+        let line = Line::parse(&line).map_err(anyhow::Error::msg)?;
+        let from: SocketAddr = line.field("DOWNSTREAM_REMOTE_ADDRESS").parse()?;
+        let is_allowed = line.field("REQUESTED_SERVER_NAME") == ALLOWED;
+        assert_eq!(carried.contains(&from.port()), is_allowed, "{alpn}: {line:?}");
+        refused += u32::from(!is_allowed);
+    }
+    assert!(refused > 0, "{alpn}: the picture was asked for");
+    Ok(())
 }

@@ -161,6 +161,8 @@ async fn service(path: &str, request: Request<Incoming>) -> Page {
             text(code.unwrap_or(StatusCode::BAD_REQUEST), "")
         }
         ("upload", _) => upload(request).await,
+        ("page", Some(parts)) => page_of_parts(parts),
+        ("part", _) => text(StatusCode::OK, "loaded++;\n"),
         _ => text(StatusCode::OK, "stub internet\n"),
     }
 }
@@ -224,8 +226,25 @@ async fn upload(request: Request<Incoming>) -> Page {
     text(StatusCode::OK, format!("{total} {verdict}\n"))
 }
 
+/// A page with so many scripts of its own site and a picture of another one. In a browser it says in
+/// the end how many scripts came, and whether the picture did.
+fn page_of_parts(parts: u32) -> Page {
+    let mut body = String::from("<!doctype html>\n<html><body><script>loaded = 0</script>\n");
+    for part in 0..parts {
+        body += &format!("<script src=\"/part/{part}\"></script>\n");
+    }
+    body += "<img src=\"https://other.example.com/\" onload=\"picture = 'shown'\" \
+             onerror=\"picture = 'refused'\">\n\
+             <script>onload = () => document.body.append(`${loaded} parts, ${picture}`)</script>\n\
+             </body></html>\n";
+    html_body(body)
+}
+
 fn html(title: &str) -> Page {
-    let body = format!("<!doctype html>\n<html><head><title>{title}</title></head></html>\n");
+    html_body(format!("<!doctype html>\n<html><head><title>{title}</title></head></html>\n"))
+}
+
+fn html_body(body: String) -> Page {
     let mut response = text(StatusCode::OK, body);
     let kind = "text/html; charset=utf-8".try_into().expect("a plain type");
     response.headers_mut().insert(CONTENT_TYPE, kind);
