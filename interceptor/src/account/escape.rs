@@ -18,6 +18,14 @@ pub(super) enum Spaces {
 
 /// Writes `value`, which is not empty, fit for a text line.
 pub(super) fn escape(value: &str, spaces: Spaces, out: &mut String) {
+    let stays = |byte: u8| match byte {
+        b'"' | b'\\' => false,
+        b' ' => matches!(spaces, Spaces::Keep),
+        other => other.is_ascii_graphic(),
+    };
+    if value.len() <= FIELD_MAX && value.bytes().all(stays) {
+        return out.push_str(value);
+    }
     let start = out.len();
     for c in value.chars() {
         let before = out.len();

@@ -60,8 +60,8 @@ impl TimeFormat {
             let _ = match piece {
                 Piece::Literal(text) => out.write_str(text),
                 Piece::Fraction(digits) => {
-                    let all = format!("{:09}", at.nanosecond());
-                    out.write_str(&all[..usize::from(*digits)])
+                    let shown = at.nanosecond() / 10_u32.pow(9 - u32::from(*digits));
+                    write!(out, "{shown:0width$}", width = usize::from(*digits))
                 }
                 Piece::Conversion(which) => convert(&mut out, *which, at),
             };
@@ -72,8 +72,9 @@ impl TimeFormat {
 
 fn since_1970(at: SystemTime) -> Option<OffsetDateTime> {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let nanos = i128::try_from(since.as_nanos()).ok()?;
-    OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
+    let seconds = i64::try_from(since.as_secs()).ok()?;
+    let second = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
+    second.replace_nanosecond(since.subsec_nanos()).ok()
 }
 
 fn read(text: &str, pieces: &mut Vec<Piece>) -> Result<(), String> {
@@ -124,8 +125,6 @@ fn push_literal(pieces: &mut Vec<Piece>, text: &str) {
 }
 
 fn convert(out: &mut String, which: char, at: OffsetDateTime) -> std::fmt::Result {
-    let hour12 = (at.hour() + 11) % 12 + 1;
-    let (iso_year, week, _) = at.to_iso_week_date();
     match which {
         'Y' => write!(out, "{}", at.year()),
         'y' => write!(out, "{:02}", at.year().rem_euclid(100)),
@@ -134,7 +133,7 @@ fn convert(out: &mut String, which: char, at: OffsetDateTime) -> std::fmt::Resul
         'e' => write!(out, "{:2}", at.day()),
         'j' => write!(out, "{:03}", at.ordinal()),
         'H' => write!(out, "{:02}", at.hour()),
-        'I' => write!(out, "{hour12:02}"),
+        'I' => write!(out, "{:02}", (at.hour() + 11) % 12 + 1),
         'M' => write!(out, "{:02}", at.minute()),
         'S' => write!(out, "{:02}", at.second()),
         'p' => out.write_str(if at.hour() < 12 { "AM" } else { "PM" }),
@@ -145,8 +144,8 @@ fn convert(out: &mut String, which: char, at: OffsetDateTime) -> std::fmt::Resul
         'A' => write!(out, "{}", at.weekday()),
         'u' => write!(out, "{}", at.weekday().number_from_monday()),
         's' => write!(out, "{}", at.unix_timestamp()),
-        'G' => write!(out, "{iso_year}"),
-        'V' => write!(out, "{week:02}"),
+        'G' => write!(out, "{}", at.to_iso_week_date().0),
+        'V' => write!(out, "{:02}", at.iso_week()),
         'Z' => out.write_str("UTC"),
         // The only one left: times are in UTC.
         _ => out.write_str("+0000"),

@@ -1,6 +1,8 @@
 //! What of a head is passed on (R4): one Host, the target in origin form, the end-to-end headers in
 //! their order and spelling. What concerns only one hop stays behind.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
@@ -240,8 +242,13 @@ fn origin_form(uri: &Uri) -> Uri {
 }
 
 /// The target as it is judged, logged and sent; empty for CONNECT, which has none.
-pub(super) fn path(uri: &Uri) -> String {
-    uri.path_and_query().map_or_else(String::new, ToString::to_string)
+pub(super) fn path(uri: &Uri) -> Cow<'_, str> {
+    match uri.path_and_query() {
+        None => Cow::Borrowed(""),
+        Some(path) if path.as_str().starts_with(['/', '*']) => Cow::Borrowed(path.as_str()),
+        // A query alone is printed with the slash that it lacks.
+        Some(path) => Cow::Owned(path.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ impl<W: World> Session<W> {
             record.route_name.clone_from(&decision.route);
             record.reason = decision.reason;
         });
-        let named = hosts(parts).len() + usize::from(parts.uri.authority().is_some());
+        let named = hosts(parts).count() + usize::from(parts.uri.authority().is_some());
         let effective = effective(parts);
         let port = self.origin.dst.addr().port();
         let explanation = |explain: bool| match explain {
@@ -224,7 +224,7 @@ impl<W: World> Session<W> {
         let head = RequestHead {
             method: parts.method.as_str(),
             authority: parts.uri.authority().map(|a| a.as_str()),
-            hosts: &hosts(parts),
+            hosts: &hosts(parts).collect::<Vec<_>>(),
             path: &canon::path(&parts.uri),
             version: if parts.version == Version::HTTP_2 { 20 } else { 11 },
             headers: &Sent(&parts.headers),
@@ -238,7 +238,7 @@ impl<W: World> Session<W> {
         Record {
             http: Some(HttpFields {
                 method: parts.method.as_str().to_owned(),
-                path: canon::path(&parts.uri),
+                path: canon::path(&parts.uri).into_owned(),
                 protocol: match parts.version {
                     Version::HTTP_2 => "HTTP/2",
                     Version::HTTP_11 => "HTTP/1.1",
@@ -256,19 +256,24 @@ impl<W: World> Session<W> {
 }
 
 /// Every Host. Bytes beyond ASCII are in no host name: what does not read as text stays unreadable.
-fn hosts(parts: &Parts) -> Vec<&str> {
+fn hosts(parts: &Parts) -> impl Iterator<Item = &str> {
     let hosts = parts.headers.get_all(HOST).iter();
-    hosts.map(|host| host.to_str().unwrap_or("\u{fffd}")).collect()
+    hosts.map(|host| host.to_str().unwrap_or("\u{fffd}"))
 }
 
 /// The one name that a request is for. It is forwarded with that or not at all (T-30).
 pub(super) fn effective(parts: &Parts) -> Option<&str> {
     let authority = parts.uri.authority().map(|a| a.as_str());
-    match (authority, hosts(parts).as_slice()) {
+    let mut hosts = hosts(parts);
+    match (authority, hosts.next(), hosts.next()) {
         // T-36: HTTP/2 has no absolute form that would explain a difference.
-        (Some(authority), [host]) if parts.version == Version::HTTP_2 && *host != authority => None,
-        (Some(authority), [] | [_]) => Some(authority),
-        (None, [host]) => Some(*host),
+        (Some(authority), Some(host), None)
+            if parts.version == Version::HTTP_2 && host != authority =>
+        {
+            None
+        }
+        (Some(authority), _, None) => Some(authority),
+        (None, Some(host), None) => Some(host),
         _ => None,
     }
 }

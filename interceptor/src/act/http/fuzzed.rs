@@ -214,7 +214,7 @@ async fn pass_on(
         (name.as_str().to_owned(), value.as_bytes().to_vec())
     };
     lock(&passed).push(Passed {
-        start: (parts.method.to_string(), canon::path(&parts.uri)),
+        start: (parts.method.to_string(), canon::path(&parts.uri).into_owned()),
         fields: parts.headers.iter().map(field).collect(),
         host: host.clone(),
         told,

@@ -29,7 +29,7 @@ pub(super) fn rewrite_path(parts: &mut Parts, rewrite: &Rewrite) -> bool {
     let Some(path) = &rewrite.path else { return true };
     let before = super::canon::path(&parts.uri);
     let (Ok(path), Ok(original)) =
-        (PathAndQuery::try_from(path.as_str()), HeaderValue::try_from(before))
+        (PathAndQuery::try_from(path.as_str()), HeaderValue::try_from(&*before))
     else {
         return false;
     };
