@@ -28,7 +28,12 @@ impl Before {
 /// A few operations of the scenario and what must be refused, each judged by log and counters.
 pub(crate) fn before(place: &mut Place, scenario: &Scenario) -> Result<Before> {
     if let Some(job) = scenario.forbidden(place.kind()) {
+        let start = place.log_end();
         refused(place, &job).with_context(|| format!("{FORBIDDEN} (or an address of nobody)"))?;
+        // Its line must not be taken for one of those that are counted next.
+        if place.kind().is_ours() && place.log_since(start, 1).is_empty() {
+            bail!("the refusal of {FORBIDDEN} left no line in the access log");
+        }
     }
     let mut before =
         Before { flows: place.flows()?, log: place.log_end(), connections: 0, operations: 0 };
