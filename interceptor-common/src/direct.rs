@@ -151,7 +151,7 @@ impl Default for ShownName {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Namespace cookie.
+    /// As [`Event::netns`](crate::Event::netns).
     pub netns: u64,
     /// `bpf_ktime_get_ns` at connect.
     pub started_ns: u64,

@@ -28,7 +28,7 @@ pub enum FlowKind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Namespace cookie.
+    /// Key in `NAMESPACES` of whose it is: a cookie, or [`Namespace::by_cgroup`](crate::Namespace::by_cgroup).
     pub netns: u64,
     /// Cgroup id of the workload.
     pub cgroup: u64,

@@ -51,6 +51,8 @@ pub enum Proof {
 pub struct SocketState {
     /// Namespace cookie.
     pub netns: u64,
+    /// Key in `NAMESPACES` of who was judged: the same cookie, or a pod's by its cgroup.
+    pub whose: u64,
     /// Cgroup id of the caller.
     pub cgroup: u64,
     /// `bpf_ktime_get_ns` at connect.
@@ -83,7 +85,7 @@ pub struct SocketState {
     pub pad2: [u8; 4],
 }
 
-const _: () = assert!(size_of::<SocketState>() == 24 + 80 + 16);
+const _: () = assert!(size_of::<SocketState>() == 32 + 80 + 16);
 
 /// Finds a redirected connection from the other end of its handshake. All four parts of the tuple:
 /// the kernel gives one source port to several connections if their destinations differ, and a

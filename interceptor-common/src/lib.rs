@@ -36,13 +36,13 @@ pub use settings::Settings;
 
 /// Version of the contract: raised with every change to the layout or meaning of a map. Maps that
 /// another version left pinned are not adopted; its links are, with programs of this version.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Map names, as the kernel object declares them and as they are pinned.
 pub mod maps {
     /// `Array<Settings>`, one element.
     pub const SETTINGS: &str = "SETTINGS";
-    /// `HashMap<u64, Namespace>` by network namespace cookie.
+    /// `HashMap<u64, Namespace>` by network namespace cookie, or by cgroup.
     pub const NAMESPACES: &str = "NAMESPACES";
     /// `LpmTrie<RouteKey, Route>`.
     pub const ROUTES: &str = "ROUTES";
@@ -122,7 +122,7 @@ pub mod maps {
 
 /// Capacities, in entries unless said otherwise. Each is a limit that `status` shows.
 pub mod capacity {
-    /// Known network namespaces.
+    /// Known network namespaces, and pods that are known by their cgroup.
     pub const NAMESPACES: u32 = 4096;
     /// Routes and local addresses of all covered namespaces.
     pub const ROUTES: u32 = 65_536;

@@ -1,6 +1,8 @@
-//! Network namespaces that are known: covered ones with their listeners and routes, and exempt ones.
+//! Network namespaces that are known: covered ones with their listeners and routes, and exempt ones. And
+//! pods that are known by their cgroup, since the node's namespace is not theirs alone.
 
-/// A known namespace. In one whose cookie has no entry, connections are refused.
+/// A known namespace. In one whose cookie has no entry, connections are refused. Under
+/// [`Namespace::by_cgroup`] it is a pod's cgroup, whose entry goes before that of an exempt namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Namespace {
@@ -41,6 +43,19 @@ impl Namespace {
     /// [`Route::BY_POLICY`] counts.
     pub const REROUTES: u8 = 4;
 
+    /// The key of what is known of a cgroup (a number of the kernel's, which uses no such high ones): no
+    /// namespace's cookie, which are counted from one.
+    #[inline(always)]
+    pub const fn by_cgroup(id: u64) -> u64 {
+        id | BY_CGROUP
+    }
+
+    /// Whether a key is a cgroup's.
+    #[inline(always)]
+    pub const fn is_by_cgroup(key: u64) -> bool {
+        key & BY_CGROUP != 0
+    }
+
     /// Whether what leaves it passes.
     #[inline(always)]
     pub const fn is_exempt(&self) -> bool {
@@ -53,6 +68,8 @@ impl Namespace {
         self.port_v4 == 0 && self.port_v6 == 0
     }
 }
+
+const BY_CGROUP: u64 = 1 << 63;
 
 /// Key of a route: the namespace and family match exactly, the address by prefix.
 #[repr(C)]

@@ -15,6 +15,9 @@ pub struct Settings {
     /// How old the daemon's last sign of life in `HEARTBEAT` may be, in nanoseconds, where nothing may
     /// go direct without a daemon that lives (`onDaemonLoss: closed`). 0: it is not asked for.
     pub loss_limit_ns: u64,
+    /// The first and the last level at which cgroups may lie that are known by
+    /// [`Namespace::by_cgroup`](crate::Namespace::by_cgroup); the top is level 0. Zeros: none is.
+    pub pod_levels: [u32; 2],
 }
 
-const _: () = assert!(size_of::<Settings>() == 32);
+const _: () = assert!(size_of::<Settings>() == 40);

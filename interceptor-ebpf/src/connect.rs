@@ -20,7 +20,7 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
     let netns = ctx::netns_cookie(ctx.sock_addr);
     match ctx::sock_addr_protocol(ctx) {
         TCP => {}
-        MPTCP if select::namespace(netns).is_some_and(Namespace::is_exempt) => {
+        MPTCP if select::sender(netns, ctx::current_ancestor).is_exempt() => {
             return Verdict::Allow;
         }
         MPTCP => {
@@ -32,7 +32,8 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
         _ => return Verdict::Allow,
     }
     let cgroup = ctx::current_cgroup();
-    let finding = judge(ctx, &dst, family, netns, cgroup);
+    let mut whose = netns;
+    let finding = judge(ctx, &dst, family, netns, cgroup, &mut whose);
     count(finding);
     debug!(ctx, "connect port {}: finding {}", dst.port(), finding as u32);
     match finding {
@@ -47,12 +48,13 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
         // What a connect without us would have said: clients that race families go on at once.
         Finding::NoRoute => ctx::refuse_with(ctx::NETUNREACH),
         _ => {
-            report_refusal(FlowKind::RefusedConnect, finding, netns, cgroup, dst, TCP);
+            report_refusal(FlowKind::RefusedConnect, finding, whose, cgroup, dst, TCP);
             Verdict::Refuse
         }
     }
 }
 
+/// What a TCP connect is; `whose` becomes the key of who makes it.
 #[inline(always)]
 fn judge(
     ctx: &SockAddrContext,
@@ -60,6 +62,7 @@ fn judge(
     family: Family,
     netns: u64,
     cgroup: u64,
+    whose: &mut u64,
 ) -> Finding {
     if dst.is_loopback() {
         // A socket may have been connected elsewhere before (AF_UNSPEC): forget that.
@@ -73,7 +76,9 @@ fn judge(
     if select::is_daemon(settings, cgroup) {
         return Finding::Daemon;
     }
-    let Some(namespace) = select::namespace(netns) else { return Finding::NamespaceUnknown };
+    let sender = select::sender(netns, ctx::current_ancestor);
+    let Some(namespace) = sender.known else { return Finding::NamespaceUnknown };
+    *whose = sender.key;
     if namespace.is_exempt() {
         return Finding::Exempt;
     }
@@ -84,6 +89,7 @@ fn judge(
     // Until the end of this hook nothing is approved, whatever an earlier connect had.
     state.tier = Tier::None as u8;
     state.netns = netns;
+    state.whose = sender.key;
     state.cgroup = cgroup;
     state.started_ns = ctx::now_ns();
     state.dst = *dst;

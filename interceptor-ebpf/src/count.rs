@@ -94,7 +94,7 @@ pub fn report_refused_hello(
 ) {
     let now = ctx::now_ns();
     let event = || Event {
-        netns: state.netns,
+        netns: state.whose,
         cgroup: state.cgroup,
         socket,
         started_ns: state.started_ns,

@@ -1,7 +1,7 @@
 //! inet_sock_create: protocols that neither hook nor proxy can follow never get a socket.
 
 use aya_ebpf::programs::SockContext;
-use interceptor_common::{Finding, Namespace};
+use interceptor_common::Finding;
 
 use crate::count::count;
 use crate::ctx::{self, Verdict};
@@ -18,14 +18,14 @@ const MPTCP: u32 = 262;
 pub fn create(ctx: &SockContext) -> Verdict {
     let (kind, protocol) = ctx::created(ctx);
     let netns = ctx::netns_cookie(ctx.sock);
-    let namespace = select::namespace(netns);
+    let sender = select::sender(netns, ctx::current_ancestor);
     // TCP in a covered namespace gets its storage at connect, or has none.
-    if protocol != TCP || namespace.is_some_and(Namespace::is_exempt) {
+    if protocol != TCP || sender.is_exempt() {
         ctx::note_netns(ctx, netns);
     }
     match (kind, protocol) {
         (STREAM, TCP) | (DGRAM, UDP) => return Verdict::Allow,
-        _ if namespace.is_some_and(Namespace::is_exempt) => return Verdict::Allow,
+        _ if sender.is_exempt() => return Verdict::Allow,
         // In every mode: its subflows would go round the proxy. Clients fall back to TCP.
         (_, MPTCP) => {
             count(Finding::Mptcp);
@@ -37,7 +37,8 @@ pub fn create(ctx: &SockContext) -> Verdict {
         count(Finding::NoSettings);
         return Verdict::Refuse;
     };
-    if select::is_open(settings, namespace) || select::is_daemon(settings, ctx::current_cgroup()) {
+    if select::is_open(settings, sender.known) || select::is_daemon(settings, ctx::current_cgroup())
+    {
         return Verdict::Allow;
     }
     count(Finding::Protocol);

@@ -22,8 +22,8 @@ pub fn sendmsg(ctx: &SockAddrContext, dst: Endpoint) -> Verdict {
     };
     let cgroup = ctx::current_cgroup();
     let netns = ctx::netns_cookie(ctx.sock_addr);
-    let namespace = select::namespace(netns);
-    if select::is_open(settings, namespace) || select::is_daemon(settings, cgroup) {
+    let sender = select::sender(netns, ctx::current_ancestor);
+    if select::is_open(settings, sender.known) || select::is_daemon(settings, cgroup) {
         return Verdict::Allow;
     }
     // To an address of the namespace itself: stays inside (T-16).
@@ -32,10 +32,10 @@ pub fn sendmsg(ctx: &SockAddrContext, dst: Endpoint) -> Verdict {
     }
     // Counted once, by the packet hook.
     let socket = ctx::socket_cookie(ctx.sock_addr);
-    if judge(settings, namespace, socket, &dst) != Finding::DatagramRefused {
+    if judge(settings, sender.known, socket, &dst) != Finding::DatagramRefused {
         return Verdict::Allow;
     }
-    refuse(netns, cgroup, dst, ctx::sock_addr_protocol(ctx))
+    refuse(sender.key, cgroup, dst, ctx::sock_addr_protocol(ctx))
 }
 
 /// What a datagram from `socket` in a namespace to `dst` is.
@@ -74,9 +74,9 @@ pub fn heard(socket: u64, peer: Endpoint) {
 
 /// Counts and reports a refused datagram or packet of another protocol.
 #[inline(always)]
-pub fn refuse(netns: u64, cgroup: u64, dst: Endpoint, protocol: u32) -> Verdict {
+pub fn refuse(whose: u64, cgroup: u64, dst: Endpoint, protocol: u32) -> Verdict {
     count(Finding::DatagramRefused);
     let (kind, finding) = (FlowKind::RefusedDatagram, Finding::DatagramRefused);
-    report_refusal(kind, finding, netns, cgroup, dst, protocol);
+    report_refusal(kind, finding, whose, cgroup, dst, protocol);
     Verdict::Refuse
 }

@@ -69,6 +69,7 @@ fn accepted(ctx: &SockOpsContext) {
     let Some(state) = ctx::make_state_of_ops(ctx) else { return count(Finding::NoStorage) };
     state.tier = Tier::Accepted as u8;
     state.netns = ctx::netns_cookie(ctx.ops);
+    state.whose = state.netns;
     if select::has_interface(state.netns) {
         state.dst = remote;
         state.local = ctx::ops_end(ctx, End::Local);
@@ -102,7 +103,7 @@ fn established(ctx: &SockOpsContext, state: &mut SocketState) {
 fn await_name(ctx: &SockOpsContext, state: &mut SocketState) {
     let socket = ctx::socket_cookie(ctx.ops);
     let pending = Pending {
-        netns: state.netns,
+        netns: state.whose,
         started_ns: state.started_ns,
         src: state.local,
         dst: state.dst,
@@ -178,7 +179,7 @@ fn account(ctx: &SockOpsContext, state: &SocketState) {
     // The kernel counts SYN and FIN as a byte each.
     let syn = u64::from(was_established);
     let event = || Event {
-        netns: state.netns,
+        netns: state.whose,
         cgroup: state.cgroup,
         socket,
         started_ns: state.started_ns,

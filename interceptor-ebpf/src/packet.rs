@@ -3,11 +3,12 @@
 //! dropped.
 
 use aya_ebpf::programs::SkBuffContext;
-use interceptor_common::{Endpoint, Finding, Namespace, Permit, Proof, Tier};
+use interceptor_common::{Endpoint, Finding, Permit, Proof, Tier};
 
 use crate::count::count;
 use crate::ctx::{self, PacketSocket, Verdict};
-use crate::{datagram, hint, prove, select};
+use crate::select::{self, Sender};
+use crate::{datagram, hint, prove};
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -38,9 +39,9 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
     if select::is_daemon(settings, cgroup) {
         return Verdict::Allow;
     }
-    let netns = socket.netns(ctx);
-    let namespace = select::namespace(netns);
-    if namespace.is_some_and(Namespace::is_exempt) {
+    let sender = sender(ctx, &socket);
+    let namespace = sender.known;
+    if sender.is_exempt() {
         return Verdict::Allow;
     }
     let is_udp = socket.protocol == UDP && socket.kind == DGRAM;
@@ -49,7 +50,7 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
         return if select::is_open(settings, namespace) {
             Verdict::Allow
         } else {
-            datagram::refuse(netns, cgroup, Endpoint::default(), socket.protocol)
+            datagram::refuse(sender.key, cgroup, Endpoint::default(), socket.protocol)
         };
     };
     let finding = if is_udp {
@@ -60,7 +61,7 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
         Finding::DatagramRefused
     };
     if finding == Finding::DatagramRefused {
-        return datagram::refuse(netns, cgroup, dst, socket.protocol);
+        return datagram::refuse(sender.key, cgroup, dst, socket.protocol);
     }
     count(finding);
     Verdict::Allow
@@ -95,7 +96,7 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
         if is_unknown && (select::is_kept(ctx) || is_of_daemon(ctx)) {
             return Verdict::Allow;
         }
-        if select::namespace(socket.netns(ctx)).is_some_and(Namespace::is_exempt) {
+        if sender(ctx, socket).is_exempt() {
             return Verdict::Allow;
         }
         // What is cut may tell its peer.
@@ -105,6 +106,11 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
     }
     count(Finding::Unapproved);
     Verdict::Refuse
+}
+
+#[inline(always)]
+fn sender(ctx: &SkBuffContext, socket: &PacketSocket) -> Sender {
+    select::sender(socket.netns(ctx), |level| ctx::packet_ancestor(ctx, level))
 }
 
 #[inline(always)]
@@ -140,7 +146,7 @@ pub fn ingress(ctx: &SkBuffContext) {
         return;
     }
     let Some(peer) = remote(ctx, Side::Source, true) else { return };
-    let namespace = select::namespace(socket.netns(ctx));
+    let namespace = sender(ctx, &socket).known;
     if !select::is_open(settings, namespace) {
         datagram::heard(ctx::socket_cookie(ctx.skb.skb), peer);
     }

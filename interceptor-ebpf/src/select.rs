@@ -21,7 +21,52 @@ pub fn is_daemon(settings: &Settings, cgroup: u64) -> bool {
     cgroup == settings.daemon_cgroups[0] || cgroup == settings.daemon_cgroups[1]
 }
 
-/// What is known of a namespace.
+/// Who is judged.
+#[derive(Clone, Copy)]
+pub struct Sender {
+    /// Key in `NAMESPACES`.
+    pub key: u64,
+    /// What is known.
+    pub known: Option<&'static Namespace>,
+}
+
+impl Sender {
+    /// Whether what it sends passes.
+    #[inline(always)]
+    pub fn is_exempt(&self) -> bool {
+        self.known.is_some_and(Namespace::is_exempt)
+    }
+}
+
+/// Whoever sends from a namespace. In an exempt one, as the node's is, that may be a pod that is known by
+/// its cgroup; `ancestor` tells the cgroup that the sender's lies in, at a level.
+#[inline(always)]
+pub fn sender(netns: u64, ancestor: impl Fn(u32) -> u64) -> Sender {
+    let all = Sender { key: netns, known: namespace(netns) };
+    if !all.is_exempt() {
+        return all;
+    }
+    let Some(&Settings { pod_levels: [first, last], .. }) = settings() else { return all };
+    let mut tried = 0;
+    while tried < MOST_LEVELS && last != 0 && first + tried <= last {
+        let id = ancestor(first + tried);
+        // It lies less deep.
+        if id == 0 {
+            break;
+        }
+        let key = Namespace::by_cgroup(id);
+        if let Some(pod) = namespace(key) {
+            return Sender { key, known: Some(pod) };
+        }
+        tried += 1;
+    }
+    all
+}
+
+/// So many levels are looked at, whatever the settings say.
+const MOST_LEVELS: u32 = 12;
+
+/// What is known of a namespace, or by a cgroup.
 #[inline(always)]
 pub fn namespace(netns: u64) -> Option<&'static Namespace> {
     // SAFETY: the entry may be replaced meanwhile; it is small, and any mix of old and new only leads

@@ -11,14 +11,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -26,7 +26,7 @@ use crate::capture::Capture;
 use crate::netns::{Namespace, next_number};
 use crate::pod::forward;
 use crate::snapshot::cgroup2_mount;
-use crate::world::{Finished, World};
+use crate::world::{Finished, WORKLOAD_V4, World};
 
 /// How long a container may run.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -48,7 +48,8 @@ pub struct Node<'w> {
 /// A pod's sandbox. Dropping it removes the namespace and the link.
 #[derive(Debug)]
 pub struct Sandbox {
-    namespace: Namespace,
+    /// `None`: the node's.
+    namespace: Option<Namespace>,
     /// Its address.
     pub address: Ipv4Addr,
     id: String,
@@ -144,10 +145,19 @@ impl<'w> Node<'w> {
             at.ip(&["link", "set", device, "up"])?;
         }
         namespace.ip(&["route", "add", "default", "via", &gateway.to_string()])?;
-        // As long as containerd's, and unlike every other's.
-        let id = format!("{:032x}{number:032x}", std::process::id());
-        let uid = format!("0f0d9b4e-6c1f-4f7c-9a55-{number:012x}");
-        Ok(Sandbox { namespace, address, id, uid, of: of.to_owned() })
+        Ok(Sandbox::new(number, Some(namespace), address, of))
+    }
+
+    /// Makes what a pod with `hostNetwork` has before its first container: the cgroup that kubelet gives it.
+    ///
+    /// # Errors
+    /// When that can't be made.
+    pub fn host_sandbox(&self, of: &str) -> Result<Sandbox> {
+        let IpAddr::V4(address) = WORKLOAD_V4 else { bail!("the node's address is IPv4") };
+        let sandbox = Sandbox::new(next_number(), None, address, of);
+        let cgroup = self.pods_cgroup()?.join("burstable").join(format!("pod{}", sandbox.uid));
+        fs::create_dir_all(&cgroup).with_context(|| cgroup.display().to_string())?;
+        Ok(sandbox)
     }
 
     /// Calls the plugin `binary` about a sandbox, as containerd does. `network`: its configuration, but for
@@ -167,9 +177,10 @@ impl<'w> Node<'w> {
         input["name"] = "k8s-pod-network".into();
         input["type"] = "interceptor-cni".into();
         input["cgroupRoot"] = self.cgroup_root().into();
+        let netns = sandbox.namespace.as_ref().context("a pod with a network of its own")?.path();
         input["prevResult"] = json!({
             "cniVersion": "1.0.0",
-            "interfaces": [{"name": "eth0", "sandbox": sandbox.namespace.path()}],
+            "interfaces": [{"name": "eth0", "sandbox": netns}],
             "ips": [{"address": format!("{}/30", sandbox.address), "interface": 0}],
         });
         let Sandbox { id, uid, of, .. } = sandbox;
@@ -181,7 +192,7 @@ impl<'w> Node<'w> {
         let mut plugin = Command::new(binary);
         plugin.arg0("/opt/cni/bin/interceptor-cni").env_clear();
         plugin.env("CNI_COMMAND", command).env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0");
-        plugin.env("CNI_NETNS", sandbox.namespace.path()).env("CNI_ARGS", arguments);
+        plugin.env("CNI_NETNS", netns).env("CNI_ARGS", arguments);
         plugin.env("CNI_PATH", "/opt/cni/bin").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = plugin.spawn().context("the plugin")?;
@@ -227,6 +238,16 @@ impl<'w> Node<'w> {
 
     /// A bundle's configuration, as containerd would write it, as far as it matters here.
     fn config(&self, sandbox: &Sandbox, id: &str, script: &str) -> Value {
+        let mut namespaces = vec![
+            json!({"type": "pid"}),
+            json!({"type": "ipc"}),
+            json!({"type": "uts"}),
+            json!({"type": "mount"}),
+        ];
+        // Without one, runc's own is the container's, which is the node's.
+        if let Some(namespace) = &sandbox.namespace {
+            namespaces.push(json!({"type": "network", "path": namespace.path()}));
+        }
         let capabilities =
             json!(["CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETUID", "CAP_SETGID"]);
         json!({
@@ -250,16 +271,20 @@ impl<'w> Node<'w> {
             ],
             "linux": {
                 "cgroupsPath": format!("/{}/kubepods/burstable/pod{}/{id}", self.cgroup_root, sandbox.uid),
-                "namespaces": [
-                    {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
-                    {"type": "network", "path": sandbox.namespace.path()},
-                ],
+                "namespaces": namespaces,
             },
         })
     }
 }
 
 impl Sandbox {
+    fn new(number: u32, namespace: Option<Namespace>, address: Ipv4Addr, of: &str) -> Self {
+        // As long as containerd's, and unlike every other's.
+        let id = format!("{:032x}{number:032x}", std::process::id());
+        let uid = format!("0f0d9b4e-6c1f-4f7c-9a55-{number:012x}");
+        Self { namespace, address, id, uid, of: of.to_owned() }
+    }
+
     /// The pod's name.
     #[must_use]
     pub fn name(&self) -> String {
@@ -273,15 +298,10 @@ impl Sandbox {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": self.name(), "namespace": self.of, "uid": self.uid,
                 "labels": {}, "annotations": {}},
-            "spec": {"nodeName": "n", "containers": [{"name": "app"}]},
+            "spec": {"nodeName": "n", "containers": [{"name": "app"}],
+                "hostNetwork": self.namespace.is_none()},
             "status": {"phase": "Pending", "qosClass": "Burstable"},
         })
-    }
-
-    /// Its network namespace.
-    #[must_use]
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
     }
 }
 

@@ -47,8 +47,10 @@ pub struct Pod<'w> {
     // In this order: no process holds the namespace, or is in the cgroup, when they go.
     first: Child,
     container: Cgroup,
-    namespace: Namespace,
+    /// `None`: the node's.
+    namespace: Option<Namespace>,
     _pod: Cgroup,
+    /// Empty where there is none.
     link: String,
     object: Value,
 }
@@ -67,9 +69,17 @@ impl<'w> Node<'w> {
     /// # Errors
     /// As [`Node::new`].
     pub fn of(world: &'w World, binary: &Path, cluster: &Cluster, flags: &[&str]) -> Result<Self> {
+        Self::with(world, binary, &cluster.kubeconfig(), flags)
+    }
+
+    /// The same, with an API server that `kubeconfig` leads to from the world's workload namespace.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub fn with(world: &'w World, binary: &Path, kubeconfig: &str, flags: &[&str]) -> Result<Self> {
         forward(&world.workload)?;
         world.internet.ip(&["route", "replace", "10.80.0.0/16", "via", "10.77.0.2"])?;
-        world.file("kubeconfig", &cluster.kubeconfig())?;
+        world.file("kubeconfig", kubeconfig)?;
         // A node that was in this world before has no part in this one.
         for left in ["state", "secrets"] {
             let _ = fs::remove_dir_all(world.dir().join(left));
@@ -284,7 +294,6 @@ impl<'w> Node<'w> {
         namespace: &str,
         name: &str,
     ) -> Result<Pod<'w>> {
-        let uid = format!("0f0d9b4e-6c1f-4f7c-9a55-{:012x}", u32::from(number) + 1);
         let sandbox = Namespace::create(next_number(), "pod")?;
         let link = format!("pod{number}");
         let node = &self.world.workload;
@@ -305,11 +314,32 @@ impl<'w> Node<'w> {
         sandbox.ip(&["addr", "add", &format!("{network}.2/24"), "dev", "eth0"])?;
         sandbox.ip(&["link", "set", "eth0", "up"])?;
         sandbox.ip(&["route", "add", "default", "via", &format!("{network}.1")])?;
+        self.make(number, [namespace, name], Some(sandbox), link)
+    }
+
+    /// Makes a pod with `hostNetwork`: a cgroup, and a process in the node's network namespace.
+    ///
+    /// # Errors
+    /// As [`Node::pod`].
+    pub fn host_pod(&self, number: u8, namespace: &str, name: &str) -> Result<Pod<'w>> {
+        let mut pod = self.make(number, [namespace, name], None, String::new())?;
+        pod.object["spec"]["hostNetwork"] = json!(true);
+        Ok(pod)
+    }
+
+    fn make(
+        &self,
+        number: u8,
+        [namespace, name]: [&str; 2],
+        sandbox: Option<Namespace>,
+        link: String,
+    ) -> Result<Pod<'w>> {
+        let uid = format!("0f0d9b4e-6c1f-4f7c-9a55-{:012x}", u32::from(number) + 1);
         let [_, burstable, ..] = &self.parents;
         let pod = burstable.child(&format!("pod{uid}"))?;
         let container = pod.child(&format!("{:064x}", u32::from(number) + 1))?;
         let mut shell = self.world.command("sh");
-        let first = ["ip", "netns", "exec", sandbox.name(), "sleep", "86400"];
+        let first = inside(sandbox.as_ref(), &["sleep", "86400"]);
         let first = self.world.spawn(container.command(&mut shell, &first).stdin(Stdio::null()))?;
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -320,6 +350,12 @@ impl<'w> Node<'w> {
         });
         Ok(Pod { world: self.world, first, container, namespace: sandbox, _pod: pod, link, object })
     }
+}
+
+/// A program in a namespace; `None`: where it is started.
+fn inside<'p>(namespace: Option<&'p Namespace>, program: &[&'p str]) -> Vec<&'p str> {
+    let enter = namespace.map(|namespace| ["ip", "netns", "exec", namespace.name()]);
+    enter.iter().flatten().chain(program).copied().collect()
 }
 
 impl Drop for Node<'_> {
@@ -354,28 +390,29 @@ impl Pod<'_> {
     /// # Errors
     /// When it does not come there in time.
     pub fn until_up(&self) -> Result<()> {
-        let own = fs::metadata(self.namespace.path())?.ino();
+        let own = fs::metadata(self.netns()?.path())?.ino();
         let of_first = format!("/proc/{}/ns/net", self.first.id());
         let deadline = Instant::now() + SOON;
         while fs::metadata(&of_first)?.ino() != own {
-            ensure!(Instant::now() < deadline, "no process in {}", self.namespace.name());
+            ensure!(Instant::now() < deadline, "no process in {}", self.netns()?.name());
             sleep(Duration::from_millis(10));
         }
         Ok(())
     }
 
     /// Its network namespace.
-    #[must_use]
-    pub fn netns(&self) -> &Namespace {
-        &self.namespace
+    ///
+    /// # Errors
+    /// It has none of its own.
+    pub fn netns(&self) -> Result<&Namespace> {
+        self.namespace.as_ref().context("a pod with a network of its own")
     }
 
     /// A program in a container of the pod, from its first instruction on.
     #[must_use]
     pub fn command(&self, program: &[&str]) -> Command {
         let mut shell = self.world.command("sh");
-        let inside = ["ip", "netns", "exec", self.namespace.name()];
-        self.container.command(&mut shell, &[&inside[..], program].concat());
+        self.container.command(&mut shell, &inside(self.namespace.as_ref(), program));
         shell
     }
 
@@ -441,7 +478,9 @@ impl Drop for Pod<'_> {
         let _ = self.first.kill();
         let _ = self.first.wait();
         // The link would go with the namespace, but only some time later.
-        if let Err(error) = self.world.workload.ip(&["link", "del", &self.link]) {
+        if !self.link.is_empty()
+            && let Err(error) = self.world.workload.ip(&["link", "del", &self.link])
+        {
             eprintln!("{error:#}");
         }
     }

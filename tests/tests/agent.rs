@@ -119,12 +119,12 @@ fn each_pod_has_its_own_rules() -> Result<()> {
     tell(&cluster, &mut more);
     node.until_covered("bank/more", true)?;
     ensure!(more.echoes(cnn)?);
-    ensure!(more.sockets()? > before && node.holds(more.netns())?, "the control");
+    ensure!(more.sockets()? > before && node.holds(more.netns()?)?, "the control");
     cluster.delete(PODS, "bank", "more");
     node.until_covered("bank/more", false)?;
     ensure!(!more.echoes(cnn)?, "nothing leaves by what is gone");
     let deadline = Instant::now() + SOON;
-    while more.sockets()? > before || node.holds(more.netns())? {
+    while more.sockets()? > before || node.holds(more.netns()?)? {
         let left =
             more.output(&["tail", "-n+2", "/proc/net/tcp", "/proc/net/udp", "/proc/net/netlink"])?;
         ensure!(Instant::now() < deadline, "{before} sockets before, now {left:?}");

@@ -129,6 +129,13 @@ pub fn current_cgroup() -> u64 {
     unsafe { helpers::bpf_get_current_cgroup_id() }
 }
 
+/// The cgroup that the calling task's lies in, at this level (the top is 0); 0: it is not so deep.
+#[inline(always)]
+pub fn current_ancestor(level: u32) -> u64 {
+    // SAFETY: a plain number.
+    unsafe { helpers::bpf_get_current_ancestor_cgroup_id(level as i32) }
+}
+
 /// User and group of the calling task, as the initial user namespace has them.
 #[inline(always)]
 pub fn current_ids() -> (u32, u32) {

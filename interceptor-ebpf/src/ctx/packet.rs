@@ -155,6 +155,13 @@ pub fn packet_cgroup(ctx: &SkBuffContext) -> u64 {
     unsafe { helpers::bpf_skb_cgroup_id(ctx.skb.skb) }
 }
 
+/// The cgroup that a packet's socket's lies in, at this level (the top is 0); 0: it is not so deep.
+#[inline(always)]
+pub fn packet_ancestor(ctx: &SkBuffContext, level: u32) -> u64 {
+    // SAFETY: the helper takes the hook's own context, and a plain number.
+    unsafe { helpers::bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level as i32) }
+}
+
 /// Copies `len` bytes (1 to [`PIECE`]) of a packet from `from` on into `scratch`'s message from place
 /// `to` (below [`MAX_MESSAGE`]) on. Not 0: they cannot be read.
 #[inline(always)]

@@ -62,5 +62,9 @@ mod tests {
         report.namespaces[0].gaps = vec!["eth0 is no veth".into()];
         assert_eq!(amiss(&report, false), ["shop/web has one layer only: eth0 is no veth"]);
         assert_eq!(amiss(&report, true), [""; 0]);
+
+        let mut report = ready();
+        report.namespaces[0].limits = vec!["hostNetwork".into()];
+        assert_eq!(amiss(&report, false), [""; 0], "its owner's to mend");
     }
 }

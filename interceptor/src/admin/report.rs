@@ -141,6 +141,10 @@ pub struct Namespace {
     /// What leads out of it without the interface layer, and why; none: it has both layers.
     #[serde(default)]
     pub gaps: Vec<String>,
+    /// What its cover cannot hold for what it is (a pod with `hostNetwork`, a privileged one). Nobody can
+    /// mend that but its owner, so it does not count against being ready.
+    #[serde(default)]
+    pub limits: Vec<String>,
 }
 
 /// A pod that was meant to be covered and is not.
@@ -156,11 +160,14 @@ impl Namespace {
     /// Which layers it has, in words.
     fn layers(&self) -> String {
         let at = self.interfaces.join(", ");
-        match (self.interfaces.as_slice(), self.gaps.as_slice()) {
+        let layers = match (self.interfaces.as_slice(), self.gaps.as_slice()) {
+            ([], []) if !self.limits.is_empty() => "sockets only".to_owned(),
             (_, []) => format!("both, at {at}"),
             ([], gaps) => format!("sockets only: {}", gaps.join("; ")),
             (_, gaps) => format!("both at {at}, sockets only elsewhere: {}", gaps.join("; ")),
-        }
+        };
+        let limits = self.limits.iter().map(String::as_str);
+        std::iter::once(&*layers).chain(limits).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -85,6 +85,7 @@ pub(super) fn sample() -> StatusReport {
                 listener_v6: None,
                 interfaces: vec![],
                 gaps: vec!["it is the daemon's".into()],
+                limits: vec![],
             },
             Namespace {
                 label: "pod".into(),
@@ -93,6 +94,16 @@ pub(super) fn sample() -> StatusReport {
                 listener_v6: None,
                 interfaces: vec!["ve1".into(), "ve2".into()],
                 gaps: vec![],
+                limits: vec!["privileged (app)".into()],
+            },
+            Namespace {
+                label: "on-host".into(),
+                cookie: 1,
+                listener_v4: None,
+                listener_v6: None,
+                interfaces: vec![],
+                gaps: vec![],
+                limits: vec!["hostNetwork".into()],
             },
         ],
         uncovered: vec![Uncovered { pod: "shop/a".into(), why: "hostNetwork".into() }],
@@ -140,7 +151,8 @@ interceptor default: pid 42, up 1h 02m 03s
 
   NAMESPACE  COOKIE  IPV4             IPV6     LAYERS
   host       1       127.0.0.1:15001  refused  sockets only: it is the daemon's
-  pod        2       refused          refused  both, at ve1, ve2
+  pod        2       refused          refused  both, at ve1, ve2; privileged (app)
+  on-host    1       refused          refused  sockets only; hostNetwork
 
   NOT COVERED  WHY
   shop/a       hostNetwork

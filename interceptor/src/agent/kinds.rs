@@ -358,13 +358,27 @@ fn content(kind: Kind, object: &Value) -> Map<String, Value> {
         Kind::Pod => {
             let empty = Value::Null;
             let spec = object.get("spec").unwrap_or(&empty);
-            let mut kept_spec =
-                pick(spec, &["nodeName", "serviceAccountName", "hostNetwork", "dnsPolicy"]);
+            let mut kept_spec = pick(
+                spec,
+                &[
+                    "nodeName",
+                    "serviceAccountName",
+                    "hostNetwork",
+                    "dnsPolicy",
+                    "priorityClassName",
+                ],
+            );
             if let Some(dns) = spec.get("dnsConfig") {
                 kept_spec["dnsConfig"] = pick(dns, &["nameservers"]);
             }
-            for list in ["containers", "initContainers"] {
+            for list in ["containers", "initContainers", "ephemeralContainers"] {
                 each(&mut kept_spec, spec, list, &["name"]);
+                let all = spec.get(list).and_then(Value::as_array).into_iter().flatten();
+                for (place, one) in all.enumerate() {
+                    if one.pointer("/securityContext/privileged") == Some(&Value::Bool(true)) {
+                        kept_spec[list][place]["securityContext"] = json!({"privileged": true});
+                    }
+                }
             }
             let status = object.get("status").unwrap_or(&empty);
             let mut kept_status = pick(status, &["phase", "qosClass"]);

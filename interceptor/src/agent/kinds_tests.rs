@@ -35,15 +35,24 @@ fn a_pod_is_kept_without_its_environment() {
         "metadata": {"name": "p", "namespace": "shop", "uid": "u",
             "annotations": {"traffic.sidecar.istio.io/excludeOutboundPorts": "1", "x": "y"}},
         "spec": {"nodeName": "n", "volumes": [{}], "serviceAccountName": "s",
-            "containers": [{"name": "c", "env": [{"name": "TOKEN", "value": "secret"}]}]},
+            "priorityClassName": "high",
+            "containers": [{"name": "c", "env": [{"name": "TOKEN", "value": "secret"}],
+                "securityContext": {"privileged": true, "runAsUser": 7}}]},
         "status": {"phase": "Running", "podIP": "10.0.0.1", "qosClass": "Burstable",
             "containerStatuses": [{"name": "c", "containerID": "containerd://x", "ready": true}]},
     });
     let kept = Object::of(Kind::Pod, "v1", &pod).expect("kept").text;
-    for gone in ["secret", "volumes", "podIP", "ready", "\"x\""] {
+    for gone in ["secret", "volumes", "podIP", "ready", "\"x\"", "runAsUser"] {
         assert!(!kept.contains(gone), "{gone} in {kept}");
     }
-    for there in ["excludeOutboundPorts", "\"uid\":\"u\"", "containerd://x", "Burstable"] {
+    for there in [
+        "excludeOutboundPorts",
+        "{\"privileged\":true}",
+        "\"high\"",
+        "\"uid\":\"u\"",
+        "containerd://x",
+        "Burstable",
+    ] {
         assert!(kept.contains(there), "{there} in {kept}");
     }
 }

@@ -2,10 +2,11 @@
 //! its annotations say. Pure.
 
 mod istio;
+mod node;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,9 +15,6 @@ use super::cgroups::{ContainerId, PodUid, Qos, pod_paths};
 use crate::policy::{Caller, Enforcement};
 use crate::workloads::PodIdentity;
 use crate::workloads::annotations::{BadList, CaptureLists};
-
-/// Where name servers listen.
-const DNS: u16 = 53;
 
 /// The label of a pod, or of its namespace, that says whether it is covered.
 pub const MODE: &str = "egress.interceptor.io/mode";
@@ -84,8 +82,10 @@ struct Spec {
     host_network: bool,
     dns_policy: Option<String>,
     dns_config: DnsConfig,
+    priority_class_name: Option<String>,
     containers: Vec<Named>,
     init_containers: Vec<Named>,
+    ephemeral_containers: Vec<Named>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -95,8 +95,17 @@ struct DnsConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Named {
     name: String,
+    #[serde(default)]
+    security_context: SecurityContext,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+struct SecurityContext {
+    privileged: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -161,31 +170,9 @@ impl Pod {
         }
     }
 
-    /// Whether it is in the node's own network namespace.
-    pub fn is_on_host_network(&self) -> bool {
-        self.spec.host_network
-    }
-
     /// Its labels.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.metadata.labels
-    }
-
-    /// The name servers that it is given, as kubelet gives them: by its policy the cluster's or the
-    /// node's, and its own. Never what a file in the pod says.
-    pub fn resolvers(&self, cluster: &[SocketAddr], node: &[SocketAddr]) -> Vec<SocketAddr> {
-        let by_policy = match self.spec.dns_policy.as_deref() {
-            Some("None") => &[],
-            Some("Default") => node,
-            // As kubelet, where it knows of no cluster's.
-            _ if cluster.is_empty() => node,
-            _ => cluster,
-        };
-        let own = self.spec.dns_config.nameservers.iter().map(|ip| SocketAddr::new(*ip, DNS));
-        let mut all: Vec<_> = by_policy.iter().copied().chain(own).collect();
-        all.sort();
-        all.dedup();
-        all
     }
 
     /// Who it is to policy.
@@ -235,7 +222,8 @@ impl Pod {
 
     /// Whether it is to be covered: its own label, else its namespace's, else `default`. A value
     /// that cannot be read counts as `enforce`: whoever wrote it wanted something of us. A pod that was
-    /// left out of Istio's injection, without a label of ours, is left alone in istio only (CAP-9).
+    /// left out of Istio's injection, without a label of ours, is left alone in istio only (CAP-9). A pod with
+    /// `hostNetwork` is not covered by `default`, and one that the node needs by its own label only.
     pub fn cover(
         &self,
         namespace: &BTreeMap<String, String>,
@@ -248,6 +236,13 @@ impl Pod {
                 .into_iter()
                 .find_map(|(whose, labels)| labels.get(MODE).map(|value| (whose, value)));
         let (mode, because) = match labelled {
+            None if default != Mode::Disabled && self.is_on_host_network() => {
+                notes.push(format!(
+                    "hostNetwork: not covered by default; the label {MODE} of the pod or its namespace would \
+                     cover it"
+                ));
+                (Mode::Disabled, "hostNetwork without a label".to_owned())
+            }
             None => (default, "the default".to_owned()),
             Some((whose, value)) => match Mode::parse(value) {
                 Some(mode) => (mode, whose.to_owned()),
@@ -277,13 +272,22 @@ impl Pod {
             }
             notes.push(format!("{other}; what that sends for it is judged too"));
         }
-        if self.spec.host_network {
+        if !self.metadata.labels.contains_key(MODE)
+            && let Some(why) = self.needed_by_node()
+        {
+            notes.push(format!(
+                "not covered: hostNetwork, and {why}; its own label {MODE} would cover it"
+            ));
+            return left("hostNetwork, and the node needs it", notes);
+        }
+        if self.is_on_host_network() {
             notes.push(
-                "hostNetwork: it shares the node's network namespace, which is exempt; it is not \
-                 covered"
+                "hostNetwork: covered by its cgroup, at its sockets alone; `interceptor status` says what \
+                 gets round that"
                     .to_owned(),
             );
         }
+        notes.extend(self.privileged());
         if self.is_left_out() && !self.metadata.labels.contains_key(MODE) {
             match profile {
                 Enforcement::Istio => return left("sidecar.istio.io/inject: \"false\"", notes),
@@ -305,6 +309,8 @@ impl Pod {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -458,7 +464,6 @@ mod tests {
         }
         // Each of these is covered, and something is said.
         let table: &[(Change, &str)] = &[
-            (|o| o["spec"]["hostNetwork"] = json!(true), "hostNetwork"),
             (|o| o["metadata"]["uid"] = json!("../x"), "uid"),
             (
                 |o| {

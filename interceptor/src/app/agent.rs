@@ -21,7 +21,7 @@ use super::run::Place;
 use super::sandboxes::Sandboxes;
 use super::signals::Signals;
 use super::wanted::{governed, log_settings, stale_for};
-use super::{AppError, resolv_conf, scope, system};
+use super::{AppError, by_cgroup, resolv_conf, scope, system};
 use crate::account::LogTarget;
 use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
@@ -191,6 +191,7 @@ async fn cover(
     client: Client,
 ) -> Result<(), AppError> {
     let Ground { hierarchy, cgroups, own } = ground;
+    let pod_levels = by_cgroup::levels(&hierarchy, &cgroups);
     let dns = resolv_conf::read(&args.resolv_conf).unwrap_or_default();
     let boot = Records::boot().map_err(system("cannot read which boot this is"))?;
     let mut place = Place::find(&args.name, args.take_over).await?;
@@ -217,10 +218,10 @@ async fn cover(
     let last = if place.is_taken() { last.wrapping_add(TO_COME) } else { last };
     let mut pods = Pods::new(node, last);
     let wanted = pods.wanted(&follower.state());
-    let handed_over = scope::with_handed_over(Vec::new(), place.namespaces())
-        .map_err(system("cannot take over the listeners"))?;
+    let handed_over: Result<Vec<_>, _> = place.namespaces().into_iter().map(scope::adopt).collect();
+    let handed_over = handed_over.map_err(system("cannot take over the listeners"))?;
     let (charges, mut exempt) = pods.first(wanted, handed_over).await;
-    // What pods with hostNetwork and the node itself send is not told apart by namespace.
+    // The node's own; of pods that are in there, those to be covered are known by their cgroup.
     let home = NetNs::current().map_err(system("cannot open our own network namespace"))?;
     exempt.push(home.cookie());
     let snapshot = own.current();
@@ -231,6 +232,7 @@ async fn cover(
         bpf_log: false,
         policy: Arc::clone(&own),
         cgroups,
+        pod_levels,
         charges,
         others: Others::Held { exempt },
         resolvers: if args.resolvers.is_empty() { dns } else { args.resolvers.clone() },
@@ -462,7 +464,7 @@ POD        MODE      BY               UNKNOWN  SERVICES  CGROUP
 shop/host  audit     the pod's label  refused  1         -
 shop/idle  disabled  the pod's label  -        -         -
 shop/web   enforce   the pod's label  refused  1         kubepods/burstable/podweb
-shop/host: hostNetwork: it shares the node's network namespace, which is exempt; it is not covered
+shop/host: hostNetwork: covered by its cgroup, at its sockets alone; `interceptor status` says what gets round that
 ";
         assert_eq!(text, expected);
     }

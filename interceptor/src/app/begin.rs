@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::covered::{Registry, Whose};
-use super::cut::Ended;
+use super::cut::{self, Ended};
 use super::direct::{Direct, hear};
 use super::enrol::{self, Enrolled};
 use super::existing::Existing;
@@ -48,6 +48,8 @@ pub(super) struct Setup {
     pub(super) policy: Arc<Store>,
     /// The covered cgroups.
     pub(super) cgroups: Vec<Cgroup>,
+    /// Between which levels pods of the node's namespace are looked for; zeros: not at all.
+    pub(super) pod_levels: [u32; 2],
     /// The namespaces that are covered from the start.
     pub(super) charges: Vec<Charge>,
     /// What becomes of other namespaces that the tables know.
@@ -242,7 +244,7 @@ fn attach(
     let Setup { charges, cgroups, bypass, .. } = setup;
     let [daemon, draining] = session.exempt();
     let daemon_cgroups = [daemon.id()?, draining.id()?];
-    let settings = Settings { daemon_cgroups, ..Settings::default() };
+    let settings = Settings { daemon_cgroups, pod_levels: setup.pod_levels, ..Settings::default() };
     let governed = governed(settings, &setup.policy.current(), &setup.others);
     let fresh = Pins::of(&setup.name).link_names().is_empty();
     let mut existing = Existing::new(setup.keep_existing, bypass, cgroups, session.exempt(), fresh);
@@ -256,27 +258,21 @@ fn attach(
         tables.set_bypass(bypass)?;
         tables.set_settings(governed)?;
         charges.iter().try_for_each(|one| one.enrolled.cover(&one.rules, tables))?;
-        setup.others.settle(&setup.name, charges, tables)?;
+        setup.others.settle(setup, tables)?;
         let rules: Vec<u16> = charges.iter().map(|one| one.rules.id).collect();
         tables.keep_datagrams(&rules)?;
-        let namespaces = charges.iter().map(|one| &*one.enrolled.netns);
-        existing.prepare(namespaces, tables, succeeds)
+        existing.prepare(charges.iter().map(|one| &one.enrolled), tables, succeeds)
     })?;
     Ok(Attached { kernel: Arc::new(kernel), events, hints, existing, settings })
 }
 
 impl Others {
-    /// Sees to the namespaces that are not among `charges`.
-    fn settle(
-        &self,
-        name: &str,
-        charges: &[Charge],
-        tables: &mut Tables,
-    ) -> Result<(), TableError> {
-        let ours: Vec<u64> = charges.iter().map(|one| one.enrolled.netns.cookie()).collect();
+    /// Sees to the namespaces that are not among the charges.
+    fn settle(&self, setup: &Setup, tables: &mut Tables) -> Result<(), TableError> {
+        let ours: Vec<u64> = setup.charges.iter().map(|one| one.enrolled.key()).collect();
         let Self::Held { exempt } = self else { return tables.keep_namespaces(&ours) };
         // Read now that the table is pinned: a CNI plugin that comes later writes there itself.
-        let recorded = cni::exempt(name).into_iter().filter(|cookie| !ours.contains(cookie));
+        let recorded = cni::exempt(&setup.name).into_iter().filter(|cookie| !ours.contains(cookie));
         let exempt: Vec<u64> = exempt.iter().copied().chain(recorded).collect();
         for cookie in &exempt {
             let exempt = Namespace { kind: Namespace::EXEMPT, ..Namespace::default() };
@@ -288,11 +284,16 @@ impl Others {
                 eprintln!("interceptor: warning: entries of pods that are gone stay: {error}")
             })
             .ok();
+        let cgroups = cut::Covered::new(&setup.cgroups);
         for (cookie, namespace) in tables.namespaces() {
             if ours.contains(&cookie) || exempt.contains(&cookie) {
                 continue;
             }
-            if alive.as_ref().is_some_and(|alive| !alive.contains(&cookie)) {
+            let is_gone = match Namespace::is_by_cgroup(cookie) {
+                true => !cgroups.includes_key(cookie),
+                false => alive.as_ref().is_some_and(|alive| !alive.contains(&cookie)),
+            };
+            if is_gone {
                 tables.forget_namespace(cookie)?;
             } else if !namespace.is_exempt() {
                 tables.cover(cookie, Namespace::default())?;

@@ -20,10 +20,11 @@ impl Running {
     /// Serves a namespace that is in the kernel's tables.
     pub(super) fn open(&self, one: Enrolled, whose: Whose) -> Arc<CoveredNamespace> {
         let room = Room::new(Arc::clone(&self.rooms), Arc::clone(&self.policy));
-        let netns = Arc::clone(&one.netns);
+        let (netns, pod) = (Arc::clone(&one.netns), one.pod.clone());
         let site = self.site(&netns, &room, &whose);
         let site = Arc::new(ArcSwap::from_pointee(site));
         let ways = ArcSwap::from_pointee(one.ways.clone());
+        let limits = one.limits.clone();
         let destroyer = enrol::destroyer(&netns)
             .inspect_err(|error| eprintln!("interceptor: warning: {error}"))
             .ok();
@@ -35,8 +36,10 @@ impl Running {
         );
         let covered = Arc::new(CoveredNamespace {
             netns,
+            pod,
             doors,
             ways,
+            limits,
             room,
             site,
             whose: ArcSwap::from_pointee(whose),
@@ -78,17 +81,17 @@ impl Running {
     /// # Errors
     /// A table is full, or an interface cannot be covered; it is not covered then.
     pub(super) async fn cover(&self, one: Enrolled, whose: Whose) -> io::Result<()> {
-        let cookie = one.netns.cookie();
+        let key = one.key();
         let rules = Arc::clone(&whose.tenant.rules);
         let entry = rules.entry(one.listeners.addresses(), &rules.policy.current());
         // Known, with its routes, and served from the last step on.
         one.enter(Namespace::default(), &mut self.kernel.tables()).map_err(io::Error::other)?;
         self.open(one, whose);
         if let Err(error) = enrol::set_gates(self).await {
-            self.withdraw(cookie).await;
+            self.withdraw(key).await;
             return Err(error);
         }
-        self.kernel.tables().cover(cookie, entry).map_err(io::Error::other)
+        self.kernel.tables().cover(key, entry).map_err(io::Error::other)
     }
 
     /// Gives a covered namespace other rules, or another name, from its next connection on.
@@ -104,15 +107,22 @@ impl Running {
         let entry = rules.entry(covered.doors.addresses(), &rules.policy.current());
         covered.site.store(Arc::new(self.site(&covered.netns, &covered.room, &whose)));
         covered.whose.store(Arc::new(whose.clone()));
-        self.kernel.tables().cover(covered.netns.cookie(), entry)
+        self.kernel.tables().cover(covered.key(), entry)
     }
 
     /// Ends the cover of a namespace: its listeners, its rows and the interface layer go, and nothing
-    /// leaves it any more, unless it is made exempt.
-    pub(super) async fn withdraw(&self, cookie: u64) {
-        let Some(covered) = self.covered.remove(cookie) else { return };
+    /// leaves it any more, unless it is made exempt. A pod of the node's own passes from then on as the node does.
+    pub(super) async fn withdraw(&self, key: u64) {
+        let Some(covered) = self.covered.remove(key) else { return };
         covered.stop_following().await;
-        if let Err(error) = self.kernel.tables().forget_namespace(cookie) {
+        let mut forgotten = self.kernel.tables().forget_namespace(key);
+        let netns = covered.netns.cookie();
+        let shared = self.covered.all().values().any(|other| other.netns.cookie() == netns);
+        if covered.pod.is_some() && !shared {
+            let routes = self.kernel.tables().set_routes(netns, &[]);
+            forgotten = forgotten.and(routes);
+        }
+        if let Err(error) = forgotten {
             tracing::warn!("namespace {}: {error}", covered.netns.label());
         }
         covered.doors.shut().await;

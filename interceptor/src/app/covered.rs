@@ -8,6 +8,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::by_cgroup::HostPod;
+use super::enrol::key_of;
 use super::tenant::Tenant;
 use crate::accept::Doors;
 use crate::admit::Room;
@@ -15,12 +17,17 @@ use crate::conn::Site;
 use crate::netns::diag::Diag;
 use crate::netns::{NetNs, WaysOut};
 use crate::workloads::Workload;
+use crate::workloads::cgroup::Cgroup;
 
-/// A covered namespace.
+/// A covered namespace, or a pod in the node's own.
 pub(super) struct CoveredNamespace {
     pub(super) netns: Arc<NetNs>,
+    /// Not all that is in there, but this pod.
+    pub(super) pod: Option<HostPod>,
     pub(super) doors: Doors,
     pub(super) ways: ArcSwap<WaysOut>,
+    /// What its cover cannot hold for what it is, in words.
+    pub(super) limits: Vec<String>,
     pub(super) room: Arc<Room>,
     /// What its next connection is served by.
     pub(super) site: Arc<ArcSwap<Site>>,
@@ -44,6 +51,16 @@ impl CoveredNamespace {
         self.whose.load_full()
     }
 
+    /// Its key in the kernel's table.
+    pub(super) fn key(&self) -> u64 {
+        key_of(&self.netns, self.pod.as_ref())
+    }
+
+    /// Those of its cgroups that are covered; `all`: of all that are.
+    pub(super) fn cgroups<'c>(&'c self, all: &'c [Cgroup]) -> &'c [Cgroup] {
+        self.pod.as_ref().map_or(all, |pod| std::slice::from_ref(&pod.cgroup))
+    }
+
     /// Stops what writes the kernel's tables for it.
     pub(super) async fn stop_following(&self) {
         let task = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -58,7 +75,7 @@ impl CoveredNamespace {
 /// For how long it is known whose a namespace was that is gone: reports of it are still on their way.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// The covered namespaces, by cookie.
+/// The covered namespaces, by their keys in the kernel's table.
 #[derive(Default)]
 pub(super) struct Registry {
     live: ArcSwap<BTreeMap<u64, Arc<CoveredNamespace>>>,
@@ -84,10 +101,10 @@ impl Registry {
     }
 
     /// Whose a namespace is, or was until just now.
-    pub(super) fn whose(&self, cookie: u64) -> Option<Arc<Whose>> {
-        match self.live.load().get(&cookie) {
+    pub(super) fn whose(&self, key: u64) -> Option<Arc<Whose>> {
+        match self.live.load().get(&key) {
             Some(covered) => Some(covered.whose()),
-            None => self.gone().get(&cookie).map(|(_, whose)| Arc::clone(whose)),
+            None => self.gone().get(&key).map(|(_, whose)| Arc::clone(whose)),
         }
     }
 
@@ -102,19 +119,19 @@ impl Registry {
     /// Adds one. Only one task at a time adds and removes.
     pub(super) fn add(&self, covered: Arc<CoveredNamespace>) {
         let mut all = BTreeMap::clone(&self.live.load());
-        all.insert(covered.netns.cookie(), covered);
+        all.insert(covered.key(), covered);
         self.live.store(Arc::new(all));
         self.changed.notify_one();
     }
 
     /// Takes one out.
-    pub(super) fn remove(&self, cookie: u64) -> Option<Arc<CoveredNamespace>> {
+    pub(super) fn remove(&self, key: u64) -> Option<Arc<CoveredNamespace>> {
         let mut all = BTreeMap::clone(&self.live.load());
-        let removed = all.remove(&cookie)?;
+        let removed = all.remove(&key)?;
         let now = Instant::now();
         let mut gone = self.gone();
         gone.retain(|_, (since, _)| now.duration_since(*since) < REMEMBERED);
-        gone.insert(cookie, (now, removed.whose()));
+        gone.insert(key, (now, removed.whose()));
         drop(gone);
         self.live.store(Arc::new(all));
         self.changed.notify_one();

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use interceptor_common::Namespace;
 use ipnet::IpNet;
 
 use super::covered::Whose;
@@ -130,8 +131,13 @@ fn end(
             if found.is_empty() {
                 return Ok(());
             }
-            let covered = Covered::new(&running.cgroups);
-            for (socket, why) in found.into_iter().filter(|(one, _)| covered.holds(one.cgroup)) {
+            let cgroups = Covered::new(covered.cgroups(&running.cgroups));
+            // In the node's namespace those of cgroups that are gone are anybody's.
+            let holds = |cgroup| match covered.pod {
+                Some(_) => cgroups.includes(cgroup),
+                None => cgroups.holds(cgroup),
+            };
+            for (socket, why) in found.into_iter().filter(|(one, _)| holds(one.cgroup)) {
                 // Before: the kernel's record may come at once.
                 running.ended.add(socket, why);
                 if let Err(error) = diag.destroy(socket) {
@@ -210,6 +216,11 @@ impl Covered {
     /// Whether it is one of them.
     pub(super) fn includes(&self, cgroup: u64) -> bool {
         self.covered.contains(&cgroup)
+    }
+
+    /// Whether it is one of them whose key in the kernel's table of namespaces this is.
+    pub(super) fn includes_key(&self, key: u64) -> bool {
+        self.covered.iter().any(|cgroup| Namespace::by_cgroup(*cgroup) == key)
     }
 
     /// A socket may outlive its cgroup; one of a cgroup that is gone may have been covered, and is

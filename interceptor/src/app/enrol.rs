@@ -10,6 +10,7 @@ use std::time::Duration;
 use interceptor_common::Namespace;
 use tokio::task::JoinHandle;
 
+use super::by_cgroup::HostPod;
 use super::handler::Running;
 use super::tenant::Rules;
 use super::{AppError, system};
@@ -22,24 +23,43 @@ use crate::workloads::cgroup::Cgroup;
 /// A namespace that is about to be covered: everything is ready but the kernel's table.
 pub(super) struct Enrolled {
     pub(super) netns: Arc<NetNs>,
+    /// Not all that is in there, but this pod of the node's own.
+    pub(super) pod: Option<HostPod>,
     pub(super) listeners: Listeners,
     /// Where its interface layer stands, and where it cannot.
     pub(super) ways: WaysOut,
+    /// What its cover cannot hold for what it is, in words.
+    pub(super) limits: Vec<String>,
     routes: Routes,
     entries: Vec<RouteEntry>,
 }
 
 impl Enrolled {
-    /// Makes listeners in `netns`, unless it has some, and reads its routes.
+    /// Makes listeners in `netns`, unless it has some, and reads its routes. `pod`: for this one alone.
     pub(super) async fn prepare(
         netns: Arc<NetNs>,
+        pod: Option<HostPod>,
         listeners: Option<Listeners>,
     ) -> io::Result<Self> {
         let listeners = listeners.map_or_else(|| Listeners::bind(&netns), Ok)?;
         let mut routes = Routes::open(&netns)?;
         let entries = routes.read(&netns).await?;
-        let ways = ways_out(&netns, &WaysOut::default()).await?;
-        Ok(Self { netns, listeners, ways, routes, entries })
+        let ways = match &pod {
+            // Where the node's packets leave nobody can tell whose they are.
+            Some(_) => WaysOut::default(),
+            None => ways_out(&netns, &WaysOut::default()).await?,
+        };
+        Ok(Self { netns, pod, listeners, ways, limits: Vec::new(), routes, entries })
+    }
+
+    /// The same, with what its cover cannot hold.
+    pub(super) fn limited(self, limits: Vec<String>) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Its key in the kernel's table.
+    pub(super) fn key(&self) -> u64 {
+        key_of(&self.netns, self.pod.as_ref())
     }
 
     /// Enters it into the kernel's tables; routes first, so that no connect finds the namespace
@@ -51,7 +71,7 @@ impl Enrolled {
     /// The same, as `entry`.
     pub(super) fn enter(&self, entry: Namespace, tables: &mut Tables) -> Result<(), TableError> {
         tables.set_routes(self.netns.cookie(), &self.entries)?;
-        tables.cover(self.netns.cookie(), entry)
+        tables.cover(self.key(), entry)
     }
 
     /// Starts following its routes, and gives the listeners away.
@@ -71,6 +91,11 @@ impl Enrolled {
         });
         (listeners, following)
     }
+}
+
+/// The key, in the kernel's table of namespaces, of a namespace or a pod of the node's own.
+pub(super) fn key_of(netns: &NetNs, pod: Option<&HostPod>) -> u64 {
+    pod.map_or_else(|| netns.cookie(), |pod| pod.key)
 }
 
 /// Where the interface layer can stand, and where it cannot, which is said unless it was so `before`.
@@ -145,7 +170,7 @@ async fn cover_interfaces(running: &Running) -> io::Result<()> {
     let _alone = running.at_gates.lock().await;
     let mut found = Vec::new();
     let all = running.covered.all();
-    for covered in all.values() {
+    for covered in all.values().filter(|covered| covered.pod.is_none()) {
         let before = covered.ways.load_full();
         let ways = ways_out(&covered.netns, &before).await?;
         found.push((covered, before, ways));

@@ -13,8 +13,10 @@ use std::net::IpAddr;
 use interceptor_common::{SocketState, Tier};
 use ipnet::IpNet;
 
+use super::by_cgroup::HostPod;
 use super::covered::CoveredNamespace;
 use super::cut::{Covered, allows};
+use super::enrol::Enrolled;
 use super::handler::Running;
 use crate::account::{Flag, Record};
 use crate::clock;
@@ -85,13 +87,15 @@ impl Existing {
     /// what is kept already, by the daemon of before, stays so.
     pub(super) fn prepare<'n>(
         &mut self,
-        namespaces: impl Iterator<Item = &'n NetNs>,
+        places: impl Iterator<Item = &'n Enrolled>,
         tables: &mut Tables,
         succeeds: bool,
     ) -> Result<(), TableError> {
         let mut stale = tables.kept();
-        let ours = self.ours();
-        for netns in namespaces {
+        let all = self.ours(None);
+        for Enrolled { netns, pod, .. } in places {
+            let own = pod.as_ref().map(|pod| self.ours(Some(pod)));
+            let ours = own.as_ref().unwrap_or(&all);
             // A kernel that cannot list them is spoken of in `settle`.
             let found = Diag::open(netns).and_then(|diag| diag.connected(Transport::Tcp, &[]));
             for socket in found.unwrap_or_default() {
@@ -118,7 +122,7 @@ impl Existing {
     pub(super) fn settle(&self, running: &Running) {
         let mut said = Said::default();
         for covered in running.covered.all().values() {
-            for socket in self.kept(running, &covered.netns) {
+            for socket in self.kept(running, covered) {
                 said.add(running, covered, &socket, Fate::Kept);
             }
         }
@@ -146,7 +150,7 @@ impl Existing {
             for covered in running.covered.all().values() {
                 let netns = &covered.netns;
                 let result = Diag::open(netns).and_then(|diag| {
-                    for socket in self.unjudged(running, netns, &diag)? {
+                    for socket in self.unjudged(running, covered, &diag)? {
                         if muted.contains(&socket.cookie()) {
                             continue;
                         }
@@ -187,7 +191,7 @@ impl Existing {
     fn unjudged(
         &self,
         running: &Running,
-        netns: &NetNs,
+        covered: &CoveredNamespace,
         diag: &Diag,
     ) -> std::io::Result<Vec<Connected>> {
         let found = diag.connected(Transport::Tcp, &running.kernel.socket_storage())?;
@@ -200,20 +204,23 @@ impl Existing {
         };
         let mut found: Vec<_> = found
             .into_iter()
-            .filter(|socket| unjudged(socket) && !stays_inside(netns, socket, &tables))
+            .filter(|socket| unjudged(socket) && !stays_inside(&covered.netns, socket, &tables))
             .collect();
         if !found.is_empty() {
-            let ours = self.ours();
+            let ours = self.ours(covered.pod.as_ref());
             found.retain(|socket| ours.includes(socket));
         }
         Ok(found)
     }
 
-    fn kept(&self, running: &Running, netns: &NetNs) -> Vec<Connected> {
+    fn kept(&self, running: &Running, covered: &CoveredNamespace) -> Vec<Connected> {
         let maps = running.kernel.socket_storage();
-        let found = Diag::open(netns).and_then(|diag| diag.connected(Transport::Tcp, &maps));
+        let found =
+            Diag::open(&covered.netns).and_then(|diag| diag.connected(Transport::Tcp, &maps));
         let tables = running.kernel.tables();
         let mut found = found.unwrap_or_default();
+        let own = covered.pod.as_ref().map(|pod| self.ours(Some(pod)));
+        found.retain(|socket| own.as_ref().is_none_or(|own| own.includes(socket)));
         found.retain(|socket| {
             socket_state(&socket.storage).is_none()
                 && tables.is_kept(socket.cookie())
@@ -225,8 +232,10 @@ impl Existing {
     /// UDP sockets with a peer that nothing allows. The hooks judge each datagram of every socket,
     /// so the others need nothing.
     fn cut_datagrams(&self, running: &Running, said: &mut Said) {
-        let ours = self.ours();
+        let all = self.ours(None);
         for covered in running.covered.all().values() {
+            let own = covered.pod.as_ref().map(|pod| self.ours(Some(pod)));
+            let ours = own.as_ref().unwrap_or(&all);
             let (netns, tenant) = (&covered.netns, &covered.whose().tenant);
             let snapshot = tenant.policy();
             let Ok(diag) = Diag::open(netns) else { continue };
@@ -247,20 +256,22 @@ impl Existing {
         self.keep || self.bypass.iter().any(|net| net.contains(&socket.peer.ip()))
     }
 
-    fn ours(&self) -> Ours {
+    /// `pod`: this one's alone.
+    fn ours(&self, pod: Option<&HostPod>) -> Ours {
+        let cgroups = pod.map_or(&*self.cgroups, |pod| std::slice::from_ref(&pod.cgroup));
         Ours {
-            covered: Covered::new(&self.cgroups),
+            covered: Covered::new(cgroups),
             daemons: self.daemons.each_ref().map(|daemon| daemon.id().ok()),
-            held: self.processes().into_iter().flat_map(sockets_of).collect(),
+            held: self.processes(cgroups).into_iter().flat_map(sockets_of).collect(),
         }
     }
 
-    /// The processes that are covered, ourselves left out.
-    fn processes(&self) -> Vec<u32> {
+    /// The processes of cgroups, ourselves left out.
+    fn processes(&self, cgroups: &[Cgroup]) -> Vec<u32> {
         let own: Vec<u32> =
             self.daemons.iter().filter_map(|daemon| daemon.procs().ok()).flatten().collect();
         let mut found: Vec<u32> =
-            self.cgroups.iter().filter_map(|cgroup| cgroup.procs().ok()).flatten().collect();
+            cgroups.iter().filter_map(|cgroup| cgroup.procs().ok()).flatten().collect();
         found.retain(|pid| !own.contains(pid));
         found
     }
@@ -268,7 +279,7 @@ impl Existing {
     /// Sockets of covered processes that nothing here can end: below IP nobody judges what they send.
     fn beyond_reach(&self) -> Vec<String> {
         let mut found: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
-        for pid in self.processes() {
+        for pid in self.processes(&self.cgroups) {
             let held: HashSet<u32> = sockets_of(pid).collect();
             for (table, what) in [("packet", "packet"), ("raw", "raw"), ("raw6", "raw")] {
                 let listed = fs::read_to_string(format!("/proc/{pid}/net/{table}"));

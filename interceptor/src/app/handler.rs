@@ -291,11 +291,12 @@ fn pod_records((pod, records): (Arc<PodIdentity>, Vec<(&'static str, u64)>)) -> 
 }
 
 fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
-    let CoveredNamespace { netns, doors, ways, .. } = covered;
+    let CoveredNamespace { netns, doors, ways, limits, .. } = covered;
     let (at, ways) = (doors.addresses(), ways.load());
     NamespaceReport {
         interfaces: ways.gates.iter().map(|gate| gate.name.clone()).collect(),
         gaps: ways.gaps.clone(),
+        limits: limits.clone(),
         label: netns.label().into(),
         cookie: netns.cookie(),
         listener_v4: (at.port_v4 != 0)

@@ -3,6 +3,7 @@
 mod agent;
 mod agent_check;
 mod begin;
+mod by_cgroup;
 mod cni;
 mod command;
 mod cover;

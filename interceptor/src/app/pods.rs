@@ -1,9 +1,10 @@
 //! The node's pods under cover: what the agent knows of them, brought together with what is on the node.
 
+mod find;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +13,9 @@ use interceptor_common::{EndpointKey, Namespace};
 use tokio::task::spawn_blocking;
 
 use super::begin::Charge;
+use super::by_cgroup::Held;
 use super::covered::{CoveredNamespace, Whose};
 use super::cut;
-use super::enrol::Enrolled;
 use super::existing::Existing;
 use super::handler::Running;
 use super::sandboxes::Sandboxes;
@@ -28,7 +29,7 @@ use crate::policy::{OnRemoval, Snapshot, Store};
 use crate::tiers::Numbers;
 use crate::workloads::Workload;
 use crate::workloads::annotations::CaptureLists;
-use crate::workloads::cgroup::{Cgroup, Hierarchy};
+use crate::workloads::cgroup::Hierarchy;
 
 /// Rules that no pod has any more are kept for so long: connections that were let go by them may still
 /// have to show a name.
@@ -52,6 +53,10 @@ pub(super) struct Wanted {
     name: Name,
     uid: PodUid,
     paths: Vec<PathBuf>,
+    /// It is in the node's network namespace.
+    is_on_host: bool,
+    /// Its privileged containers, in words; such a pod can leave its namespace.
+    privileged: Option<String>,
     /// What holds for it; `None`: it is left alone.
     rules: Option<WantedRules>,
     workload: Arc<Workload>,
@@ -75,15 +80,20 @@ pub(super) struct Pods {
     left: BTreeMap<Name, String>,
     /// Pods of which it was said that `audit` is not there.
     audited: HashSet<Name>,
+    /// Privileged pods in other namespaces than their own.
+    held: Held,
+    /// Where those may be that are to be covered in the node's namespace.
+    on_host: Vec<PathBuf>,
 }
 
-/// A pod whose namespace was found.
+/// A pod whose namespace was found, or whose cgroup, where the namespace is the node's.
 struct Known {
     uid: PodUid,
-    inode: u64,
-    cookie: u64,
+    number: u64,
+    /// In the kernel's table.
+    key: u64,
     covered: bool,
-    /// Open for as long, so that its inode becomes no other's.
+    /// Open for as long, so that its number becomes no other's.
     _netns: Arc<NetNs>,
 }
 
@@ -108,6 +118,8 @@ impl Pods {
             troubles: HashMap::new(),
             left: BTreeMap::new(),
             audited: HashSet::new(),
+            held: Held::default(),
+            on_host: Vec::new(),
         }
     }
 
@@ -116,16 +128,21 @@ impl Pods {
         let cluster = state.cluster_dns(&self.node.cluster_dns);
         let mut wanted = Vec::new();
         self.left.clear();
+        self.on_host.clear();
         for (name, one) in state.pods() {
             let pod = &one.pod;
-            let is_left = one.cover.mode == Mode::Disabled || pod.is_on_host_network();
+            let is_left = one.cover.mode == Mode::Disabled;
             if is_left && !one.cover.notes.is_empty() {
                 self.left.insert(name.clone(), one.cover.notes.join("; "));
             }
             let Some(uid) = pod.uid() else { continue };
-            // Of the node's own namespace nothing is held.
-            if pod.is_on_host_network() || pod.has_ended() {
+            // Of the node's own namespace nothing is held that is not to be covered.
+            if pod.has_ended() || (pod.is_on_host_network() && is_left) {
                 continue;
+            }
+            let paths = pod.cgroup_paths(&self.node.root);
+            if pod.is_on_host_network() {
+                self.on_host.extend(paths.iter().cloned());
             }
             let rules = match one.cover.mode {
                 Mode::Disabled => None,
@@ -153,8 +170,15 @@ impl Pods {
                 labels: pod.labels().clone(),
                 pod: Some(Arc::new(pod.identity())),
             });
-            let paths = pod.cgroup_paths(&self.node.root);
-            wanted.push(Wanted { name: name.clone(), uid, paths, rules, workload });
+            wanted.push(Wanted {
+                name: name.clone(),
+                uid,
+                paths,
+                is_on_host: pod.is_on_host_network(),
+                privileged: pod.privileged(),
+                rules,
+                workload,
+            });
         }
         wanted
     }
@@ -168,17 +192,20 @@ impl Pods {
     ) -> (Vec<Charge>, Vec<u64>) {
         let (mut charges, mut exempt) = (Vec::new(), Vec::new());
         for one in wanted {
-            let Some(netns) = self.find(&one) else { continue };
-            let (netns, inode) = (Arc::new(netns.0), netns.1);
-            let cookie = netns.cookie();
-            let own = handed_over.iter_mut().find(|(other, _)| other.cookie() == cookie);
+            let Some(found) = self.find(&one) else { continue };
+            let (key, number, netns) = (found.key(), found.number, Arc::clone(&found.netns));
+            // Several are in the node's, each by its name.
+            let own = handed_over.iter_mut().find(|(other, _)| {
+                other.cookie() == netns.cookie()
+                    && (!one.is_on_host || other.label() == netns.label())
+            });
             let listeners = own.and_then(|(_, listeners)| listeners.take());
             let covered = match &one.rules {
                 None => {
-                    exempt.push(cookie);
+                    exempt.push(key);
                     false
                 }
-                Some(wanted) => match Enrolled::prepare(Arc::clone(&netns), listeners).await {
+                Some(wanted) => match self.prepare(&one, found, listeners).await {
                     Ok(enrolled) => {
                         let Some(rules) = self.rules_of(wanted, &one.workload) else { continue };
                         let workload = Arc::clone(&one.workload);
@@ -192,7 +219,7 @@ impl Pods {
                     }
                 },
             };
-            let known = Known { uid: one.uid, inode, cookie, covered, _netns: netns };
+            let known = Known { uid: one.uid, number, key, covered, _netns: netns };
             self.known.insert(one.name, known);
         }
         (charges, exempt)
@@ -230,6 +257,11 @@ impl Pods {
         }
         self.troubles.retain(|name, _| wanted.iter().any(|one| one.name == *name));
         self.audited.retain(|name| wanted.iter().any(|one| one.name == *name));
+        let privileged: Vec<PathBuf> = wanted
+            .iter()
+            .filter(|one| one.rules.is_some() && one.privileged.is_some() && !one.is_on_host)
+            .flat_map(|one| one.paths.iter().cloned())
+            .collect();
         let mut opened = false;
         for one in wanted {
             match self.settle_one(running, &one).await {
@@ -248,21 +280,22 @@ impl Pods {
             }
         }
         self.retire(running);
+        self.hold_elsewhere(running, &privileged);
         let held =
             self.troubles.iter().map(|(name, why)| (name.to_string(), format!("held: {why}")));
         let left = self.left.iter().map(|(name, why)| (name.to_string(), why.clone()));
         running.covered.set_uncovered(left.chain(held).collect());
     }
 
-    /// One pod. Whether it was exempt until now and is no more.
+    /// One pod. Whether what it had open was judged by nobody until now, and is from now on.
     async fn settle_one(&mut self, running: &Arc<Running>, one: &Wanted) -> io::Result<bool> {
         let found = self.find(one);
         let known = self.known.get(&one.name);
-        let netns = match (known, found) {
+        let found = match (known, found) {
             // Without a process just now it stays as it is.
             (None, None) => return Ok(false),
             (Some(known), found)
-                if found.as_ref().is_none_or(|(_, inode)| *inode == known.inode) =>
+                if found.as_ref().is_none_or(|found| found.number == known.number) =>
             {
                 if known.covered == one.rules.is_some() {
                     return self.keep(running, one).map(|()| false);
@@ -275,30 +308,30 @@ impl Pods {
                 found
             }
         };
-        let Some((netns, inode)) = netns else { return Ok(false) };
-        let netns = Arc::new(netns);
-        let cookie = netns.cookie();
+        let Some(found) = found else { return Ok(false) };
+        let (key, number, netns) = (found.key(), found.number, Arc::clone(&found.netns));
         if let Some((other, _)) =
-            self.known.iter().find(|(name, known)| known.cookie == cookie && **name != one.name)
+            self.known.iter().find(|(name, known)| known.key == key && **name != one.name)
         {
             return Err(io::Error::other(format!("it shares its network namespace with {other}")));
         }
-        let was_exempt = running.kernel.tables().namespace(cookie).is_some_and(|n| n.is_exempt());
+        let before = running.kernel.tables().namespace(key);
+        let was_exempt = one.is_on_host || before.is_some_and(|known| known.is_exempt());
         match &one.rules {
             None => {
-                running.withdraw(cookie).await;
+                running.withdraw(key).await;
                 let exempt = Namespace { kind: Namespace::EXEMPT, ..Namespace::default() };
-                running.kernel.tables().cover(cookie, exempt).map_err(io::Error::other)?;
+                running.kernel.tables().cover(key, exempt).map_err(io::Error::other)?;
             }
             Some(wanted) => {
-                let enrolled = Enrolled::prepare(Arc::clone(&netns), None).await?;
+                let enrolled = self.prepare(one, found, None).await?;
                 let tenant = self.tenant_of(running, wanted, &one.workload)?;
                 let workload = Arc::clone(&one.workload);
                 running.cover(enrolled, Whose { tenant, workload }).await?;
             }
         }
         let covered = one.rules.is_some();
-        let known = Known { uid: one.uid.clone(), inode, cookie, covered, _netns: netns };
+        let known = Known { uid: one.uid.clone(), number, key, covered, _netns: netns };
         self.known.insert(one.name.clone(), known);
         Ok(was_exempt && covered)
     }
@@ -307,7 +340,7 @@ impl Pods {
     fn keep(&mut self, running: &Running, one: &Wanted) -> io::Result<()> {
         let Some(wanted) = &one.rules else { return Ok(()) };
         let all = running.covered.all();
-        let known = self.known.get(&one.name).and_then(|known| all.get(&known.cookie));
+        let known = self.known.get(&one.name).and_then(|known| all.get(&known.key));
         let Some(covered) = known.map(Arc::clone) else { return Ok(()) };
         let tenant = self.tenant_of(running, wanted, &one.workload)?;
         let whose = covered.whose();
@@ -322,8 +355,8 @@ impl Pods {
     async fn drop(&mut self, running: &Running, name: &Name) {
         let Some(known) = self.known.remove(name) else { return };
         if known.covered {
-            running.withdraw(known.cookie).await;
-        } else if let Err(error) = running.kernel.tables().forget_namespace(known.cookie) {
+            running.withdraw(known.key).await;
+        } else if let Err(error) = running.kernel.tables().forget_namespace(known.key) {
             tracing::warn!("pod {name}: {error}");
         }
     }
@@ -345,7 +378,7 @@ impl Pods {
                 tenant.rules.set_datagrams(&now, &mut tables).and_then(|()| {
                     all.values().filter(has).try_for_each(|covered| {
                         let entry = tenant.rules.entry(covered.doors.addresses(), &now);
-                        tables.cover(covered.netns.cookie(), entry)
+                        tables.cover(covered.key(), entry)
                     })
                 })
             };
@@ -442,68 +475,11 @@ impl Pods {
         wanted.iter().any(|one| !self.known.contains_key(&one.name))
     }
 
-    /// The namespace of a pod, and its inode: the one that the runtime said; else that of its oldest process that is not in the node's own.
-    /// A pod's first process is its sandbox's; what a container's does later is younger.
-    fn find(&self, one: &Wanted) -> Option<(NetNs, u64)> {
-        if let Some(found) = self.node.sandboxes.netns(&one.name, &one.uid) {
-            return Some(found);
-        }
-        let home = inode_of("self")?;
-        let paths = one.paths.iter().filter_map(|path| self.node.hierarchy.at(path));
-        for pid in paths.flat_map(|cgroup| oldest_first(&cgroup)) {
-            let inode = inode_of(&pid.to_string());
-            let Some(inode) = inode.filter(|inode| *inode != home) else { continue };
-            // One that ended meanwhile is no error.
-            if let Ok(netns) = NetNs::of_process(pid) {
-                return Some((netns.labelled(one.name.to_string()), inode));
-            }
-        }
-        None
-    }
-
     /// Says once what is wrong with a pod.
     fn say(&mut self, name: &Name, trouble: String) {
         if self.troubles.get(name) != Some(&trouble) {
             eprintln!("interceptor: warning: pod {name} is held, and not covered yet: {trouble}");
             self.troubles.insert(name.clone(), trouble);
         }
-    }
-}
-
-fn inode_of(process: &str) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{process}/ns/net")).ok().map(|meta| meta.ino())
-}
-
-/// The processes of a cgroup and below.
-fn oldest_first(cgroup: &Cgroup) -> Vec<u32> {
-    let mut pids: Vec<_> = cgroup
-        .procs()
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|pid| Some((started(pid)?, pid)))
-        .collect();
-    pids.sort_unstable();
-    pids.into_iter().map(|(_, pid)| pid).collect()
-}
-
-/// When a process started, in ticks since the boot (proc_pid_stat(5), field 22).
-fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name, which may hold anything, ends at the last parenthesis; field 3 follows.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_older_than_its_child() {
-        let mut child = std::process::Command::new("sleep").arg("9").spawn().expect("a child");
-        let (own, younger) = (started(std::process::id()), started(child.id()));
-        child.kill().expect("killed");
-        child.wait().expect("ended");
-        assert!(own.expect("a time") <= younger.expect("a time"));
     }
 }

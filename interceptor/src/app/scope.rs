@@ -60,15 +60,21 @@ pub(super) fn with_handed_over(
     handed_over: Vec<HandedOver>,
 ) -> std::io::Result<Vec<(NetNs, Option<Listeners>)>> {
     let mut all: Vec<_> = namespaces.into_iter().map(|netns| (netns, None)).collect();
-    for HandedOver { label, path, netns, v4, v6 } in handed_over {
-        let netns = NetNs::handed_over(netns, &path, label)?;
-        let listeners = Some(Listeners::adopt(v4, v6)?);
+    for one in handed_over {
+        let (netns, listeners) = adopt(one)?;
         match all.iter_mut().find(|(known, _)| known.cookie() == netns.cookie()) {
             Some((_, known)) => *known = listeners,
             None => all.push((netns, listeners)),
         }
     }
     Ok(all)
+}
+
+/// A namespace that a predecessor covers, with its listeners.
+pub(super) fn adopt(handed_over: HandedOver) -> std::io::Result<(NetNs, Option<Listeners>)> {
+    let HandedOver { label, path, netns, v4, v6 } = handed_over;
+    let netns = NetNs::handed_over(netns, &path, label)?;
+    Ok((netns, Some(Listeners::adopt(v4, v6)?)))
 }
 
 /// The namespace's name in /etc/netns, where it was given by one.

@@ -87,7 +87,7 @@ pub(super) async fn start(
     let mut charges = Vec::new();
     for (netns, listeners) in namespaces {
         let label = netns.label().to_owned();
-        let ready = Enrolled::prepare(Arc::new(netns), listeners).await;
+        let ready = Enrolled::prepare(Arc::new(netns), None, listeners).await;
         let enrolled = ready.map_err(|source| AppError::Busy {
             what: format!("cannot cover network namespace {label}"),
             source,
@@ -126,6 +126,7 @@ pub(super) async fn start(
             )),
         },
         cgroups,
+        pod_levels: [0, 0],
         sandboxes: None,
     };
     let begun = begin(setup, session, place).await?;

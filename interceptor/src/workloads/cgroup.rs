@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +12,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
+use super::cgroupns::is_first;
 use super::mounts::{self, Mount};
 use crate::cli::Exit;
 
@@ -176,6 +177,15 @@ impl Hierarchy {
     pub fn at(&self, path: &Path) -> Option<Cgroup> {
         let path = self.join(path);
         path.is_dir().then_some(Cgroup { path })
+    }
+
+    /// The level of a cgroup in the machine's tree, whose top is 0. `None` in a cgroup namespace that is not
+    /// the machine's first: nobody tells how deep what is seen there lies.
+    pub fn level(&self, cgroup: &Cgroup) -> Option<u32> {
+        let below = cgroup.path.strip_prefix(&self.point).ok()?;
+        let parts = self.root.components().chain(below.components());
+        let level = parts.filter(|part| matches!(part, Component::Normal(_))).count();
+        is_first().then(|| u32::try_from(level).ok()).flatten()
     }
 
     /// Every cgroup of this directory name that is root's, wherever it is in the tree. One that a

@@ -178,3 +178,18 @@ async fn terminate_spares_ourselves_and_the_top() {
     let error = top.terminate(Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(error, CgroupError::NotOurs(..)), "{error}");
 }
+
+#[test]
+fn a_level_is_counted_from_the_top_of_the_tree() {
+    for (root, point) in [("/", "/sys/fs/cgroup"), ("/", "/sys/fs/cgroup/unified"), ("/a", "/part")]
+    {
+        let hierarchy = Hierarchy { root: root.into(), point: point.into() };
+        let above = u32::from(root != "/");
+        for (path, level) in [("", 0), ("kubepods", 1), ("k.slice/k-kubepods.slice/x.slice", 3)] {
+            let cgroup = Cgroup { path: hierarchy.join(Path::new(path)) };
+            let expected = is_first().then_some(above + level);
+            assert_eq!(hierarchy.level(&cgroup), expected, "{root} {point} {path}");
+        }
+        assert_eq!(hierarchy.level(&Cgroup { path: "/elsewhere".into() }), None);
+    }
+}

@@ -22,3 +22,10 @@ pub fn join_hosts() -> io::Result<()> {
     }
     Ok(setns(File::open(HOSTS)?, CloneFlags::CLONE_NEWCGROUP)?)
 }
+
+/// Whether this process is in the machine's first cgroup namespace, in which paths begin at the top of the
+/// tree. The kernel gives that one a number of its own (`PROC_CGROUP_INIT_INO`).
+pub fn is_first() -> bool {
+    const FIRST: u64 = 0xEFFF_FFFB;
+    metadata(OWN).is_ok_and(|own| own.ino() == FIRST)
+}

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::combinators::BoxBody;
@@ -21,6 +21,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use interceptor_tests::node::Node;
+use interceptor_tests::world::World;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -48,7 +50,23 @@ struct Args {
     /// Seconds of changes, ten EndpointSlices a second.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Make the pods, each with a network namespace, a link and a process, and have them covered: needs root,
+    /// and at most 250.
+    #[arg(long)]
+    cover: bool,
+    /// Put the table into this file, between the lines `<!-- interceptor-scale -->` and
+    /// `<!-- interceptor-scale end -->`.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
 }
+
+/// Pods that a node of the harness has networks for.
+const MOST_PODS: usize = 250;
+const BEGIN: &str = "<!-- interceptor-scale -->\n";
+const END: &str = "<!-- interceptor-scale end -->";
+
+const HEAD: &str = "| entries | pods | in force, s | covered, s | CPU, s | RSS, MiB | peak, MiB | state, KiB | \
+                    listed, KiB | ten changes a second, % of a core |\n|---|---|---|---|---|---|---|---|---|---|";
 
 const NODE: &str = "node-1";
 const GROUPS: [(&str, &[&str]); 2] = [
@@ -66,24 +84,86 @@ const CHANGES: u64 = 10;
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    println!(
-        "{:>7} {:>5} {:>11} {:>9} {:>9} {:>9} {:>11} {:>13} {:>11}",
-        "entries",
-        "pods",
-        "in force s",
-        "CPU s",
-        "RSS MiB",
-        "peak MiB",
-        "state KiB",
-        "listed KiB",
-        "churn CPU %"
-    );
+    if args.cover && args.pods.iter().any(|pods| !(1..=MOST_PODS).contains(pods)) {
+        bail!("--cover: 1 to {MOST_PODS} pods");
+    }
+    // Before hours are spent.
+    args.write.as_deref().map(|file| with_table(file, "")).transpose()?;
+    let mut table = HEAD.to_owned();
+    println!("{table}");
     for entries in &args.entries {
         for pods in &args.pods {
-            println!("{}", measure(&args, *entries, *pods)?);
+            let row = if args.cover {
+                measure_covered(&args, *entries, *pods)?
+            } else {
+                measure(&args, *entries, *pods)?
+            };
+            println!("{row}");
+            table = format!("{table}\n{row}");
+            // What was measured is there even if the next size is too much.
+            if let Some(file) = &args.write {
+                fs::write(file, with_table(file, &table)?)?;
+            }
         }
     }
     Ok(())
+}
+
+/// A file's text with this table in its place.
+fn with_table(file: &Path, table: &str) -> Result<String> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let places = text.split_once(BEGIN).and_then(|(before, rest)| {
+        rest.split_once(END).map(|(_, after)| format!("{before}{BEGIN}{table}\n{END}{after}"))
+    });
+    places.with_context(|| format!("{} has no place for the table", file.display()))
+}
+
+/// With pods that are there.
+fn measure_covered(args: &Args, entries: usize, pods: usize) -> Result<String> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let world = World::bare()?;
+    // As the node's processes reach it.
+    let listener = world.workload.inside(|| std::net::TcpListener::bind("127.0.0.1:0"))??;
+    listener.set_nonblocking(true)?;
+    let kubeconfig = config(&listener.local_addr()?.to_string());
+    let flags = ["--default-mode", "enforce", "--outbound", "registry-only"];
+    let mut node = Node::with(&world, &args.interceptor, &kubeconfig, &flags)?;
+    let mut server = Server::new(args, entries, pods);
+    let listed = server.lists.get_mut(&("v1".to_owned(), "pods".to_owned())).context("pods")?;
+    let mut made = Vec::new();
+    for (number, object) in listed.iter_mut().enumerate() {
+        let [namespace, name] = ["namespace", "name"]
+            .map(|field| object["metadata"][field].as_str().unwrap_or_default().to_owned());
+        let mut pod = node.pod(u8::try_from(number + 1)?, &namespace, &name)?;
+        // Its cgroup is called by it.
+        object["metadata"]["uid"] = pod.object()["metadata"]["uid"].clone();
+        made.push(pod);
+    }
+    for pod in &made {
+        pod.until_up()?;
+    }
+    let server = Arc::new(server);
+    let listener = runtime.block_on(async { TcpListener::from_std(listener) })?;
+    runtime.spawn(serve(listener, Arc::clone(&server)));
+    let begun = Instant::now();
+    node.start()?;
+    let agent = Process { id: node.pid()? };
+    while !node.said().contains("interceptor: covering ") {
+        ensure!(begun.elapsed() < PATIENCE, "it never attached: {}", node.said());
+        thread::sleep(Duration::from_millis(20));
+    }
+    let in_force = begun.elapsed();
+    let covered = loop {
+        let status = node.verb(&["status", "-o", "json"])?;
+        let report: Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+        if report["namespaces"].as_array().is_some_and(|all| all.len() == pods) {
+            break begun.elapsed();
+        }
+        ensure!(begun.elapsed() < PATIENCE, "not all are covered: {}", node.said());
+        thread::sleep(Duration::from_millis(50));
+    };
+    finish(args, &server, &agent, &world.dir().join("state"), [entries, pods], [in_force, covered])
 }
 
 fn measure(args: &Args, entries: usize, pods: usize) -> Result<String> {
@@ -103,11 +183,24 @@ fn measure(args: &Args, entries: usize, pods: usize) -> Result<String> {
     // Said when everything is known and compiled.
     agent.wait_for("waiting for the pods' cgroup")?;
     let in_force = begun.elapsed();
+    let process = Process { id: agent.child.id() };
+    finish(args, &server, &process, &state, [entries, pods], [in_force, Duration::ZERO])
+}
+
+/// What an agent takes from here on, and took so far. `took`: until policy was in force, and pods covered.
+fn finish(
+    args: &Args,
+    server: &Server,
+    agent: &Process,
+    state: &Path,
+    [entries, pods]: [usize; 2],
+    took: [Duration; 2],
+) -> Result<String> {
     // The state is written, freed memory given back.
     thread::sleep(Duration::from_secs(12));
     let (settled, memory, peak) = (agent.cpu()?, agent.status("VmRSS:")?, agent.status("VmHWM:")?);
     let kept: u64 =
-        fs::read_dir(&state)?.map(|file| Ok(file?.metadata()?.len())).sum::<Result<_>>()?;
+        fs::read_dir(state)?.map(|file| Ok(file?.metadata()?.len())).sum::<Result<_>>()?;
 
     let before = agent.cpu()?;
     let churn = Instant::now();
@@ -118,9 +211,12 @@ fn measure(args: &Args, entries: usize, pods: usize) -> Result<String> {
     }
     let busy = (agent.cpu()? - before).as_secs_f64() / churn.elapsed().as_secs_f64() * 100.0;
     let listed = *server.sent.lock().expect("no thread panics with it");
+    let [in_force, covered] = took.map(|took| match took {
+        Duration::ZERO => "-".to_owned(),
+        took => format!("{:.2}", took.as_secs_f64()),
+    });
     Ok(format!(
-        "{entries:>7} {pods:>5} {:>11.2} {:>9.2} {:>9.1} {:>9.1} {:>11} {:>13} {busy:>11.1}",
-        in_force.as_secs_f64(),
+        "| {entries} | {pods} | {in_force} | {covered} | {:.2} | {:.1} | {:.1} | {} | {} | {busy:.1} |",
         settled.as_secs_f64(),
         memory as f64 / 1024.0,
         peak as f64 / 1024.0,
@@ -172,10 +268,17 @@ impl Agent {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
 
+/// A process by its number.
+struct Process {
+    id: u32,
+}
+
+impl Process {
     /// Processor time so far.
     fn cpu(&self) -> Result<Duration> {
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.id))?;
         let (_, fields) = text.rsplit_once(") ").context("/proc/PID/stat")?;
         let fields: Vec<_> = fields.split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
@@ -185,7 +288,7 @@ impl Agent {
 
     /// A number of /proc/PID/status, in KiB.
     fn status(&self, name: &str) -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let text = fs::read_to_string(format!("/proc/{}/status", self.id))?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
