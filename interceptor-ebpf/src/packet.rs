@@ -46,7 +46,7 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
     let is_udp = socket.protocol == UDP && socket.kind == DGRAM;
     let Some(dst) = remote(ctx, Side::Destination, is_udp) else {
         // Neither IPv4 nor IPv6, or headers that we cannot find our way through.
-        return if select::is_open(settings, namespace) {
+        return if select::passes(settings, namespace) {
             Verdict::Allow
         } else {
             datagram::refuse(netns, cgroup, Endpoint::default(), socket.protocol)
@@ -56,11 +56,17 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
         datagram::judge(settings, namespace, ctx::socket_cookie(ctx.skb.skb), &dst)
     } else if select::is_open(settings, namespace) {
         Finding::DatagramUnrestricted
+    } else if select::is_audited(namespace) {
+        Finding::Audited
     } else {
         Finding::DatagramRefused
     };
     if finding == Finding::DatagramRefused {
         return datagram::refuse(netns, cgroup, dst, socket.protocol);
+    }
+    if finding == Finding::Audited {
+        let cookie = ctx::socket_cookie(ctx.skb.skb);
+        datagram::tell_audited(netns, cgroup, cookie, dst, socket.protocol);
     }
     count(finding);
     Verdict::Allow
@@ -102,6 +108,14 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
         if socket.state != SYN_SENT && is_bare_reset(ctx) {
             return Verdict::Allow;
         }
+    }
+    let netns = socket.netns(ctx);
+    if select::is_audited(select::namespace(netns)) {
+        // Where there is an interface layer, that counts and tells it.
+        if !select::has_interface(netns) {
+            count(Finding::Audited);
+        }
+        return Verdict::Allow;
     }
     count(Finding::Unapproved);
     Verdict::Refuse

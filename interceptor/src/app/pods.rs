@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +16,7 @@ use super::cut;
 use super::enrol::Enrolled;
 use super::existing::Existing;
 use super::handler::Running;
+use super::processes::{inode_of, oldest_first};
 use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
 use crate::accept::Listeners;
@@ -28,7 +28,7 @@ use crate::policy::{OnRemoval, Snapshot, Store};
 use crate::tiers::Numbers;
 use crate::workloads::Workload;
 use crate::workloads::annotations::CaptureLists;
-use crate::workloads::cgroup::{Cgroup, Hierarchy};
+use crate::workloads::cgroup::Hierarchy;
 
 /// Rules that no pod has any more are kept for so long: connections that were let go by them may still
 /// have to show a name.
@@ -61,6 +61,8 @@ struct WantedRules {
     policy: Arc<Store>,
     resolvers: Vec<SocketAddr>,
     lists: CaptureLists,
+    /// What would be refused passes, and is told: by the pod's own mode, and by nothing else.
+    audited: bool,
 }
 
 /// Pods that are covered or exempt.
@@ -73,8 +75,6 @@ pub(super) struct Pods {
     troubles: HashMap<Name, String>,
     /// Pods that will not be covered although somebody meant them to be, and why.
     left: BTreeMap<Name, String>,
-    /// Pods of which it was said that `audit` is not there.
-    audited: HashSet<Name>,
 }
 
 /// A pod whose namespace was found.
@@ -97,6 +97,14 @@ struct InForce {
     unused: Option<Instant>,
 }
 
+impl Wanted {
+    /// The uid of the pod, and its policy, where it is to be covered.
+    pub(super) fn covered(&self) -> Option<(Arc<str>, &Arc<Store>)> {
+        let (pod, rules) = (self.workload.pod.as_ref()?, self.rules.as_ref()?);
+        Some((Arc::clone(&pod.uid), &rules.policy))
+    }
+}
+
 impl Pods {
     /// Nothing is covered yet. `last`: the number of a policy that an earlier run may have given last.
     pub(super) fn new(node: Node, last: u16) -> Self {
@@ -107,7 +115,6 @@ impl Pods {
             ids: Numbers::after(last),
             troubles: HashMap::new(),
             left: BTreeMap::new(),
-            audited: HashSet::new(),
         }
     }
 
@@ -137,15 +144,10 @@ impl Pods {
                         policy: Arc::clone(&policy.store),
                         resolvers: pod.resolvers(&cluster, &self.node.dns),
                         lists: state.capture_lists(pod).without(bypass),
+                        audited: one.cover.mode == Mode::Audit,
                     })
                 }
             };
-            if one.cover.mode == Mode::Audit && self.audited.insert(name.clone()) {
-                eprintln!(
-                    "interceptor: warning: pod {name}: audit is not there yet; what policy does not allow \
-                     is refused, as by enforce"
-                );
-            }
             let workload = Arc::new(Workload {
                 namespace: pod.namespace().into(),
                 name: pod.name().into(),
@@ -182,7 +184,8 @@ impl Pods {
                     Ok(enrolled) => {
                         let Some(rules) = self.rules_of(wanted, &one.workload) else { continue };
                         let workload = Arc::clone(&one.workload);
-                        charges.push(Charge { enrolled, rules, workload });
+                        let audited = wanted.audited;
+                        charges.push(Charge { enrolled, rules, workload, audited });
                         true
                     }
                     // It is tried again.
@@ -210,7 +213,7 @@ impl Pods {
             let id = in_force.rules.id;
             in_force.tenant = running.covered.tenants().into_iter().find(|one| one.rules.id == id);
         }
-        self.apply(running);
+        self.apply(running).await;
         let stays = |name: &Name, known: &Known| {
             wanted.iter().any(|one| one.name == *name && one.uid == known.uid)
         };
@@ -229,7 +232,6 @@ impl Pods {
             running.log.keep_pods(|pod| uids.contains(&*pod.uid));
         }
         self.troubles.retain(|name, _| wanted.iter().any(|one| one.name == *name));
-        self.audited.retain(|name| wanted.iter().any(|one| one.name == *name));
         let mut opened = false;
         for one in wanted {
             match self.settle_one(running, &one).await {
@@ -241,7 +243,7 @@ impl Pods {
             }
         }
         if opened {
-            // What an exempt pod had open was judged by nobody.
+            // What an exempt pod had open, or an audited one since before us, was judged by nobody.
             let (running, existing) = (Arc::clone(running), Arc::clone(existing));
             if let Err(error) = spawn_blocking(move || existing.settle_gap(&running)).await {
                 tracing::error!("ending connections from before broke off: {error}");
@@ -254,7 +256,7 @@ impl Pods {
         running.covered.set_uncovered(left.chain(held).collect());
     }
 
-    /// One pod. Whether it was exempt until now and is no more.
+    /// One pod. Whether it was exempt, or audited, until now and is no more.
     async fn settle_one(&mut self, running: &Arc<Running>, one: &Wanted) -> io::Result<bool> {
         let found = self.find(one);
         let known = self.known.get(&one.name);
@@ -265,7 +267,7 @@ impl Pods {
                 if found.as_ref().is_none_or(|(_, inode)| *inode == known.inode) =>
             {
                 if known.covered == one.rules.is_some() {
-                    return self.keep(running, one).map(|()| false);
+                    return self.keep(running, one);
                 }
                 found
             }
@@ -294,7 +296,8 @@ impl Pods {
                 let enrolled = Enrolled::prepare(Arc::clone(&netns), None).await?;
                 let tenant = self.tenant_of(running, wanted, &one.workload)?;
                 let workload = Arc::clone(&one.workload);
-                running.cover(enrolled, Whose { tenant, workload }).await?;
+                let audited = wanted.audited;
+                running.cover(enrolled, Whose { tenant, workload, audited }).await?;
             }
         }
         let covered = one.rules.is_some();
@@ -303,19 +306,24 @@ impl Pods {
         Ok(was_exempt && covered)
     }
 
-    /// Gives a pod that is covered already the rules that it has now.
-    fn keep(&mut self, running: &Running, one: &Wanted) -> io::Result<()> {
-        let Some(wanted) = &one.rules else { return Ok(()) };
+    /// Gives a pod that is covered already the rules that it has now. Whether it was audited until now.
+    fn keep(&mut self, running: &Running, one: &Wanted) -> io::Result<bool> {
+        let Some(wanted) = &one.rules else { return Ok(false) };
         let all = running.covered.all();
         let known = self.known.get(&one.name).and_then(|known| all.get(&known.cookie));
-        let Some(covered) = known.map(Arc::clone) else { return Ok(()) };
+        let Some(covered) = known.map(Arc::clone) else { return Ok(false) };
         let tenant = self.tenant_of(running, wanted, &one.workload)?;
         let whose = covered.whose();
-        if Arc::ptr_eq(&tenant, &whose.tenant) && one.workload == whose.workload {
-            return Ok(());
+        let audited = wanted.audited;
+        if Arc::ptr_eq(&tenant, &whose.tenant)
+            && one.workload == whose.workload
+            && audited == whose.audited
+        {
+            return Ok(false);
         }
         let workload = Arc::clone(&one.workload);
-        running.change(&covered, Whose { tenant, workload }).map_err(io::Error::other)
+        let changed = running.change(&covered, Whose { tenant, workload, audited });
+        changed.map_err(io::Error::other).map(|()| whose.audited && !audited)
     }
 
     /// Forgets a pod that is gone: nothing leaves its namespace any more.
@@ -328,9 +336,9 @@ impl Pods {
         }
     }
 
-    /// Writes what changed of policies since it was last written.
-    fn apply(&mut self, running: &Running) {
-        let mut cuts = false;
+    /// Writes what changed of policies since it was last written, and cuts what they have cut.
+    async fn apply(&mut self, running: &Arc<Running>) {
+        let mut cuts = HashMap::new();
         for in_force in &mut self.rules {
             let Some(tenant) = &in_force.tenant else { continue };
             let now = tenant.policy();
@@ -344,7 +352,8 @@ impl Pods {
                 let mut tables = running.kernel.tables();
                 tenant.rules.set_datagrams(&now, &mut tables).and_then(|()| {
                     all.values().filter(has).try_for_each(|covered| {
-                        let entry = tenant.rules.entry(covered.doors.addresses(), &now);
+                        let at = covered.doors.addresses();
+                        let entry = tenant.rules.entry(at, &now, covered.whose().audited);
                         tables.cover(covered.netns.cookie(), entry)
                     })
                 })
@@ -355,11 +364,22 @@ impl Pods {
             {
                 eprintln!("interceptor: policy generation {}: {error}", now.generation);
             }
-            cuts |= now.on_removal == OnRemoval::Cut;
-            in_force.applied = now;
+            let before = std::mem::replace(&mut in_force.applied, Arc::clone(&now));
+            if now.on_removal == OnRemoval::Cut {
+                cuts.insert(id, (before, now));
+            }
         }
-        if cuts {
-            cut::direct(running);
+        if cuts.is_empty() {
+            return;
+        }
+        let at = Arc::clone(running);
+        let cut = move || (cut::datagrams(&at, &cuts), cut::direct(&at));
+        match spawn_blocking(cut).await {
+            Ok((0, 0)) => {}
+            Ok((datagrams, direct)) => {
+                eprintln!("interceptor: policy changed{}", cut::told(datagrams, direct));
+            }
+            Err(error) => tracing::error!("cutting direct flows broke off: {error}"),
         }
     }
 
@@ -467,43 +487,5 @@ impl Pods {
             eprintln!("interceptor: warning: pod {name} is held, and not covered yet: {trouble}");
             self.troubles.insert(name.clone(), trouble);
         }
-    }
-}
-
-fn inode_of(process: &str) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{process}/ns/net")).ok().map(|meta| meta.ino())
-}
-
-/// The processes of a cgroup and below.
-fn oldest_first(cgroup: &Cgroup) -> Vec<u32> {
-    let mut pids: Vec<_> = cgroup
-        .procs()
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|pid| Some((started(pid)?, pid)))
-        .collect();
-    pids.sort_unstable();
-    pids.into_iter().map(|(_, pid)| pid).collect()
-}
-
-/// When a process started, in ticks since the boot (proc_pid_stat(5), field 22).
-fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name, which may hold anything, ends at the last parenthesis; field 3 follows.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_older_than_its_child() {
-        let mut child = std::process::Command::new("sleep").arg("9").spawn().expect("a child");
-        let (own, younger) = (started(std::process::id()), started(child.id()));
-        child.kill().expect("killed");
-        child.wait().expect("ended");
-        assert!(own.expect("a time") <= younger.expect("a time"));
     }
 }
