@@ -40,8 +40,8 @@ fn wait(
     to: SocketAddr,
     seconds: u8,
 ) -> Result<Ongoing> {
-    let script = "exec 3<>/dev/$0/$1/$2 || exit 1; echo x >&3; read -n1 -t 5 y <&3 && echo up; \
-                  read -n1 -t 1 y <&3; read -n1 -t $3 y <&3; [ $? -gt 128 ] && echo waited || echo ended";
+    let script = "exec 3<>/dev/$0/$1/$2 || exit 1; echo x >&3; read -n1 -t 5 y <&3 || exit 2; read -n1 -t 1 y <&3; echo up; \
+                  read -n1 -t $3 y <&3; [ $? -gt 128 ] && echo waited || echo ended";
     let (ip, port, limit) = (to.ip().to_string(), to.port().to_string(), seconds.to_string());
     let mut command = pod.command(&["bash", "-c", script, protocol, &ip, &port, &limit]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -91,10 +91,11 @@ fn each_pod_has_the_log_of_its_own_telemetry() -> Result<()> {
     // Without one of its own it has the mesh's.
     cluster.delete(TELEMETRIES, "bank", "log");
     until_logged(&node, &pods, google, &[1, 3])?;
-    // The mesh's switched off, and a namespace's own.
-    cluster.put(TELEMETRIES, telemetry("istio-system", json!({"accessLogging": off})));
-    let on = json!([{"providers": [{"name": "envoy"}]}]);
-    cluster.put(TELEMETRIES, telemetry("shop", json!({"accessLogging": on})));
+    // By a filter, and the other one selected no more.
+    let never = json!({"expression": "connection.requested_server_name == 'nowhere.test'"});
+    let filtered = json!([{"providers": [{"name": "envoy"}], "filter": never}]);
+    cluster.put(TELEMETRIES, telemetry("bank", json!({"accessLogging": filtered})));
+    cluster.delete(TELEMETRIES, "shop", "log");
     until_logged(&node, &pods, google, &[1, 2])?;
     let metrics = node.verb(&["metrics"])?.stdout;
     ensure!(metrics.contains("pod_name=\"vault\""), "counted all the same: {metrics}");

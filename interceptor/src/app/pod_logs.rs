@@ -57,9 +57,15 @@ impl PodLogs {
         let settings =
             |snapshot: &Snapshot| log_settings(self.flag.as_ref(), LogTarget::Stdout, snapshot);
         let everybody = settings(own);
+        // The flag has a log where the mesh has none; what is off for a pod alone stays off.
+        let own_of = |snapshot: &Snapshot| match &snapshot.access_log {
+            same if *same == own.access_log => everybody.clone(),
+            Some(off) if off.is_empty() => Vec::new(),
+            _ => settings(snapshot),
+        };
         let mut pods = PodOutputs::new();
         for (uid, policy) in wanted.iter().filter_map(Wanted::covered) {
-            let settings = settings(&policy.current());
+            let settings = own_of(&policy.current());
             if settings != everybody {
                 pods.insert(uid, settings);
             }
