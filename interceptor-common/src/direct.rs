@@ -127,6 +127,9 @@ pub type Label = u32;
 /// The name is known and may not go direct here: a more specific entry than the wildcard around it.
 pub const LABEL_REFUSED: Label = 0;
 
+/// What a flow is called that nobody judged: audit lets pass what cannot be turned to the proxy.
+pub const LABEL_UNJUDGED: Label = LABEL_KEEPS_NAME - 1;
+
 /// In a label: several names have it, so the name that was shown is kept.
 pub const LABEL_KEEPS_NAME: Label = 1 << 31;
 

@@ -56,7 +56,7 @@ pub struct Event {
     pub protocol: u32,
     /// What user space calls the flow; 0: nothing. Of a dropped packet: the index of its interface.
     pub label: u32,
-    /// [`Event::UNPROVEN`] and [`Event::ECH`].
+    /// [`Event::UNPROVEN`], [`Event::ECH`] and [`Event::AUDITED`].
     pub marks: u32,
     /// Why a connection was not established, as a number of errno(3); 0: its program gave up first,
     /// or the kernel does not tell.
@@ -72,6 +72,8 @@ impl Event {
     pub const UNPROVEN: u32 = 1;
     /// The hello offered encrypted_client_hello. In [`Event::marks`].
     pub const ECH: u32 = 2;
+    /// Nothing was refused: the namespace is audited. In [`Event::marks`].
+    pub const AUDITED: u32 = 4;
     /// More than any protocol number. In [`Event::protocol`].
     pub const FRAME: u32 = 1 << 16;
 }

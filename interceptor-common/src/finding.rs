@@ -124,6 +124,11 @@ findings! {
     InterfaceUntold = 47, "interface_drop_unreported";
     /// The namespace is exempt.
     Exempt = 48, "exempt";
+    /// Passed, though it would be refused: the namespace is audited.
+    Audited = 49, "audited";
+    /// A connection went direct unjudged: the namespace is audited, and no daemon has shown a sign of life
+    /// for a while, or it could not be turned to the proxy.
+    AuditedUnjudged = 50, "audited_unjudged";
 }
 
 #[cfg(test)]

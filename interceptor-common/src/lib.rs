@@ -22,8 +22,8 @@ mod user;
 
 pub use datagram::{DatagramPeer, Permit};
 pub use direct::{
-    CUT, EndpointKey, EndpointRule, EndpointVerdict, HELD, LABEL_KEEPS_NAME, LABEL_REFUSED, Label,
-    NameKey, Pending, ShownName,
+    CUT, EndpointKey, EndpointRule, EndpointVerdict, HELD, LABEL_KEEPS_NAME, LABEL_REFUSED,
+    LABEL_UNJUDGED, Label, NameKey, Pending, ShownName,
 };
 pub use endpoint::Endpoint;
 pub use event::{Event, FlowKind, NamedEvent};
@@ -52,7 +52,8 @@ pub mod maps {
     pub const BYPASS6: &str = "BYPASS6";
     /// `LpmTrie<EndpointKey, u32>`: a [`Permit`](super::Permit).
     pub const DATAGRAMS: &str = "DATAGRAMS";
-    /// `LruHashMap<DatagramPeer, u64>`: when a socket last heard from a peer.
+    /// `LruHashMap<DatagramPeer, u64>`: when a socket last heard from a peer, or it was
+    /// told that it writes to it.
     pub const PEERS: &str = "PEERS";
     /// `LpmTrie<EndpointKey, EndpointRule>`.
     pub const ENDPOINTS: &str = "ENDPOINTS";
@@ -164,6 +165,13 @@ pub const TOLD_NS: u64 = 1_000_000_000;
 
 /// How long after a datagram from a peer a datagram to it counts as a reply, in nanoseconds.
 pub const REPLY_WINDOW_NS: u64 = 60_000_000_000;
+
+/// For how long a datagram from a socket to a peer that audit lets pass is not told again, in nanoseconds.
+pub const TOLD_WINDOW_NS: u64 = 60_000_000_000;
+
+/// Audit: a daemon's last sign of life that is older than this counts for nothing, in nanoseconds, and what
+/// would be turned to it goes direct.
+pub const AUDIT_LOSS_NS: u64 = 5_000_000_000;
 
 /// How long a passage stands after what last kept it open, in nanoseconds.
 pub const PASSAGE_NS: u64 = 120_000_000_000;

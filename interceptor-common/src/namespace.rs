@@ -17,7 +17,7 @@ pub struct Namespace {
     pub kind: u8,
     /// Whose rows in `ENDPOINTS` and `DATAGRAMS` are asked; 0: nobody's, everything goes to the proxy.
     pub policy: u16,
-    /// [`Namespace::OPEN`], [`Namespace::PARTLY_CAPTURED`] and [`Namespace::REROUTES`].
+    /// [`Namespace::OPEN`], [`Namespace::PARTLY_CAPTURED`], [`Namespace::REROUTES`] and [`Namespace::AUDIT`].
     pub flags: u8,
     /// Always zero.
     pub pad: u8,
@@ -42,6 +42,8 @@ impl Namespace {
     /// In [`Namespace::flags`]: policy may lead connections elsewhere than where they were dialled, so
     /// [`Route::BY_POLICY`] counts.
     pub const REROUTES: u8 = 4;
+    /// In [`Namespace::flags`]: nothing is refused. What would be goes to the proxy, or passes, and is told.
+    pub const AUDIT: u8 = 8;
 
     /// The key of what is known of a cgroup (a number of the kernel's, which uses no such high ones): no
     /// namespace's cookie, which are counted from one.
@@ -60,6 +62,12 @@ impl Namespace {
     #[inline(always)]
     pub const fn is_exempt(&self) -> bool {
         self.kind == Self::EXEMPT
+    }
+
+    /// Whether it is covered, and what would be refused passes.
+    #[inline(always)]
+    pub const fn is_audited(&self) -> bool {
+        !self.is_exempt() && self.flags & Self::AUDIT != 0
     }
 
     /// Whether it is covered and nobody listens for it yet.

@@ -3,8 +3,8 @@
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use interceptor_common::{
-    Endpoint, EndpointVerdict, Finding, FlowKind, Namespace, Permit, Proof, Route, SocketState,
-    Tier,
+    AUDIT_LOSS_NS, Endpoint, EndpointVerdict, Finding, FlowKind, LABEL_UNJUDGED, Namespace, Permit,
+    Proof, Route, SocketState, Tier,
 };
 
 use crate::count::{count, report_refusal};
@@ -42,6 +42,7 @@ pub fn connect(ctx: &SockAddrContext, dst: Endpoint, family: Family) -> Verdict 
         | Finding::Resolver
         | Finding::Direct
         | Finding::NameAsked
+        | Finding::AuditedUnjudged
         | Finding::Loopback
         | Finding::Daemon
         | Finding::Exempt => Verdict::Allow,
@@ -123,19 +124,42 @@ fn judge(
     if route.kind == Route::LOCAL {
         return Finding::Loopback;
     }
-    if !select::is_led(settings) {
+    let audited = namespace.is_audited();
+    if !select::is_led(settings) && !audited {
         return Finding::DaemonLost;
     }
     state.src = Endpoint::new(route.src, 0);
-    match direct(ctx, state, dst) {
-        Some(finding) => finding,
-        None => redirect(ctx, namespace, state, dst, family),
+    if let Some(finding) = direct(ctx, state, dst, audited) {
+        return finding;
     }
+    // Nobody to ask: nothing is refused for that, and the line says that nobody judged it.
+    if audited && !select::is_alive(AUDIT_LOSS_NS) {
+        return let_go(state);
+    }
+    let finding = redirect(ctx, namespace, state, dst, family);
+    if audited && finding != Finding::Redirected {
+        return let_go(state);
+    }
+    finding
 }
 
-/// What the tables say without the proxy; `None`: it is the proxy's.
+/// Lets a connection of an audited namespace go direct that nobody judged.
 #[inline(always)]
-fn direct(ctx: &SockAddrContext, state: &mut SocketState, dst: &Endpoint) -> Option<Finding> {
+fn let_go(state: &mut SocketState) -> Finding {
+    state.tier = Tier::Direct as u8;
+    state.label = LABEL_UNJUDGED;
+    Finding::AuditedUnjudged
+}
+
+/// What the tables say without the proxy; `None`: it is the proxy's, as is all that they may refuse of what
+/// is `audited`.
+#[inline(always)]
+fn direct(
+    ctx: &SockAddrContext,
+    state: &mut SocketState,
+    dst: &Endpoint,
+    audited: bool,
+) -> Option<Finding> {
     if state.policy == 0 {
         return None;
     }
@@ -150,6 +174,9 @@ fn direct(ctx: &SockAddrContext, state: &mut SocketState, dst: &Endpoint) -> Opt
         state.label = rule.label;
         state.proof = Proof::Noticed as u8;
         return Some(Finding::Direct);
+    }
+    if audited {
+        return None;
     }
     // A socket bound to a device is not found by its addresses alone when it must be destroyed.
     if rule.verdict == EndpointVerdict::Named as u8 && !ctx::is_bound_to_device(ctx) {

@@ -42,7 +42,16 @@ pub fn report_refusal(
     report(&maps::REFUSALS, Finding::RefusalLost, event);
 }
 
-/// Reports a packet that was dropped at an interface.
+/// Reports a datagram, or a packet of another protocol, that audit lets pass.
+#[inline(always)]
+pub fn report_audited(netns: u64, cgroup: u64, dst: Endpoint, protocol: u32) {
+    let (kind, finding) = (FlowKind::RefusedDatagram, Finding::DatagramRefused);
+    let marks = Event::AUDITED;
+    let event = || Event { cgroup, marks, ..refused(kind, finding, netns, dst, protocol) };
+    report(&maps::REFUSALS, Finding::RefusalLost, event);
+}
+
+/// Reports a packet that was dropped at an interface, or that only audit (`marks`) lets pass there.
 #[inline(always)]
 pub fn report_dropped(
     finding: Finding,
@@ -51,10 +60,12 @@ pub fn report_dropped(
     src: Endpoint,
     dst: Endpoint,
     protocol: u32,
+    marks: u32,
 ) {
     let event = || Event {
         src,
         label: interface,
+        marks,
         ..refused(FlowKind::RefusedPacket, finding, netns, dst, protocol)
     };
     report(&maps::REFUSALS, Finding::RefusalLost, event);

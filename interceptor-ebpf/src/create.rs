@@ -37,7 +37,7 @@ pub fn create(ctx: &SockContext) -> Verdict {
         count(Finding::NoSettings);
         return Verdict::Refuse;
     };
-    if select::is_open(settings, sender.known) || select::is_daemon(settings, ctx::current_cgroup())
+    if select::passes(settings, sender.known) || select::is_daemon(settings, ctx::current_cgroup())
     {
         return Verdict::Allow;
     }

@@ -3,9 +3,10 @@
 use aya_ebpf::programs::SockAddrContext;
 use interceptor_common::{
     DatagramPeer, Endpoint, Finding, FlowKind, Namespace, Permit, REPLY_WINDOW_NS, Route, Settings,
+    TOLD_WINDOW_NS,
 };
 
-use crate::count::{count, report_refusal};
+use crate::count::{count, report_audited, report_refusal};
 use crate::ctx::{self, Verdict};
 use crate::{maps, select};
 
@@ -23,7 +24,8 @@ pub fn sendmsg(ctx: &SockAddrContext, dst: Endpoint) -> Verdict {
     let cgroup = ctx::current_cgroup();
     let netns = ctx::netns_cookie(ctx.sock_addr);
     let sender = select::sender(netns, ctx::current_ancestor);
-    if select::is_open(settings, sender.known) || select::is_daemon(settings, cgroup) {
+    // What audit lets pass the packet hook tells.
+    if select::passes(settings, sender.known) || select::is_daemon(settings, cgroup) {
         return Verdict::Allow;
     }
     // To an address of the namespace itself: stays inside (T-16).
@@ -54,12 +56,13 @@ pub fn judge(
     if select::is_open(settings, namespace) {
         return Finding::DatagramUnrestricted;
     }
-    let key = DatagramPeer { socket, peer: *dst, pad: [0; 4] };
+    let key = DatagramPeer { socket, peer: *dst, what: DatagramPeer::HEARD };
     // SAFETY: a torn read of the time at worst misjudges one reply's age.
     match unsafe { maps::PEERS.get(&key) } {
         Some(&heard) if ctx::now_ns().wrapping_sub(heard) < REPLY_WINDOW_NS => {
             Finding::DatagramReply
         }
+        _ if select::is_audited(namespace) => Finding::Audited,
         _ => Finding::DatagramRefused,
     }
 }
@@ -67,9 +70,26 @@ pub fn judge(
 /// Notes that `peer` wrote to `socket`.
 #[inline(always)]
 pub fn heard(socket: u64, peer: Endpoint) {
-    let key = DatagramPeer { socket, peer, pad: [0; 4] };
+    let key = DatagramPeer { socket, peer, what: DatagramPeer::HEARD };
     // A failed insert means a refused reply.
     let _ = maps::PEERS.insert(&key, &ctx::now_ns(), 0);
+}
+
+/// Reports what audit lets pass from `socket` to `dst`, unless that was done a short while ago: each of
+/// them is counted.
+#[inline(always)]
+pub fn tell_audited(netns: u64, cgroup: u64, socket: u64, dst: Endpoint, protocol: u32) {
+    let key = DatagramPeer { socket, peer: dst, what: DatagramPeer::TOLD };
+    let now = ctx::now_ns();
+    // SAFETY: a torn read of the time at worst tells once more, or once less.
+    if let Some(&told) = unsafe { maps::PEERS.get(&key) }
+        && now.wrapping_sub(told) < TOLD_WINDOW_NS
+    {
+        return;
+    }
+    // A failed insert means that it is told again.
+    let _ = maps::PEERS.insert(&key, &now, 0);
+    report_audited(netns, cgroup, dst, protocol);
 }
 
 /// Counts and reports a refused datagram or packet of another protocol.

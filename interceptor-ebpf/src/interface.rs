@@ -36,19 +36,24 @@ pub fn out(ctx: &SkBuffContext) -> Verdict {
         Ok(()) => Verdict::Allow,
         // It was covered until a moment ago.
         Err(_) if namespace(ctx).is_some_and(Namespace::is_exempt) => Verdict::Allow,
+        Err(finding) if select::is_audited(namespace(ctx)) => {
+            count(Finding::Audited);
+            tell(ctx, finding, Event::AUDITED);
+            Verdict::Allow
+        }
         Err(finding) => {
             count(finding);
-            tell(ctx, finding);
+            tell(ctx, finding, 0);
             Verdict::Refuse
         }
     }
 }
 
-/// Reports a dropped packet, unless its interface had its share: a flood is counted, and neither fills
+/// Reports a dropped packet, or one that only audit (`marks`) lets pass, unless its interface had its share: a flood is counted, and neither fills
 /// the buffer that others' refusals go by nor keeps the daemon busy (T-55). What is for the link's own
 /// groups is counted only: a kernel says which it is in by itself.
 #[inline(always)]
-fn tell(ctx: &SkBuffContext, finding: Finding) {
+fn tell(ctx: &SkBuffContext, finding: Finding, marks: u32) {
     let packet = Packet::read(ctx);
     if packet.as_ref().is_ok_and(|packet| is_link_group(packet.dst)) {
         return;
@@ -70,12 +75,12 @@ fn tell(ctx: &SkBuffContext, finding: Finding) {
     let Ok(packet) = packet else {
         let kind = Event::FRAME | u32::from(ctx::packet_ethertype(ctx));
         let nowhere = Endpoint::default();
-        return report_dropped(finding, netns, index, nowhere, nowhere, kind);
+        return report_dropped(finding, netns, index, nowhere, nowhere, kind, marks);
     };
     let has_ports = matches!(packet.protocol, TCP | UDP) && !packet.fragment;
     let [from, to] = if has_ports { ports(ctx, &packet).unwrap_or_default() } else { [0, 0] };
     let (src, dst) = (ctx::endpoint(packet.src, from), ctx::endpoint(packet.dst, to));
-    report_dropped(finding, netns, index, src, dst, packet.protocol.into());
+    report_dropped(finding, netns, index, src, dst, packet.protocol.into(), marks);
 }
 
 #[inline(always)]
@@ -116,11 +121,11 @@ fn leads_on(ctx: &SkBuffContext, packet: &Packet) -> bool {
     }
 }
 
-/// Whether the mode lets pass what is not TCP. A packet socket's frame never had a socket layer's
-/// leave.
+/// Whether the mode lets pass what is not TCP, or the socket layer told what only audit lets pass. A packet
+/// socket's frame never had a socket layer's leave.
 #[inline(always)]
 fn is_unrestricted(ctx: &SkBuffContext, socket: Option<PacketSocket>) -> bool {
-    is_open(ctx)
+    (is_open(ctx) || select::is_audited(namespace(ctx)))
         && socket.is_some_and(|socket| socket.is_inet() && socket.protocol != u32::from(TCP))
 }
 

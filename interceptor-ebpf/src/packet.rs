@@ -47,7 +47,7 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
     let is_udp = socket.protocol == UDP && socket.kind == DGRAM;
     let Some(dst) = remote(ctx, Side::Destination, is_udp) else {
         // Neither IPv4 nor IPv6, or headers that we cannot find our way through.
-        return if select::is_open(settings, namespace) {
+        return if select::passes(settings, namespace) {
             Verdict::Allow
         } else {
             datagram::refuse(sender.key, cgroup, Endpoint::default(), socket.protocol)
@@ -57,11 +57,17 @@ pub fn egress(ctx: &SkBuffContext) -> Verdict {
         datagram::judge(settings, namespace, ctx::socket_cookie(ctx.skb.skb), &dst)
     } else if select::is_open(settings, namespace) {
         Finding::DatagramUnrestricted
+    } else if select::is_audited(namespace) {
+        Finding::Audited
     } else {
         Finding::DatagramRefused
     };
     if finding == Finding::DatagramRefused {
         return datagram::refuse(sender.key, cgroup, dst, socket.protocol);
+    }
+    if finding == Finding::Audited {
+        let cookie = ctx::socket_cookie(ctx.skb.skb);
+        datagram::tell_audited(sender.key, cgroup, cookie, dst, socket.protocol);
     }
     count(finding);
     Verdict::Allow
@@ -103,6 +109,13 @@ fn tcp(ctx: &SkBuffContext, socket: &PacketSocket) -> Verdict {
         if socket.state != SYN_SENT && is_bare_reset(ctx) {
             return Verdict::Allow;
         }
+    }
+    if select::is_audited(sender(ctx, socket).known) {
+        // Where there is an interface layer, that counts and tells it.
+        if !select::has_interface(socket.netns(ctx)) {
+            count(Finding::Audited);
+        }
+        return Verdict::Allow;
     }
     count(Finding::Unapproved);
     Verdict::Refuse

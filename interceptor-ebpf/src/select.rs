@@ -83,6 +83,18 @@ pub fn is_open(settings: &Settings, namespace: Option<&Namespace>) -> bool {
     }
 }
 
+/// Whether nothing that leaves a namespace is refused: what would be passes, and is told.
+#[inline(always)]
+pub fn is_audited(namespace: Option<&Namespace>) -> bool {
+    namespace.is_some_and(Namespace::is_audited)
+}
+
+/// Whether datagrams, and what is neither TCP nor UDP, pass whether policy would have it so or not.
+#[inline(always)]
+pub fn passes(settings: &Settings, namespace: Option<&Namespace>) -> bool {
+    is_open(settings, namespace) || is_audited(namespace)
+}
+
 /// Whose permits count there.
 #[inline(always)]
 pub fn policy(namespace: Option<&Namespace>) -> u16 {
@@ -103,11 +115,14 @@ pub fn is_exempt(settings: &Settings) -> bool {
 /// (`onDaemonLoss: closed`). No sign of life that can be read is none.
 #[inline(always)]
 pub fn is_led(settings: &Settings) -> bool {
-    if settings.loss_limit_ns == 0 {
-        return true;
-    }
+    settings.loss_limit_ns == 0 || is_alive(settings.loss_limit_ns)
+}
+
+/// Whether the daemon's last sign of life is younger than `limit_ns`.
+#[inline(always)]
+pub fn is_alive(limit_ns: u64) -> bool {
     let Some(&beat) = maps::HEARTBEAT.get(0) else { return false };
-    ctx::now_ns().saturating_sub(beat) < settings.loss_limit_ns
+    ctx::now_ns().saturating_sub(beat) < limit_ns
 }
 
 /// Whether the daemon found a packet's connection open when it attached the hooks, and lets it go on.

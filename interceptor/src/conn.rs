@@ -35,7 +35,7 @@ use crate::policy::{Enforcement, Snapshot, Store};
 use crate::sniff::Hello;
 use crate::sniff::prefixed::Prefixed;
 use crate::tiers::Sync;
-use crate::workloads::Workload;
+use crate::workloads::{Audit, Workload};
 
 use lasting::{Established, Lasting, Relaying, Requests};
 use sniffed::{Sniffed, sniff};
@@ -58,6 +58,8 @@ pub struct Site {
     pub log: AccessLog,
     /// Who runs in the namespace.
     pub workload: Arc<Workload>,
+    /// Whether what is refused passes, and is told.
+    pub audit: Audit,
     /// The workload's places.
     pub room: Arc<Room>,
     /// Refusals that repeat.
@@ -81,13 +83,27 @@ impl Site {
         let handover = self.captured.as_ref()?.kernel.handover(&accepted.client)?;
         Some(crate::kernel::ends(&handover))
     }
+
+    /// Whether nothing new may pass, since the log could not tell of it (T-57). Audit refuses nothing for
+    /// that.
+    fn lacks_log(&self) -> bool {
+        self.policy.current().needs_log() && self.log.fails() && !self.audit.is_on()
+    }
+
+    /// What is done for this workload where that was decided.
+    fn to_be_done(&self, decision: Decision, origin: &Origin) -> Decision {
+        match self.audit.is_on() {
+            true => decide::audited(decision, origin.dst),
+            false => decision,
+        }
+    }
 }
 
 /// Takes in what was accepted: serves it on a task of its own, or refuses it at once where there is
 /// no room.
 pub fn take_in(accepted: Accepted, site: &Site) {
     match site.room.admit(&accepted.client) {
-        Ok(admitted) if site.policy.current().needs_log() && site.log.fails() => {
+        Ok(admitted) if site.lacks_log() => {
             let record = unserved(&accepted, site, Reason::LogLost, admitted.number);
             turn_away(accepted.client, record, Reason::LogLost.label().into(), site);
         }
@@ -121,7 +137,7 @@ async fn serve(accepted: Accepted, admitted: Admitted, site: Site) {
 /// Serves a connection that a node brought, to its end.
 pub async fn serve_brought(intercepted: Intercepted, _admitted: Admitted, site: Site) {
     let drain = site.drain.clone();
-    if site.policy.current().needs_log() && site.log.fails() {
+    if site.lacks_log() {
         let Intercepted { client, origin } = intercepted;
         let mut record = refused(origin.dst.addr(), origin.src, Reason::LogLost, origin.id, &site);
         record.note_arrival(&origin);
@@ -212,10 +228,12 @@ async fn proxy(intercepted: Intercepted, mut site: Site) -> Option<Lasting> {
     let mut account = ConnectionAccount::open(site.log.clone(), &origin);
     let sniffed = match by_address {
         ByAddress::Decided(decision) => {
-            Sniffed::without_bytes(settle(decision, &origin, &site).await)
+            let decision = settle(decision, &origin, &site).await;
+            Sniffed::without_bytes(site.to_be_done(decision, &origin))
         }
         ByAddress::Inspect { unless_client_speaks } => {
             let otherwise = settle(unless_client_speaks, &origin, &site).await;
+            let otherwise = site.to_be_done(otherwise, &origin);
             match sniff(&client, &origin, &site, &snapshot, otherwise, &mut place).await {
                 Ok(sniffed) => sniffed,
                 // The client is gone, by a reset.
@@ -277,6 +295,7 @@ async fn act(
     changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
 ) -> Option<Lasting> {
+    let sniffed = sniffed.as_served(&client, &origin, &site).await;
     let Sniffed { decision, bytes, began, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
@@ -303,19 +322,28 @@ async fn act(
                 false => account.close(0, 0),
             }
         }
-        Action::Relay(destinations) => {
+        Action::Relay(_) | Action::Audited(_) => {
             if decision.reason == Reason::AllowAny
                 && !matches!(hello, Some(Hello::Malformed(_)))
                 && let Some(Captured { tiers, .. }) = &site.captured
             {
                 tiers.spoke(snapshot, origin.dst.addr());
             }
-            let destination = pick(&destinations).clone();
+            let destinations = decision.action.relays_to().unwrap_or_default();
+            let mut destination = pick(destinations).clone();
             account.cluster(destination.cluster.clone());
-            let carried = match carried {
+            let mut carried = match carried {
                 Some(carried) => carried,
                 None => connect(&destination, &origin, &site).await,
             };
+            if let Err(error) = &carried
+                && let Some(reason) = refusal(error).filter(|_| site.audit.is_on())
+            {
+                account.audited(reason);
+                destination = decide::as_dialled(origin.dst);
+                account.cluster(destination.cluster.clone());
+                carried = connect(&destination, &origin, &site).await;
+            }
             match carried {
                 Ok(carried) => {
                     let tls = || carried.tls.as_deref().map(TlsSession::fields);
@@ -342,8 +370,8 @@ async fn act(
         Action::Http => {
             account.per_request();
             let carrier = Carrier { dialer: site.dialer, outbound: site.outbound };
-            let Site { policy, log, folds, room, drain, .. } = site;
-            let context = HttpContext { carrier, policy, log, folds, room, drain, began };
+            let Site { policy, log, folds, room, drain, audit, .. } = site;
+            let context = HttpContext { carrier, policy, log, folds, room, drain, audit, began };
             let client = Prefixed::new(bytes, client);
             return Some(Lasting::Http(Box::new(Requests { client, origin, context })));
         }
@@ -361,6 +389,18 @@ async fn act(
 fn source_hash(traffic: &TrafficPolicy, src: SocketAddr) -> Option<u64> {
     let by_source = traffic.load_balancer == LoadBalancer::Hash(HashKey::SourceIp);
     by_source.then(|| hash_of(&src.ip().to_canonical().to_string()))
+}
+
+/// Why there is no connection, where that is not the destination's fault: what policy allows leads nowhere, or
+/// to where nothing may go.
+fn refusal(error: &CarryError) -> Option<Reason> {
+    match error {
+        CarryError::Dial(DialError::Special(_)) => Some(Reason::SpecialAddress),
+        CarryError::Dial(
+            DialError::NotVerified { .. } | DialError::NoEndpoint | DialError::Resolve(_),
+        ) => Some(Reason::AddressNotVerified),
+        _ => None,
+    }
 }
 
 fn carry_failed(account: &mut ConnectionAccount, error: &CarryError, explain: bool) {

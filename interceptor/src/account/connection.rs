@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::account::{AccessLog, Flag, Folds, Pen, Record, TlsFields};
 use crate::act::door::Left;
 use crate::decide::host::HostName;
-use crate::decide::{ClusterName, Decision, Reason};
+use crate::decide::{Action, ClusterName, Decision, Reason};
 use crate::origin::Origin;
 
 /// Writes one record, whatever happens: `close` writes what is known, and a task that is dropped
@@ -52,9 +52,17 @@ impl ConnectionAccount {
         record.upstream_cluster = decision.cluster.clone();
         record.route_name = decision.route.clone();
         record.reason = decision.reason;
-        if matches!(decision.action, crate::decide::Action::Block(_)) {
-            self.refused(decision.reason, explain);
+        match decision.action {
+            Action::Block(_) => self.refused(decision.reason, explain),
+            Action::Audited(_) => self.audited(decision.reason),
+            _ => {}
         }
+    }
+
+    /// It passes although it would be refused, in both profiles told so.
+    pub fn audited(&mut self, reason: Reason) {
+        let Some(record) = &mut self.record else { return };
+        (record.reason, record.audited) = (reason, true);
     }
 
     /// A refusal that came after the decision, for instance for an address that did not verify.
@@ -194,6 +202,7 @@ impl ConnectionAccount {
     fn finished(&mut self) -> Option<Record> {
         let mut record = self.record.take()?;
         record.duration = self.accepted.elapsed();
+        record.note_audited();
         if self.ech {
             record.remark(OFFERED_ECH);
         }

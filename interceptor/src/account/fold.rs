@@ -128,7 +128,7 @@ impl Folds {
                 return false;
             }
             let mut record = folded.last.clone();
-            if explain {
+            if explain || record.audited {
                 let times = format!("{}_{}_times", same.why, folded.more);
                 record.connection_termination_details = Some(Cow::Owned(times));
             }

@@ -22,6 +22,6 @@ pub use fold::{FOLD, Folds, Same};
 pub use format::{Encoding, Format, FormatError};
 pub use record::{Flag, HttpFields, More, Record, TlsFields};
 pub use refusals::Refusal;
-pub use sink::{AccessLog, Captured, LogSettings, LogTarget, Pen};
+pub use sink::{AccessLog, Captured, LogSettings, LogTarget, Pen, PodOutputs};
 pub use substitution::Substitution;
 pub use tally::PodCounts;

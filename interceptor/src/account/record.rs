@@ -51,6 +51,8 @@ pub struct Record {
     pub route_name: Option<Arc<str>>,
     /// Why (metrics and structured logs; not part of Envoy's format).
     pub reason: Reason,
+    /// Nothing was refused: `reason` is why it would be, were its workload not audited only.
+    pub audited: bool,
     /// What only custom formats and filters ask for.
     pub more: More,
 }
@@ -139,6 +141,13 @@ impl Record {
         }
     }
 
+    /// Field 8 says why it would be refused, where it is only audited.
+    pub fn note_audited(&mut self) {
+        if self.audited {
+            self.remark(self.reason.audit_label());
+        }
+    }
+
     /// The way out.
     pub fn note_door(&mut self, left: Option<&Left>) {
         self.more.egress_proxy = left.map(|left| Arc::clone(&left.proxy));
@@ -189,6 +198,7 @@ impl Record {
             requested_server_name: None,
             route_name: None,
             reason: Reason::NoPolicy,
+            audited: false,
             more: More::default(),
         }
     }

@@ -9,7 +9,7 @@ use super::Record;
 use crate::decide::Reason;
 use crate::workloads::PodIdentity;
 
-/// Something of a pod's that policy, or a limit, did not let go.
+/// Something of a pod's that policy, or a limit, did not let go, or would not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Whose it was.
@@ -20,6 +20,8 @@ pub struct Refusal {
     pub name: Option<String>,
     /// Why.
     pub reason: Reason,
+    /// It was let go all the same.
+    pub audited: bool,
 }
 
 impl Refusal {
@@ -29,7 +31,9 @@ impl Refusal {
             return None;
         }
         let (pod, name) = (record.more.pod.clone()?, record.named().map(str::to_owned));
-        Some(Self { pod, dst: record.downstream_local_address, name, reason: record.reason })
+        let (dst, reason, audited) =
+            (record.downstream_local_address, record.reason, record.audited);
+        Some(Self { pod, dst, name, reason, audited })
     }
 }
 

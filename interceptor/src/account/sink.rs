@@ -2,7 +2,7 @@
 //!
 //! A record becomes its lines where it was made; `writer` takes them from there.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,10 +79,15 @@ struct Shared {
     earlier: Mutex<Vec<Progress>>,
 }
 
+/// Outputs of pods by the uid of each.
+pub type PodOutputs = BTreeMap<Arc<str>, Vec<LogSettings>>;
+
 /// The settings in force.
 #[derive(Debug, Default)]
 struct Outputs {
     list: Vec<Output>,
+    /// Of pods that have outputs of their own, in the place of `list`.
+    pods: HashMap<Arc<str>, Vec<Output>>,
     wanted: Wanted,
     tally: Arc<Tally>,
     listener: Arc<Listener>,
@@ -105,9 +110,9 @@ impl Pen {
 
     /// Hands one record to the writers. Never blocks: a full queue drops the line and counts it.
     pub fn write(&self, record: Record) {
-        self.0.tally.count(record.reason, record.more.pod.as_ref());
+        self.0.tally.count(record.reason, record.audited, record.more.pod.as_ref());
         self.0.listener.hear(&record);
-        for output in &self.0.list {
+        for output in self.0.of(&record) {
             match output {
                 Output::Memory(captured) => captured.lock().push(record.clone()),
                 Output::Lines(settings, lines) => {
@@ -133,7 +138,8 @@ impl AccessLog {
     /// A target cannot be opened, or no thread can be started.
     pub fn open(settings: &[LogSettings]) -> io::Result<Self> {
         let dropped = Arc::default();
-        Ok(Self::of(Outputs::open(settings, &[], &dropped)?, dropped))
+        let (pods, before) = (PodOutputs::new(), Outputs::default());
+        Ok(Self::of(Outputs::open(settings, &pods, &before, &dropped)?, dropped))
     }
 
     /// A log that keeps its records, for whoever wants to look at them instead of at lines.
@@ -169,8 +175,20 @@ impl AccessLog {
     /// # Errors
     /// A target cannot be opened; then everything stays as it was.
     pub async fn replace(&self, settings: &[LogSettings]) -> io::Result<()> {
+        self.replace_each(settings, &PodOutputs::new()).await
+    }
+
+    /// The same, with outputs of their own for some pods (TEL-1).
+    ///
+    /// # Errors
+    /// As [`AccessLog::replace`].
+    pub async fn replace_each(
+        &self,
+        settings: &[LogSettings],
+        pods: &PodOutputs,
+    ) -> io::Result<()> {
         let before = self.shared.outputs.load_full();
-        let opened = Outputs::open(settings, &before.list, &self.shared.dropped)?;
+        let opened = Outputs::open(settings, pods, &before, &self.shared.dropped)?;
         let outputs = Arc::new(Outputs {
             tally: Arc::clone(&before.tally),
             listener: Arc::clone(&before.listener),
@@ -254,31 +272,50 @@ impl Outputs {
     /// Opens what is not open yet: one writer a target, also for several outputs.
     fn open(
         settings: &[LogSettings],
-        before: &[Output],
+        pods: &PodOutputs,
+        before: &Self,
         dropped: &Arc<AtomicU64>,
     ) -> io::Result<Self> {
-        let mut list: Vec<Output> = Vec::new();
+        let mut writers: Vec<Arc<Lines>> = before.lines().cloned().collect();
         let mut wanted = Wanted::default();
-        for one in settings {
-            let writers = list.iter().chain(before).filter_map(Output::lines);
-            let open = writers.into_iter().find(|lines| lines.target == one.target).cloned();
-            let lines = match open {
-                Some(lines) => lines,
-                None => Arc::new(Lines::open(&one.target, dropped)?),
-            };
-            one.format.want(&mut wanted);
-            if let Some(filter) = &one.filter {
-                filter.want(&mut wanted);
+        let mut open = |settings: &[LogSettings]| {
+            let mut list = Vec::new();
+            for one in settings {
+                let lines = match writers.iter().find(|lines| lines.target == one.target) {
+                    Some(lines) => Arc::clone(lines),
+                    None => {
+                        let lines = Arc::new(Lines::open(&one.target, dropped)?);
+                        writers.push(Arc::clone(&lines));
+                        lines
+                    }
+                };
+                one.format.want(&mut wanted);
+                if let Some(filter) = &one.filter {
+                    filter.want(&mut wanted);
+                }
+                list.push(Output::Lines(one.clone(), lines));
             }
-            list.push(Output::Lines(one.clone(), lines));
+            Ok::<_, io::Error>(list)
+        };
+        let list = open(settings)?;
+        let mut own = HashMap::new();
+        for (pod, settings) in pods {
+            own.insert(Arc::clone(pod), open(settings)?);
         }
-        Ok(Self { list, wanted, ..Self::default() })
+        Ok(Self { list, pods: own, wanted, ..Self::default() })
+    }
+
+    /// Where a record goes.
+    fn of(&self, record: &Record) -> &[Output] {
+        let own = record.more.pod.as_ref().and_then(|pod| self.pods.get(&pod.uid));
+        own.unwrap_or(&self.list)
     }
 
     /// Every writer once.
     fn lines(&self) -> impl Iterator<Item = &Arc<Lines>> {
         let mut writers: Vec<&Arc<Lines>> = Vec::new();
-        for lines in self.list.iter().filter_map(Output::lines) {
+        let all = self.list.iter().chain(self.pods.values().flatten());
+        for lines in all.filter_map(Output::lines) {
             if !writers.iter().any(|seen| Arc::ptr_eq(seen, lines)) {
                 writers.push(lines);
             }

@@ -199,3 +199,37 @@ async fn off_and_memory() {
     log.clone().write(tcp_record());
     assert_eq!(captured.records(), [tcp_record()]);
 }
+
+/// TEL-1: a pod with outputs of its own has no others', a pod without has everybody's.
+#[tokio::test]
+async fn pods_have_outputs_of_their_own() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [all, own] = ["all.log", "own.log"].map(|name| dir.path().join(name));
+    let log = to_file(&all);
+    let everybody = [text_to(LogTarget::File(all.clone()))];
+    let web = Arc::new(crate::workloads::testing::web_0());
+    let record = |pod: Option<&Arc<PodIdentity>>| {
+        let mut record = tcp_record();
+        record.more.pod = pod.cloned();
+        record
+    };
+    let other = Arc::new(PodIdentity { uid: "other".into(), ..PodIdentity::clone(&web) });
+    let mut pods = PodOutputs::new();
+    pods.insert(Arc::clone(&web.uid), vec![text_to(LogTarget::File(own.clone()))]);
+    log.replace_each(&everybody, &pods).await.expect("opens");
+    let before = log.pen();
+    pods.insert(Arc::clone(&web.uid), Vec::new());
+    for pod in [Some(&web), Some(&other), None] {
+        log.write(record(pod));
+    }
+    log.replace_each(&everybody, &pods).await.expect("opens");
+    for pod in [Some(&web), Some(&other), None] {
+        log.write(record(pod));
+    }
+    // MESH-20.
+    before.write(record(Some(&web)));
+    log.flush().await;
+    let lines = |path| std::fs::read_to_string(path).expect("reads").lines().count();
+    assert_eq!((lines(&all), lines(&own)), (4, 2));
+    assert_eq!(log.records_by_pod().len(), 2, "counted all the same");
+}

@@ -129,6 +129,9 @@ pub struct Attachment {
 pub struct Namespace {
     /// How people call it.
     pub label: String,
+    /// `enforce`, or `audit`: what would be refused passes, and is told.
+    #[serde(default)]
+    pub mode: String,
     /// The kernel's number for it.
     pub cookie: u64,
     /// Listening address, where IPv4 is covered.
@@ -283,9 +286,9 @@ impl fmt::Display for StatusReport {
             let address = |at: &Option<String>| at.clone().unwrap_or_else(|| "refused".into());
             let cookie = ns.cookie.to_string();
             let (v4, v6) = (address(&ns.listener_v4), address(&ns.listener_v6));
-            [ns.label.clone(), cookie, v4, v6, ns.layers()]
+            [ns.label.clone(), ns.mode.clone(), cookie, v4, v6, ns.layers()]
         });
-        table(f, ["NAMESPACE", "COOKIE", "IPV4", "IPV6", "LAYERS"], namespaces.collect())?;
+        table(f, ["NAMESPACE", "MODE", "COOKIE", "IPV4", "IPV6", "LAYERS"], namespaces.collect())?;
         let uncovered = self.uncovered.iter().map(|one| [one.pod.clone(), one.why.clone()]);
         table(f, ["NOT COVERED", "WHY"], uncovered.collect())?;
         let tables = self.tables.iter().map(|table| {

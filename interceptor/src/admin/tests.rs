@@ -80,6 +80,7 @@ pub(super) fn sample() -> StatusReport {
         namespaces: vec![
             Namespace {
                 label: "host".into(),
+                mode: "enforce".into(),
                 cookie: 1,
                 listener_v4: Some("127.0.0.1:15001".into()),
                 listener_v6: None,
@@ -89,6 +90,7 @@ pub(super) fn sample() -> StatusReport {
             },
             Namespace {
                 label: "pod".into(),
+                mode: "audit".into(),
                 cookie: 2,
                 listener_v4: None,
                 listener_v6: None,
@@ -149,10 +151,10 @@ interceptor default: pid 42, up 1h 02m 03s
   HOOK      PROGRAM  PINNED  CGROUP OR INTERFACE
   connect4  7        yes     /cg/a?[2Jb
 
-  NAMESPACE  COOKIE  IPV4             IPV6     LAYERS
-  host       1       127.0.0.1:15001  refused  sockets only: it is the daemon's
-  pod        2       refused          refused  both, at ve1, ve2; privileged (app)
-  on-host    1       refused          refused  sockets only; hostNetwork
+  NAMESPACE  MODE     COOKIE  IPV4             IPV6     LAYERS
+  host       enforce  1       127.0.0.1:15001  refused  sockets only: it is the daemon's
+  pod        audit    2       refused          refused  both, at ve1, ve2; privileged (app)
+  on-host    enforce  1       refused          refused  sockets only; hostNetwork
 
   NOT COVERED  WHY
   shop/a       hostNetwork

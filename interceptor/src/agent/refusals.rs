@@ -77,13 +77,13 @@ impl Refusals {
         let now = Instant::now();
         let target = target(refusal);
         if self.rests.is_some_and(|until| now < until)
-            || !self.pace.admits(&refusal.pod, &target, now)
+            || !self.pace.admits(&refusal.pod, &told_as(refusal, &target), now)
         {
             return;
         }
         let event = Event {
             type_: EventType::Warning,
-            reason: "EgressRefused".to_owned(),
+            reason: if refusal.audited { "EgressAudited" } else { "EgressRefused" }.to_owned(),
             note: Some(self.note(refusal, &target).await),
             // Events with the same one are counted together.
             action: shortened(format!("Connect {target}"), 128),
@@ -122,7 +122,9 @@ impl Refusals {
 
     async fn note(&self, refusal: &Refusal, target: &str) -> String {
         let Refusal { pod, dst, reason, .. } = refusal;
-        let mut note = format!("egress to {target} refused ({}): ", reason.label());
+        let refused =
+            if refusal.audited { "would be refused, and audit lets it go" } else { "refused" };
+        let mut note = format!("egress to {target} {refused} ({}): ", reason.label());
         note += &match reason {
             Reason::NotRegistered => {
                 format!("no ServiceEntry that namespace {} sees is for it", pod.namespace)
@@ -161,6 +163,11 @@ fn target(refusal: &Refusal) -> String {
         Some(name) => format!("{name}:{}", refusal.dst.port()),
         None => SocketAddr::to_string(&refusal.dst),
     }
+}
+
+/// What counts as told: that it is refused is news to who knows that it would be.
+fn told_as(refusal: &Refusal, target: &str) -> String {
+    format!("{}{target}", if refusal.audited { "audit " } else { "" })
 }
 
 fn shortened(mut text: String, most: usize) -> String {

@@ -16,13 +16,13 @@ use tokio::time::{interval, timeout};
 use super::begin::{Others, Setup, begin};
 use super::cni::Keeper;
 use super::handler::Running;
+use super::pod_logs::PodLogs;
 use super::pods::{Node, Pods};
 use super::run::Place;
 use super::sandboxes::Sandboxes;
 use super::signals::Signals;
-use super::wanted::{governed, log_settings, stale_for};
+use super::wanted::{governed, stale_for};
 use super::{AppError, by_cgroup, resolv_conf, scope, system};
-use crate::account::LogTarget;
 use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
 use crate::agent::refusals::{self, Refusals};
@@ -218,13 +218,14 @@ async fn cover(
     let last = if place.is_taken() { last.wrapping_add(TO_COME) } else { last };
     let mut pods = Pods::new(node, last);
     let wanted = pods.wanted(&follower.state());
+    let snapshot = own.current();
+    let mut logs = PodLogs::new(args.access_log.clone(), &snapshot, &wanted);
     let handed_over: Result<Vec<_>, _> = place.namespaces().into_iter().map(scope::adopt).collect();
     let handed_over = handed_over.map_err(system("cannot take over the listeners"))?;
     let (charges, mut exempt) = pods.first(wanted, handed_over).await;
     // The node's own; of pods that are in there, those to be covered are known by their cgroup.
     let home = NetNs::current().map_err(system("cannot open our own network namespace"))?;
     exempt.push(home.cookie());
-    let snapshot = own.current();
     let bypass = args.bypass.iter().copied().chain(place.bypass()?).collect();
     let (successor, mut successors) = mpsc::channel(1);
     let setup = Setup {
@@ -236,7 +237,8 @@ async fn cover(
         charges,
         others: Others::Held { exempt },
         resolvers: if args.resolvers.is_empty() { dns } else { args.resolvers.clone() },
-        log: log_settings(args.access_log.as_ref(), LogTarget::Stdout, &snapshot),
+        log: logs.everybody().to_vec(),
+        pod_logs: logs.pods().clone(),
         bypass_log: true,
         keep_existing: false,
         bypass,
@@ -265,8 +267,10 @@ async fn cover(
         }
         let wanted = pods.wanted(&follower.state());
         let waits = pods.waits(&wanted);
+        // Before those that are new begin.
+        logs.follow(&running, &running.policy.current(), &wanted).await;
         pods.settle(&running, &begun.existing, wanted).await;
-        follow_own(&running, begun.settings, args, &mut applied).await;
+        follow_own(&running, begun.settings, &mut applied);
         let pause = if waits { LOOK } else { REST };
         tokio::select! {
             () = follower.changed() => {}
@@ -296,12 +300,7 @@ async fn cover(
 }
 
 /// What all workloads have in common follows the mesh's configuration.
-async fn follow_own(
-    running: &Running,
-    settings: Settings,
-    args: &cli::Agent,
-    applied: &mut Arc<Snapshot>,
-) {
+fn follow_own(running: &Running, settings: Settings, applied: &mut Arc<Snapshot>) {
     let now = running.policy.current();
     if now.generation == applied.generation {
         return;
@@ -310,10 +309,6 @@ async fn follow_own(
     let settings = governed(settings, &now, &others);
     if let Err(error) = running.kernel.tables().set_settings(settings) {
         eprintln!("interceptor: policy generation {}: {error}", now.generation);
-    }
-    let log = log_settings(args.access_log.as_ref(), LogTarget::Stdout, &now);
-    if let Err(error) = running.log.replace(&log).await {
-        eprintln!("interceptor: the access log stays where it was: {error}");
     }
     running.resolver.hold(stale_for(&now), now.dns_refresh);
     descriptors::keep(now.limits.descriptor_reserve);

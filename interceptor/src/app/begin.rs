@@ -24,7 +24,7 @@ use super::tenant::{Rules, Tenant};
 use super::wanted::{governed, stale_for};
 use super::watchdog::{self, Repairs};
 use super::{AppError, system};
-use crate::account::{AccessLog, Folds, LogSettings};
+use crate::account::{AccessLog, Folds, LogSettings, PodOutputs};
 use crate::admin::ExecInfo;
 use crate::admit::Rooms;
 use crate::cni;
@@ -57,6 +57,8 @@ pub(super) struct Setup {
     /// Whom the daemon asks for names.
     pub(super) resolvers: Vec<SocketAddr>,
     pub(super) log: Vec<LogSettings>,
+    /// Outputs of pods for which others hold.
+    pub(super) pod_logs: PodOutputs,
     /// Whether bypassed flows have lines.
     pub(super) bypass_log: bool,
     /// Connections from before the attach go on.
@@ -78,6 +80,8 @@ pub(super) struct Charge {
     pub(super) enrolled: Enrolled,
     pub(super) rules: Arc<Rules>,
     pub(super) workload: Arc<Workload>,
+    /// What would be refused passes, and is told.
+    pub(super) audited: bool,
 }
 
 /// What becomes of namespaces that an earlier run, or a CNI plugin, entered.
@@ -124,6 +128,10 @@ pub(super) async fn begin(
     place: Place,
 ) -> Result<Begun, AppError> {
     let log = AccessLog::open(&setup.log).map_err(system("cannot open the access log"))?;
+    if !setup.pod_logs.is_empty() {
+        let opened = log.replace_each(&setup.log, &setup.pod_logs).await;
+        opened.map_err(system("cannot open the access log"))?;
+    }
     let programs = Programs::load(&setup.name, setup.bpf_log)?;
     let (server, succeeds) = place.take(session).await?;
 
@@ -220,9 +228,9 @@ pub(super) async fn begin(
         drainer: Drainer::default(),
         sandboxes,
     });
-    for Charge { enrolled, rules, workload } in charges {
+    for Charge { enrolled, rules, workload, audited } in charges {
         let tenant = Arc::clone(&tenants[&rules.id]);
-        running.open(enrolled, Whose { tenant, workload });
+        running.open(enrolled, Whose { tenant, workload, audited });
     }
     existing.settle(&running);
     let existing = Arc::new(existing);
@@ -257,7 +265,7 @@ fn attach(
         }
         tables.set_bypass(bypass)?;
         tables.set_settings(governed)?;
-        charges.iter().try_for_each(|one| one.enrolled.cover(&one.rules, tables))?;
+        charges.iter().try_for_each(|one| one.enrolled.cover(&one.rules, one.audited, tables))?;
         setup.others.settle(setup, tables)?;
         let rules: Vec<u16> = charges.iter().map(|one| one.rules.id).collect();
         tables.keep_datagrams(&rules)?;

@@ -15,13 +15,15 @@ use crate::admit::Room;
 use crate::conn::{self, Captured, Site};
 use crate::kernel::TableError;
 use crate::netns::NetNs;
+use crate::workloads::Audit;
 
 impl Running {
     /// Serves a namespace that is in the kernel's tables.
     pub(super) fn open(&self, one: Enrolled, whose: Whose) -> Arc<CoveredNamespace> {
         let room = Room::new(Arc::clone(&self.rooms), Arc::clone(&self.policy));
         let (netns, pod) = (Arc::clone(&one.netns), one.pod.clone());
-        let site = self.site(&netns, &room, &whose);
+        let audit = Audit::new(whose.audited);
+        let site = self.site(&netns, &room, &whose, &audit);
         let site = Arc::new(ArcSwap::from_pointee(site));
         let ways = ArcSwap::from_pointee(one.ways.clone());
         let limits = one.limits.clone();
@@ -43,6 +45,7 @@ impl Running {
             room,
             site,
             whose: ArcSwap::from_pointee(whose),
+            audit,
             destroyer,
             following: Mutex::new(Some(following)),
         });
@@ -50,7 +53,7 @@ impl Running {
         covered
     }
 
-    fn site(&self, netns: &Arc<NetNs>, room: &Arc<Room>, whose: &Whose) -> Site {
+    fn site(&self, netns: &Arc<NetNs>, room: &Arc<Room>, whose: &Whose, audit: &Audit) -> Site {
         let policy = &whose.tenant.rules.policy;
         let snapshot = policy.current();
         Site {
@@ -66,6 +69,7 @@ impl Running {
             ),
             log: self.log.clone(),
             workload: Arc::clone(&whose.workload),
+            audit: audit.clone(),
             room: Arc::clone(room),
             folds: Arc::clone(&self.folds),
             captured: Some(Captured {
@@ -82,8 +86,7 @@ impl Running {
     /// A table is full, or an interface cannot be covered; it is not covered then.
     pub(super) async fn cover(&self, one: Enrolled, whose: Whose) -> io::Result<()> {
         let key = one.key();
-        let rules = Arc::clone(&whose.tenant.rules);
-        let entry = rules.entry(one.listeners.addresses(), &rules.policy.current());
+        let entry = whose.entry(one.listeners.addresses());
         // Known, with its routes, and served from the last step on.
         one.enter(Namespace::default(), &mut self.kernel.tables()).map_err(io::Error::other)?;
         self.open(one, whose);
@@ -94,20 +97,22 @@ impl Running {
         self.kernel.tables().cover(key, entry).map_err(io::Error::other)
     }
 
-    /// Gives a covered namespace other rules, or another name, from its next connection on.
+    /// Gives a covered namespace other rules, another name or another mode, from its next connection on.
     ///
     /// # Errors
-    /// [`TableError`]; what held goes on holding in the kernel.
+    /// [`TableError`]; what held goes on holding.
     pub(super) fn change(
         &self,
         covered: &CoveredNamespace,
         whose: Whose,
     ) -> Result<(), TableError> {
-        let rules = &whose.tenant.rules;
-        let entry = rules.entry(covered.doors.addresses(), &rules.policy.current());
-        covered.site.store(Arc::new(self.site(&covered.netns, &covered.room, &whose)));
-        covered.whose.store(Arc::new(whose.clone()));
-        self.kernel.tables().cover(covered.key(), entry)
+        let entry = whose.entry(covered.doors.addresses());
+        self.kernel.tables().cover(covered.key(), entry)?;
+        covered.audit.set(whose.audited);
+        let site = self.site(&covered.netns, &covered.room, &whose, &covered.audit);
+        covered.site.store(Arc::new(site));
+        covered.whose.store(Arc::new(whose));
+        Ok(())
     }
 
     /// Ends the cover of a namespace: its listeners, its rows and the interface layer go, and nothing

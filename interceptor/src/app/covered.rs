@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use interceptor_common::Namespace;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -16,8 +17,8 @@ use crate::admit::Room;
 use crate::conn::Site;
 use crate::netns::diag::Diag;
 use crate::netns::{NetNs, WaysOut};
-use crate::workloads::Workload;
 use crate::workloads::cgroup::Cgroup;
+use crate::workloads::{Audit, Workload};
 
 /// A covered namespace, or a pod in the node's own.
 pub(super) struct CoveredNamespace {
@@ -32,6 +33,8 @@ pub(super) struct CoveredNamespace {
     /// What its next connection is served by.
     pub(super) site: Arc<ArcSwap<Site>>,
     pub(super) whose: ArcSwap<Whose>,
+    /// What its connections ask whether [`Whose::audited`] still holds.
+    pub(super) audit: Audit,
     /// What ends refused connections in it.
     pub(super) destroyer: Option<Diag>,
     /// What follows its routes.
@@ -43,6 +46,15 @@ pub(super) struct CoveredNamespace {
 pub(super) struct Whose {
     pub(super) tenant: Arc<Tenant>,
     pub(super) workload: Arc<Workload>,
+    /// What would be refused passes, and is told.
+    pub(super) audited: bool,
+}
+
+impl Whose {
+    /// What the hooks are told of a namespace of this kind, whose listeners are `at`.
+    pub(super) fn entry(&self, at: Namespace) -> Namespace {
+        self.tenant.rules.entry(at, &self.tenant.policy(), self.audited)
+    }
 }
 
 impl CoveredNamespace {

@@ -25,7 +25,7 @@ use crate::decide::{ClusterName, Flow, Reason};
 use crate::kernel::DirectFlow;
 use crate::netns::diag::{Connected, Diag, Transport};
 use crate::origin::OriginalDst;
-use crate::policy::{Enforcement, Snapshot};
+use crate::policy::{Enforcement, OnRemoval, Snapshot};
 use crate::workloads::cgroup::{Cgroup, Hierarchy};
 
 /// Why in the access log.
@@ -63,10 +63,14 @@ pub(super) fn allows(snapshot: &Snapshot, peer: SocketAddr) -> bool {
     !snapshot.refuse_datagrams || snapshot.udp_allowed.iter().any(listed)
 }
 
-/// Ends the sockets with a UDP peer that was allowed before and is so no more. `before` was replaced
-/// by `after`. Gives how many.
-pub(super) fn datagrams(running: &Running, before: &Snapshot, after: &Snapshot) -> usize {
+/// What was in force, and what is in its place.
+pub(super) type Replaced = (Arc<Snapshot>, Arc<Snapshot>);
+
+/// Ends the sockets with a UDP peer that was allowed before and is so no more. `replaced` gives by the rules'
+/// number whose policy changed. Gives how many.
+pub(super) fn datagrams(running: &Running, replaced: &HashMap<u16, Replaced>) -> usize {
     end(running, Transport::Udp, |whose, socket| {
+        let (before, after) = replaced.get(&whose.tenant.rules.id)?;
         let gone = allows(before, socket.peer)
             && !allows(after, socket.peer)
             && !whose.tenant.rules.resolvers.contains(&socket.peer);
@@ -86,11 +90,15 @@ pub(super) fn bypassed(running: &Running, removed: IpNet) -> usize {
     })
 }
 
-/// Ends the connections that the kernel let go by policy and that it does not allow now. Gives how
-/// many.
+/// Ends the connections that the kernel let go by policy and that it does not allow now, where that has them
+/// cut. Gives how many.
 pub(super) fn direct(running: &Running) -> usize {
     end(running, Transport::Tcp, |whose, socket| {
         let Tenant { rules, sync, .. } = &*whose.tenant;
+        let now = rules.policy.current();
+        if now.on_removal == OnRemoval::Keep {
+            return None;
+        }
         let flow = DirectFlow::of(&socket.storage)?;
         let label = running.labels.get(flow.label);
         let told = label.as_ref().and_then(|label| label.shown.as_ref());
@@ -99,13 +107,7 @@ pub(super) fn direct(running: &Running) -> usize {
         let cluster = label.as_ref().and_then(|label| label.cluster.clone()).map(ClusterName);
         let place = Flow { dst: OriginalDst::new(flow.dst), namespace: &rules.namespace };
         let owns = |host: &HostName| sync.owns(host, flow.dst.ip());
-        let why = withdrawn(
-            &rules.policy.current().policy,
-            &place,
-            shown.as_ref(),
-            cluster.as_ref(),
-            &owns,
-        )?;
+        let why = withdrawn(&now.policy, &place, shown.as_ref(), cluster.as_ref(), &owns)?;
         Some(format!("policy_removed{{{why}}}").into())
     })
 }
@@ -119,6 +121,10 @@ fn end(
     let mut count = 0;
     for covered in running.covered.all().values() {
         let (netns, whose) = (&covered.netns, covered.whose());
+        // Nothing of it is refused.
+        if whose.audited {
+            continue;
+        }
         let ended = Diag::open(netns).and_then(|diag| {
             let maps = running.kernel.socket_storage();
             let found =
@@ -162,6 +168,15 @@ fn end(
         }
     }
     count
+}
+
+/// What was cut, for people: nothing where nothing was.
+pub(super) fn told(datagrams: usize, direct: usize) -> String {
+    let count = |count: usize, what: &str| match count {
+        0 => String::new(),
+        count => format!("; {count} {what} cut"),
+    };
+    count(datagrams, "UDP sockets") + &count(direct, "direct connections")
 }
 
 fn explained(error: &io::Error) -> String {

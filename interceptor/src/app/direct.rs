@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use interceptor_common::Finding;
+use interceptor_common::{Finding, LABEL_UNJUDGED};
 
 use super::covered::Registry;
 use super::report::{DirectFlows, connection};
@@ -67,6 +67,12 @@ impl DirectFlows for Direct {
         }
         if closed.ech && self.is_strict() {
             record.remark(OFFERED_ECH);
+        }
+        if closed.label == LABEL_UNJUDGED {
+            record.reason = Reason::AllowAny;
+            record.upstream_cluster = Some(ClusterName::passthrough());
+            record.remark("audit:unjudged");
+            return record;
         }
         record.reason = Reason::Registered;
         let Some(label) = self.labels.get(closed.label) else { return record };

@@ -64,8 +64,14 @@ impl Enrolled {
 
     /// Enters it into the kernel's tables; routes first, so that no connect finds the namespace
     /// without them.
-    pub(super) fn cover(&self, rules: &Rules, tables: &mut Tables) -> Result<(), TableError> {
-        self.enter(rules.entry(self.listeners.addresses(), &rules.policy.current()), tables)
+    pub(super) fn cover(
+        &self,
+        rules: &Rules,
+        audited: bool,
+        tables: &mut Tables,
+    ) -> Result<(), TableError> {
+        let entry = rules.entry(self.listeners.addresses(), &rules.policy.current(), audited);
+        self.enter(entry, tables)
     }
 
     /// The same, as `entry`.

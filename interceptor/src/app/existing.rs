@@ -148,6 +148,10 @@ impl Existing {
         for _ in 0..ROUNDS {
             let mut found = false;
             for covered in running.covered.all().values() {
+                // Nothing of it is refused, and so nothing cut.
+                if covered.whose().audited {
+                    continue;
+                }
                 let netns = &covered.netns;
                 let result = Diag::open(netns).and_then(|diag| {
                     for socket in self.unjudged(running, covered, &diag)? {
@@ -234,9 +238,13 @@ impl Existing {
     fn cut_datagrams(&self, running: &Running, said: &mut Said) {
         let all = self.ours(None);
         for covered in running.covered.all().values() {
+            let (netns, whose) = (&covered.netns, covered.whose());
+            if whose.audited {
+                continue;
+            }
             let own = covered.pod.as_ref().map(|pod| self.ours(Some(pod)));
             let ours = own.as_ref().unwrap_or(&all);
-            let (netns, tenant) = (&covered.netns, &covered.whose().tenant);
+            let tenant = &whose.tenant;
             let snapshot = tenant.policy();
             let Ok(diag) = Diag::open(netns) else { continue };
             for socket in diag.connected(Transport::Udp, &[]).unwrap_or_default() {

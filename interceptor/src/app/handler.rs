@@ -298,6 +298,7 @@ fn namespace(covered: &CoveredNamespace) -> NamespaceReport {
         gaps: ways.gaps.clone(),
         limits: limits.clone(),
         label: netns.label().into(),
+        mode: if covered.whose().audited { "audit" } else { "enforce" }.into(),
         cookie: netns.cookie(),
         listener_v4: (at.port_v4 != 0)
             .then(|| format!("127.0.0.1-{}:{}", at.v4_listeners, at.port_v4)),

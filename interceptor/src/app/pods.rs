@@ -18,6 +18,7 @@ use super::covered::{CoveredNamespace, Whose};
 use super::cut;
 use super::existing::Existing;
 use super::handler::Running;
+use super::processes::{inode_of, oldest_first};
 use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
 use crate::accept::Listeners;
@@ -66,6 +67,8 @@ struct WantedRules {
     policy: Arc<Store>,
     resolvers: Vec<SocketAddr>,
     lists: CaptureLists,
+    /// What would be refused passes, and is told: by the pod's own mode, and by nothing else.
+    audited: bool,
 }
 
 /// Pods that are covered or exempt.
@@ -78,8 +81,6 @@ pub(super) struct Pods {
     troubles: HashMap<Name, String>,
     /// Pods that will not be covered although somebody meant them to be, and why.
     left: BTreeMap<Name, String>,
-    /// Pods of which it was said that `audit` is not there.
-    audited: HashSet<Name>,
     /// Privileged pods in other namespaces than their own.
     held: Held,
     /// Where those may be that are to be covered in the node's namespace.
@@ -107,6 +108,14 @@ struct InForce {
     unused: Option<Instant>,
 }
 
+impl Wanted {
+    /// The uid of the pod, and its policy, where it is to be covered.
+    pub(super) fn covered(&self) -> Option<(Arc<str>, &Arc<Store>)> {
+        let (pod, rules) = (self.workload.pod.as_ref()?, self.rules.as_ref()?);
+        Some((Arc::clone(&pod.uid), &rules.policy))
+    }
+}
+
 impl Pods {
     /// Nothing is covered yet. `last`: the number of a policy that an earlier run may have given last.
     pub(super) fn new(node: Node, last: u16) -> Self {
@@ -117,7 +126,6 @@ impl Pods {
             ids: Numbers::after(last),
             troubles: HashMap::new(),
             left: BTreeMap::new(),
-            audited: HashSet::new(),
             held: Held::default(),
             on_host: Vec::new(),
         }
@@ -154,15 +162,10 @@ impl Pods {
                         policy: Arc::clone(&policy.store),
                         resolvers: pod.resolvers(&cluster, &self.node.dns),
                         lists: state.capture_lists(pod).without(bypass),
+                        audited: one.cover.mode == Mode::Audit,
                     })
                 }
             };
-            if one.cover.mode == Mode::Audit && self.audited.insert(name.clone()) {
-                eprintln!(
-                    "interceptor: warning: pod {name}: audit is not there yet; what policy does not allow \
-                     is refused, as by enforce"
-                );
-            }
             let workload = Arc::new(Workload {
                 namespace: pod.namespace().into(),
                 name: pod.name().into(),
@@ -209,7 +212,8 @@ impl Pods {
                     Ok(enrolled) => {
                         let Some(rules) = self.rules_of(wanted, &one.workload) else { continue };
                         let workload = Arc::clone(&one.workload);
-                        charges.push(Charge { enrolled, rules, workload });
+                        let audited = wanted.audited;
+                        charges.push(Charge { enrolled, rules, workload, audited });
                         true
                     }
                     // It is tried again.
@@ -237,7 +241,7 @@ impl Pods {
             let id = in_force.rules.id;
             in_force.tenant = running.covered.tenants().into_iter().find(|one| one.rules.id == id);
         }
-        self.apply(running);
+        self.apply(running).await;
         let stays = |name: &Name, known: &Known| {
             wanted.iter().any(|one| one.name == *name && one.uid == known.uid)
         };
@@ -256,10 +260,12 @@ impl Pods {
             running.log.keep_pods(|pod| uids.contains(&*pod.uid));
         }
         self.troubles.retain(|name, _| wanted.iter().any(|one| one.name == *name));
-        self.audited.retain(|name| wanted.iter().any(|one| one.name == *name));
+        // Of an audited one nothing is refused.
+        let enforced = |one: &&Wanted| one.rules.as_ref().is_some_and(|rules| !rules.audited);
         let privileged: Vec<PathBuf> = wanted
             .iter()
-            .filter(|one| one.rules.is_some() && one.privileged.is_some() && !one.is_on_host)
+            .filter(enforced)
+            .filter(|one| one.privileged.is_some() && !one.is_on_host)
             .flat_map(|one| one.paths.iter().cloned())
             .collect();
         let mut opened = false;
@@ -273,7 +279,7 @@ impl Pods {
             }
         }
         if opened {
-            // What an exempt pod had open was judged by nobody.
+            // What an exempt pod had open, or an audited one since before us, was judged by nobody.
             let (running, existing) = (Arc::clone(running), Arc::clone(existing));
             if let Err(error) = spawn_blocking(move || existing.settle_gap(&running)).await {
                 tracing::error!("ending connections from before broke off: {error}");
@@ -287,7 +293,7 @@ impl Pods {
         running.covered.set_uncovered(left.chain(held).collect());
     }
 
-    /// One pod. Whether what it had open was judged by nobody until now, and is from now on.
+    /// One pod. Whether what it had open was judged by nobody until now, or refused nothing, and is from now on.
     async fn settle_one(&mut self, running: &Arc<Running>, one: &Wanted) -> io::Result<bool> {
         let found = self.find(one);
         let known = self.known.get(&one.name);
@@ -298,7 +304,7 @@ impl Pods {
                 if found.as_ref().is_none_or(|found| found.number == known.number) =>
             {
                 if known.covered == one.rules.is_some() {
-                    return self.keep(running, one).map(|()| false);
+                    return self.keep(running, one);
                 }
                 found
             }
@@ -327,7 +333,8 @@ impl Pods {
                 let enrolled = self.prepare(one, found, None).await?;
                 let tenant = self.tenant_of(running, wanted, &one.workload)?;
                 let workload = Arc::clone(&one.workload);
-                running.cover(enrolled, Whose { tenant, workload }).await?;
+                let audited = wanted.audited;
+                running.cover(enrolled, Whose { tenant, workload, audited }).await?;
             }
         }
         let covered = one.rules.is_some();
@@ -336,19 +343,24 @@ impl Pods {
         Ok(was_exempt && covered)
     }
 
-    /// Gives a pod that is covered already the rules that it has now.
-    fn keep(&mut self, running: &Running, one: &Wanted) -> io::Result<()> {
-        let Some(wanted) = &one.rules else { return Ok(()) };
+    /// Gives a pod that is covered already the rules that it has now. Whether it was audited until now.
+    fn keep(&mut self, running: &Running, one: &Wanted) -> io::Result<bool> {
+        let Some(wanted) = &one.rules else { return Ok(false) };
         let all = running.covered.all();
         let known = self.known.get(&one.name).and_then(|known| all.get(&known.key));
-        let Some(covered) = known.map(Arc::clone) else { return Ok(()) };
+        let Some(covered) = known.map(Arc::clone) else { return Ok(false) };
         let tenant = self.tenant_of(running, wanted, &one.workload)?;
         let whose = covered.whose();
-        if Arc::ptr_eq(&tenant, &whose.tenant) && one.workload == whose.workload {
-            return Ok(());
+        let audited = wanted.audited;
+        if Arc::ptr_eq(&tenant, &whose.tenant)
+            && one.workload == whose.workload
+            && audited == whose.audited
+        {
+            return Ok(false);
         }
         let workload = Arc::clone(&one.workload);
-        running.change(&covered, Whose { tenant, workload }).map_err(io::Error::other)
+        let changed = running.change(&covered, Whose { tenant, workload, audited });
+        changed.map_err(io::Error::other).map(|()| whose.audited && !audited)
     }
 
     /// Forgets a pod that is gone: nothing leaves its namespace any more.
@@ -361,9 +373,9 @@ impl Pods {
         }
     }
 
-    /// Writes what changed of policies since it was last written.
-    fn apply(&mut self, running: &Running) {
-        let mut cuts = false;
+    /// Writes what changed of policies since it was last written, and cuts what they have cut.
+    async fn apply(&mut self, running: &Arc<Running>) {
+        let mut cuts = HashMap::new();
         for in_force in &mut self.rules {
             let Some(tenant) = &in_force.tenant else { continue };
             let now = tenant.policy();
@@ -377,7 +389,8 @@ impl Pods {
                 let mut tables = running.kernel.tables();
                 tenant.rules.set_datagrams(&now, &mut tables).and_then(|()| {
                     all.values().filter(has).try_for_each(|covered| {
-                        let entry = tenant.rules.entry(covered.doors.addresses(), &now);
+                        let at = covered.doors.addresses();
+                        let entry = tenant.rules.entry(at, &now, covered.whose().audited);
                         tables.cover(covered.key(), entry)
                     })
                 })
@@ -388,11 +401,22 @@ impl Pods {
             {
                 eprintln!("interceptor: policy generation {}: {error}", now.generation);
             }
-            cuts |= now.on_removal == OnRemoval::Cut;
-            in_force.applied = now;
+            let before = std::mem::replace(&mut in_force.applied, Arc::clone(&now));
+            if now.on_removal == OnRemoval::Cut {
+                cuts.insert(id, (before, now));
+            }
         }
-        if cuts {
-            cut::direct(running);
+        if cuts.is_empty() {
+            return;
+        }
+        let at = Arc::clone(running);
+        let cut = move || (cut::datagrams(&at, &cuts), cut::direct(&at));
+        match spawn_blocking(cut).await {
+            Ok((0, 0)) => {}
+            Ok((datagrams, direct)) => {
+                eprintln!("interceptor: policy changed{}", cut::told(datagrams, direct));
+            }
+            Err(error) => tracing::error!("cutting direct flows broke off: {error}"),
         }
     }
 

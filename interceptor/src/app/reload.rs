@@ -2,7 +2,7 @@
 //! place whole or not at all (T-61, T-62). Connections keep the decision that they got (MESH-20),
 //! unless `onPolicyRemoval: cut` ends what is no longer allowed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -105,18 +105,13 @@ impl Reloader {
     /// themselves.
     async fn cut(&self, before: Arc<Snapshot>) -> String {
         let running = Arc::clone(&self.running);
+        let id = self.rules.id;
         let cut = move || {
-            let now = running.policy.current();
-            (cut::datagrams(&running, &before, &now), cut::direct(&running))
+            let replaced = HashMap::from([(id, (before, running.policy.current()))]);
+            (cut::datagrams(&running, &replaced), cut::direct(&running))
         };
         match tokio::task::spawn_blocking(cut).await {
-            Ok((datagrams, direct)) => {
-                let count = |count: usize, what: &str| match count {
-                    0 => String::new(),
-                    count => format!("; {count} {what} cut"),
-                };
-                count(datagrams, "UDP sockets") + &count(direct, "direct connections")
-            }
+            Ok((datagrams, direct)) => cut::told(datagrams, direct),
             Err(panic) => format!("; cutting direct flows broke off: {panic}"),
         }
     }
@@ -132,7 +127,9 @@ impl Reloader {
                 .and_then(|()| tables.set_settings(settings))
                 .and_then(|()| {
                     all.iter().try_for_each(|(cookie, covered)| {
-                        let entry = self.rules.entry(covered.doors.addresses(), snapshot);
+                        let audited = covered.whose().audited;
+                        let at = covered.doors.addresses();
+                        let entry = self.rules.entry(at, snapshot, audited);
                         tables.cover(*cookie, entry)
                     })
                 })

@@ -20,6 +20,9 @@ use crate::workloads::PodIdentity;
 /// a client's own retries do.
 const HELLOS: u64 = 8;
 
+/// Begins field 8 where what is told of passed.
+const AUDIT: &str = "audit:";
+
 /// What is known of connections that went direct by policy.
 pub(super) trait DirectFlows: Send + Sync {
     /// The line of a closed one.
@@ -147,7 +150,13 @@ impl Reporter {
             record.reason = self.direct.reason_of(refused.netns, refused.dst);
             record.reason.label().clone_into(&mut why);
         }
-        if self.is_strict() {
+        if refused.audited {
+            why.insert_str(0, AUDIT);
+            record.upstream_cluster = Some(ClusterName::passthrough());
+            record.flags.clear();
+            record.audited = true;
+        }
+        if self.is_strict() || refused.audited {
             record.connection_termination_details = Some(Cow::Owned(why.clone()));
         }
         self.folds.fold(Same { dst: refused.dst, why: Cow::Owned(why), name: None }, record, 1);
@@ -260,6 +269,7 @@ mod tests {
             why: "refused_datagram",
             protocol,
             interface: None,
+            audited: false,
         })
     }
 

@@ -15,6 +15,7 @@ use super::run::Place;
 use super::tenant::Rules;
 use super::wanted::{default_log, log_settings};
 use super::{AppError, scope, system};
+use crate::account::PodOutputs;
 use crate::admin::ExecInfo;
 use crate::cli;
 use crate::netns::{Isolated, NetNs};
@@ -93,7 +94,7 @@ pub(super) async fn start(
             source,
         })?;
         let (rules, workload) = (Arc::clone(&rules), Arc::clone(&workload));
-        charges.push(Charge { enrolled, rules, workload });
+        charges.push(Charge { enrolled, rules, workload, audited: args.audit });
     }
     let netns = Arc::clone(&charges[0].enrolled.netns);
     let (successor, successors) = mpsc::channel(1);
@@ -105,6 +106,7 @@ pub(super) async fn start(
         others: Others::Forgotten,
         resolvers,
         log,
+        pod_logs: PodOutputs::new(),
         bypass_log: !args.no_bypass_log,
         keep_existing: args.keep_existing,
         given_bypass: args.bypass.clone(),

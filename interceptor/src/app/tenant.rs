@@ -28,8 +28,9 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// What the hooks are told of a namespace with these rules, whose listeners are `at`.
-    pub(super) fn entry(&self, at: Namespace, snapshot: &Snapshot) -> Namespace {
+    /// What the hooks are told of a namespace with these rules, whose listeners are `at`, and of which nothing
+    /// is refused where it is `audited`.
+    pub(super) fn entry(&self, at: Namespace, snapshot: &Snapshot, audited: bool) -> Namespace {
         let open = if snapshot.refuse_datagrams { 0 } else { Namespace::OPEN };
         let partly = match self.lists == CaptureLists::default() {
             true => 0,
@@ -39,7 +40,8 @@ impl Rules {
             true => Namespace::REROUTES,
             false => 0,
         };
-        Namespace { policy: self.id, flags: open | partly | reroutes, ..at }
+        let audit = if audited { Namespace::AUDIT } else { 0 };
+        Namespace { policy: self.id, flags: open | partly | reroutes | audit, ..at }
     }
 
     /// Writes where datagrams may go.

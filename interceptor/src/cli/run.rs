@@ -69,6 +69,11 @@ pub struct Run {
     #[arg(long, value_name = "true|false")]
     pub fast_path: Option<bool>,
 
+    /// Refuse nothing: what policy would refuse goes where it was going, and its line in the access log says
+    /// why it would be refused (audit:REASON in field 8).
+    #[arg(long)]
+    pub audit: bool,
+
     /// The workload.
     #[command(flatten)]
     pub workload: WorkloadArgs,

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::{Site, connect, settle};
 use crate::act::carrier::{Carried, CarryError};
-use crate::act::{pick, relay};
+use crate::act::{http, pick, relay};
 use crate::admit::Undecided;
 use crate::decide::route::Destination;
-use crate::decide::{self, Action, Decision, Upstream};
+use crate::decide::{self, Action, Block, Decision, Upstream};
 use crate::origin::Origin;
 use crate::policy::{Enforcement, Snapshot};
 use crate::sniff::{Hello, Sniffer};
@@ -37,6 +37,27 @@ impl Sniffed {
     pub(super) fn without_bytes(decision: Decision) -> Self {
         Self { decision, bytes: Bytes::new(), began: None, hello: None, carried: None }
     }
+
+    /// Under audit: HTTP whose first request would be refused unread, since it cannot be served, is relayed
+    /// as bytes.
+    pub(super) async fn as_served(self, client: &TcpStream, origin: &Origin, site: &Site) -> Self {
+        let is_http1 = self.decision.action == Action::Http && self.hello == Some(Hello::Http1);
+        if !is_http1 || !site.audit.is_on() {
+            return self;
+        }
+        // Where there is no place for it, it is refused as one that is served.
+        let Ok(_place) = site.room.undecided() else { return self };
+        let mut bytes = BytesMut::from(self.bytes);
+        let reason = http::unservable(client, &mut bytes).await;
+        let decision = match reason {
+            None => self.decision,
+            Some(reason) => {
+                let action = Action::Block(Block::Close);
+                decide::audited(Decision { action, reason, ..self.decision }, origin.dst)
+            }
+        };
+        Self { decision, bytes: bytes.freeze(), ..self }
+    }
 }
 
 /// Reads what the verdict needs. Where the answer without any byte is "pass", the upstream is
@@ -52,9 +73,10 @@ pub(super) async fn sniff(
 ) -> std::io::Result<Sniffed> {
     let mut sniffer = Sniffer::default();
     let deadline = snapshot.sniff_timeout.map(|limit| origin.accepted + limit);
-    // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21).
-    let patient = snapshot.enforcement == Enforcement::Istio;
-    let (Action::Relay(destinations), false) = (&otherwise.action, patient) else {
+    // Istio waits for the client wherever it inspects, server-first protocols or not (LIS-21). Audit keeps
+    // nobody waiting for a verdict that refuses nothing.
+    let patient = snapshot.enforcement == Enforcement::Istio && !site.audit.is_on();
+    let (Some(destinations), false) = (otherwise.action.relays_to(), patient) else {
         let hello = sniffer.read_from(client, deadline).await?;
         return Ok(decide_hello(sniffer, hello, origin, site, snapshot, otherwise).await);
     };
@@ -63,7 +85,12 @@ pub(super) async fn sniff(
     if first != Hello::Silent {
         return Ok(decide_hello(sniffer, first, origin, site, snapshot, otherwise).await);
     }
-    let otherwise = Decision { action: Action::Relay(vec![destination.clone()]), ..otherwise };
+    let otherwise = match otherwise.action {
+        Action::Relay(_) => {
+            Decision { action: Action::Relay(vec![destination.clone()]), ..otherwise }
+        }
+        _ => otherwise,
+    };
     // No verdict on the connection hangs on these bytes any more, only names and routes do: they
     // may take their time, and nobody's place.
     *undecided = None;
@@ -113,13 +140,14 @@ async fn decide_hello(
     snapshot: &Snapshot,
     otherwise: Decision,
 ) -> Sniffed {
-    let relays = matches!(otherwise.action, Action::Relay(_));
+    let relays = otherwise.action.relays_to().is_some();
     let decision = match &hello {
         Hello::Silent => otherwise,
         // Where no byte could refuse, a client that half-closes at once may still be answered.
         Hello::Closed if relays && snapshot.enforcement == Enforcement::Strict => otherwise,
         hello => {
-            settle(decide::by_hello(&snapshot.policy, &origin.flow(), hello), origin, site).await
+            let decision = decide::by_hello(&snapshot.policy, &origin.flow(), hello);
+            site.to_be_done(settle(decision, origin, site).await, origin)
         }
     };
     let began = sniffer.began();
@@ -129,8 +157,7 @@ async fn decide_hello(
 /// Whether the decision relays to where a connection to `to` leads, in the same way. A name that was
 /// noticed in passing does not change the place.
 fn same_place(decision: &Decision, to: &Destination) -> bool {
-    let Action::Relay(destinations) = &decision.action else { return false };
-    let [only] = destinations.as_slice() else { return false };
+    let Some([only]) = decision.action.relays_to() else { return false };
     let same = match (&only.upstream, &to.upstream) {
         (Upstream::OriginalDst { port: a, .. }, Upstream::OriginalDst { port: b, .. }) => a == b,
         (a, b) => a == b,

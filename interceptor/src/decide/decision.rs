@@ -53,10 +53,24 @@ pub enum Action {
     Forward(Box<Forward>),
     /// Answer this HTTP request here, as a rule says. Only ever an answer of `by_request`.
     Reply(Box<LocalReply>),
+    /// Refused, and carried to where it was going all the same, since its workload is audited. Never an
+    /// answer of deciding itself: [`audited`](super::audited) makes it of one.
+    Audited(Box<Destination>),
     /// Only the daemon's own name resolution can tell: settle it with [`ByResolution::settle`] and
     /// do what that decision says. Strict profile only (GAP-1); never an answer of `by_request`,
     /// and never nested.
     ByResolution(Box<ByResolution>),
+}
+
+impl Action {
+    /// Where bytes are relayed to untouched; `None`: they are not.
+    pub fn relays_to(&self) -> Option<&[Destination]> {
+        match self {
+            Self::Relay(destinations) => Some(destinations),
+            Self::Audited(destination) => Some(std::slice::from_ref(destination)),
+            _ => None,
+        }
+    }
 }
 
 /// A verdict that hangs on whether the dialled address belongs to one of some hosts.

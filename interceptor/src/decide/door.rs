@@ -267,7 +267,10 @@ impl Doors {
                     otherwise: self.through(otherwise, dialled),
                 }))
             }
-            inside @ (Action::Block(_) | Action::Http | Action::Reply(_)) => inside,
+            // What is audited goes as without us, and comes after this.
+            as_is @ (Action::Block(_) | Action::Http | Action::Reply(_) | Action::Audited(_)) => {
+                as_is
+            }
         };
         Decision { action, ..decision }
     }

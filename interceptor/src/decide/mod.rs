@@ -4,6 +4,7 @@
 //! and [`by_request`]. What they answer is the profile's: `istio` and `strict` each compile the
 //! same services into tables of their own and read those.
 
+mod audit;
 mod decision;
 pub mod door;
 pub mod host;
@@ -27,6 +28,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+pub use audit::{as_dialled, audited};
 pub use decision::*;
 pub(crate) use service::{Cluster, Group, RouteTo, Service, StreamRule, Target};
 

@@ -184,6 +184,7 @@ fn verdict(rules: &Inner, decision: &Decision, steps: &mut Vec<TraceStep>) {
         Action::Http => "served as HTTP, request by request",
         Action::Forward(_) => "forwarded",
         Action::Reply(_) => "answered here",
+        Action::Audited(_) => "refused, and carried to where it was going all the same",
         Action::ByResolution(_) => "hangs on what the hosts resolve to",
     };
     let outcome = format!("{does}; cluster {cluster}, route {route}, {}", decision.reason.label());

@@ -113,6 +113,7 @@ pub(super) fn outcome(
             draft.reply(*status, flags, details);
         }
         Action::Relay(destinations) => draft.pass(destinations, None, question, names),
+        Action::Audited(to) => draft.pass(std::slice::from_ref(&**to), None, question, names),
         Action::Forward(forward) => draft.forward(forward, question, names),
         Action::Reply(reply) => draft.answer(reply),
         // Neither is left once a decision is settled and its request judged; refusing is what the

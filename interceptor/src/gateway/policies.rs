@@ -13,7 +13,7 @@ use crate::drain::Drain;
 use crate::netns::NetNs;
 use crate::policy::{Caller, Checked, Enforcement, Snapshot, Store};
 use crate::resolve::Resolver;
-use crate::workloads::Workload;
+use crate::workloads::{Audit, Workload};
 
 /// What all connections of a gateway share.
 #[derive(Debug, Clone)]
@@ -120,6 +120,7 @@ impl Policies {
             outbound: Arc::new(outbound),
             log,
             workload,
+            audit: Audit::default(),
             room: Room::new(rooms, Arc::clone(store)),
             folds,
             drain,

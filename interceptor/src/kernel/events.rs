@@ -97,6 +97,8 @@ pub struct Refused {
     pub protocol: u32,
     /// The interface at which it was dropped; `None`: at its socket.
     pub interface: Option<String>,
+    /// It was not refused: its namespace is audited.
+    pub audited: bool,
 }
 
 /// A direct connection that showed no allowed name. It still has its socket, which can send nothing
@@ -246,6 +248,7 @@ fn translate(event: &Event, name: &ShownName) -> Option<KernelEvent> {
                 why: finding.map_or("unknown", Finding::label),
                 protocol: event.protocol,
                 interface: packet.then(|| interface_name(event.label)),
+                audited: event.marks & Event::AUDITED != 0,
             })
         }
         REFUSED_HELLO => KernelEvent::RefusedHello(RefusedHello {

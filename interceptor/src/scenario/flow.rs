@@ -208,7 +208,11 @@ impl<'a> Site<'a> {
                 let exit = if *block == Block::Reset { 56 } else { 52 };
                 Observed { curl_exit: curl(flow, exit), ..ended(Verdict::Reset, Duration::ZERO) }
             }
-            Action::Forward(_) | Action::Reply(_) | Action::ByResolution(_) => {
+            // Scenarios know no audit.
+            Action::Forward(_)
+            | Action::Reply(_)
+            | Action::ByResolution(_)
+            | Action::Audited(_) => {
                 account.refused(Reason::NoPolicy, explain);
                 account.close(0, 0);
                 Observed { curl_exit: curl(flow, 56), ..ended(Verdict::Reset, Duration::ZERO) }
@@ -283,9 +287,11 @@ impl<'a> Site<'a> {
                 refused(*status, request, body)
             }
             // No verdict on a request asks for these.
-            Action::Block(_) | Action::Relay(_) | Action::Http | Action::ByResolution(_) => {
-                refused(502, request, String::new())
-            }
+            Action::Block(_)
+            | Action::Relay(_)
+            | Action::Http
+            | Action::ByResolution(_)
+            | Action::Audited(_) => refused(502, request, String::new()),
         };
         if !matches!(decision.action, Action::Forward(_)) {
             done.cluster.clone_from(&decision.cluster);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use interceptor_common::{LABEL_KEEPS_NAME, LABEL_REFUSED};
+use interceptor_common::{LABEL_KEEPS_NAME, LABEL_REFUSED, LABEL_UNJUDGED};
 
 use super::rows::Label;
 
@@ -30,7 +30,7 @@ impl Labels {
             }
             match numbers.get(&number) {
                 Some(taken) if **taken == *label => return number,
-                None if number != LABEL_REFUSED => {
+                None if ![LABEL_REFUSED, LABEL_UNJUDGED].contains(&number) => {
                     numbers.insert(number, Arc::new(label.clone()));
                     return number;
                 }

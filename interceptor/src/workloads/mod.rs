@@ -1,6 +1,7 @@
 //! Who is calling, and how the programs that we cover are started.
 
 pub mod annotations;
+mod audit;
 pub mod capture;
 pub mod cgroup;
 pub mod cgroupns;
@@ -13,6 +14,8 @@ pub(crate) mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use audit::Audit;
 
 /// A covered workload as policy and logs know it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -107,6 +107,7 @@ impl Entry {
     fn write(&mut self) {
         if let Some(mut record) = self.record.take() {
             record.duration = self.started.elapsed();
+            record.note_audited();
             record.more.request_duration =
                 self.complete.get().map(|end| end.saturating_duration_since(self.started));
             record.bytes_received = self.received.load(Ordering::Relaxed);

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::account::{AccessLog, HttpFields, Record};
 use crate::act::pick;
+use crate::decide::route::Destination;
 use crate::decide::{Action, Block, Decision, Headers, Reason, RequestHead, canonical_host};
 use crate::drain::Drain;
 use crate::origin::Origin;
@@ -172,6 +173,7 @@ impl<W: World> Session<W> {
             record.upstream_cluster.clone_from(&decision.cluster);
             record.route_name.clone_from(&decision.route);
             record.reason = decision.reason;
+            record.audited = matches!(decision.action, Action::Audited(_));
         });
         let named = hosts(parts).count() + usize::from(parts.uri.authority().is_some());
         let effective = effective(parts);
@@ -197,6 +199,12 @@ impl<W: World> Session<W> {
                     }
                 }
             }
+            Action::Audited(destination) if parts.method != Method::CONNECT => Ok(Allowed {
+                destination: Destination::clone(destination),
+                route: Arc::default(),
+                host: self.as_sent(parts),
+                strict: enforcement == Enforcement::Strict,
+            }),
             Action::Reply(rule) if parts.method != Method::CONNECT => {
                 Err(Reply::of_rule(rule, entry.record(), &parts.headers))
             }
@@ -212,11 +220,23 @@ impl<W: World> Session<W> {
             | Action::Http
             | Action::ByResolution(_)
             | Action::Reply(_)
+            | Action::Audited(_)
             | Action::Forward(_) => {
+                entry.edit(|record| record.audited = false);
                 let explain = enforcement == Enforcement::Strict;
                 Err(Reply::refused(502, true, explanation(explain), named))
             }
         }
+    }
+
+    /// The Host of a request that goes on whatever it says: as it came, else the address that was dialled.
+    fn as_sent(&self, parts: &Parts) -> HeaderValue {
+        let authority = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+        let host = authority.or_else(|| parts.headers.get(HOST).cloned());
+        host.unwrap_or_else(|| {
+            let dialled = self.origin.dst.addr().to_string();
+            HeaderValue::try_from(dialled).expect("an address is ASCII")
+        })
     }
 
     /// What the newest policy says of a request.

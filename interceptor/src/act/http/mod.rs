@@ -1,7 +1,7 @@
 //! HTTP on a workload's connection: every request is judged on its own (R5), re-serialised from its
 //! parsed form (R4), and leaves one access-log line.
 //!
-//! `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
+//! `first` tells for audit what cannot be served, `framing` lets only unambiguous bytes through to the HTTP library, `wire` puts it under the
 //! library's feet; `http2` needs neither since that framing has one reading, but `frames` bounds what
 //! may come in it for nothing; `exchange` takes one request from head to log line, `forward` does what its route asks for, `attempt` sends it once,
 //! `retry` says when to do so again, `upload` has the body ready for that, `shape` changes heads as
@@ -14,6 +14,7 @@ mod cut;
 mod entry;
 mod attempt;
 mod exchange;
+mod first;
 mod forward;
 mod frames;
 mod framing;
@@ -52,7 +53,9 @@ use crate::memory;
 use crate::origin::Origin;
 use crate::policy::{Enforcement, OnRemoval, Store};
 use crate::sniff::prefixed::Prefixed;
+use crate::workloads::Audit;
 
+pub(crate) use first::unservable;
 pub(crate) use reply::refusal_body;
 
 use exchange::Session;
@@ -74,6 +77,8 @@ pub struct HttpContext {
     pub room: Arc<Room>,
     /// When connections end because another daemon has taken over.
     pub drain: Drain,
+    /// Whether what is refused passes, and is told; asked anew for each request.
+    pub audit: Audit,
     /// When its first byte came.
     pub began: Option<Instant>,
 }
@@ -122,6 +127,10 @@ impl World for HttpContext {
     fn judge(&self, flow: &Flow<'_>, head: &RequestHead<'_>) -> (Decision, Enforcement) {
         let snapshot = self.policy.current();
         let profile = snapshot.enforcement;
+        if self.audit.is_on() {
+            let decision = decide::by_request(&snapshot.policy, flow, head);
+            return (decide::audited(decision, flow.dst), profile);
+        }
         match snapshot.needs_log() && self.log.fails() {
             true => (decide::unlogged(profile), profile),
             false => (decide::by_request(&snapshot.policy, flow, head), profile),
@@ -134,7 +143,8 @@ impl World for HttpContext {
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         let changes = self.policy.subscribe();
-        (self.policy.current().on_removal == OnRemoval::Cut).then_some(changes)
+        let cuts = self.policy.current().on_removal == OnRemoval::Cut && !self.audit.is_on();
+        cuts.then_some(changes)
     }
 
     fn reading(&self) -> Reading {
