@@ -55,6 +55,7 @@ fn concerns_owner(reason: Reason) -> bool {
         | Reason::NoOriginalDst
         | Reason::Bypassed
         | Reason::ForeignWorkload
+        | Reason::NotServed
         | Reason::NoPolicy
         | Reason::NoRoute => false,
     }
