@@ -317,6 +317,9 @@ async fn act(
     }
     match decision.action {
         Action::Block(how) => {
+            if let Some(arrival) = &origin.arrival {
+                arrival.refusal.set(decision.reason);
+            }
             match how {
                 Block::Reset => block::reset(client),
                 Block::Close | Block::Http { .. } => block::close(client).await,

@@ -6,18 +6,19 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use interceptor_tests::capture::Capture;
 use interceptor_tests::gateway::{FIRST, Gateway, OUTSIDE, Passage};
 use interceptor_tests::log::Line;
 use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::world::{EXAMPLE_V4, HTTPBIN, WORKLOAD_V4, World, kernel_tests};
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 const EGRESS: &str = "istio-egressgateway.istio-system.svc.cluster.local";
 
-/// The gateway's Service, as the walkthroughs of Istio have it; the outside, of which the gateway is to
-/// serve one host; and the way through.
+/// The gateway's Service; the outside, of which the Gateway lists one host, and a VirtualService binds one
+/// more; and the way through.
 fn resources() -> String {
     format!(
         "
@@ -38,7 +39,7 @@ apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: outside, namespace: default}}
 spec:
-  hosts: [v4.example.com, httpbin.org]
+  hosts: [v4.example.com, httpbin.org, dual.example.com]
   ports:
   - {{number: 80, name: http, protocol: HTTP}}
   - {{number: 443, name: tls, protocol: TLS}}
@@ -67,7 +68,7 @@ apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {{name: through, namespace: default}}
 spec:
-  hosts: [v4.example.com]
+  hosts: [v4.example.com, dual.example.com]
   gateways: [egress, mesh]
   http:
   - match: [{{gateways: [mesh], port: 80}}]
@@ -77,7 +78,7 @@ spec:
   tls:
   - match: [{{gateways: [mesh], port: 443, sniHosts: [v4.example.com]}}]
     route: [{{destination: {{host: {EGRESS}, subset: example, port: {{number: 443}}}}}}]
-  - match: [{{gateways: [egress], port: 443, sniHosts: [v4.example.com]}}]
+  - match: [{{gateways: [egress], port: 443, sniHosts: [v4.example.com, dual.example.com]}}]
     route: [{{destination: {{host: v4.example.com, port: {{number: 443}}}}}}]
 ",
         at = FIRST.ip()
@@ -191,7 +192,8 @@ fn gw_5_the_gateway_judges_by_itself() -> Result<()> {
         let (plain, tls) =
             (format!("http://{}:8080/", FIRST.ip()), format!("::{}:8443", FIRST.ip()));
         let known = "Host: v4.example.com";
-        let foreign = "Host: httpbin.org";
+        // Of neither; bound by the VirtualService, and not in the Gateway.
+        let foreign = ["httpbin.org", "dual.example.com"];
         let ask = |args: &[&str]| -> Result<(String, Option<Line>)> {
             let before = gateway.lines().len();
             let common = ["-sS", "-k", "-m5", "-o/dev/null", "-w%{http_code}"];
@@ -201,11 +203,13 @@ fn gw_5_the_gateway_judges_by_itself() -> Result<()> {
         };
         let (status, _) = ask(&["-H", known, &plain])?;
         assert_eq!(status, "200", "{profile}: the control");
-        let (status, said) = ask(&["-H", foreign, &plain])?;
-        let said = said.context("a line")?;
-        assert_eq!(status, "404", "{profile}");
-        assert_eq!(said.field("RESPONSE_FLAGS"), "NR", "{profile}");
-        assert_eq!(said.field("RESPONSE_CODE_DETAILS"), "route_not_found", "{profile}");
+        for host in foreign {
+            let (status, said) = ask(&["-H", &format!("Host: {host}"), &plain])?;
+            let said = said.context("a line")?;
+            assert_eq!(status, "404", "{profile}, {host}");
+            let fields = ["RESPONSE_FLAGS", "RESPONSE_CODE_DETAILS"].map(|field| said.field(field));
+            assert_eq!(fields, ["NR", "route_not_found"], "{profile}, {host}");
+        }
         // An address in the place of a name, no name at all, and a proxy's verb.
         let addressed = format!("Host: {HTTPBIN}");
         let proxied = format!("http://{}:8080", FIRST.ip());
@@ -220,12 +224,14 @@ fn gw_5_the_gateway_judges_by_itself() -> Result<()> {
         }
         let (status, _) = ask(&["--connect-to", &tls, "https://v4.example.com/"])?;
         assert_eq!(status, "200", "{profile}: the control");
-        let (status, said) = ask(&["--connect-to", &tls, "https://httpbin.org/"])?;
-        let said = said.context("a line")?;
-        assert_eq!(status, "000", "{profile}");
-        let fields = ["RESPONSE_FLAGS", "RESPONSE_CODE_DETAILS", "UPSTREAM_CLUSTER_RAW"];
-        let fields = fields.map(|field| said.field(field));
-        assert_eq!(fields, ["NR", "filter_chain_not_found", "-"], "{profile}");
+        for host in foreign {
+            let (status, said) = ask(&["--connect-to", &tls, &format!("https://{host}/")])?;
+            let said = said.context("a line")?;
+            assert_eq!(status, "000", "{profile}, {host}");
+            let fields = ["RESPONSE_FLAGS", "RESPONSE_CODE_DETAILS", "UPSTREAM_CLUSTER_RAW"];
+            let fields = fields.map(|field| said.field(field));
+            assert_eq!(fields, ["NR", "filter_chain_not_found", "-"], "{profile}, {host}");
+        }
         // No name; and the one server's host in the other one's protocol.
         let nameless = format!("https://{}:8443/", FIRST.ip());
         let crossed = ["-H", known, &nameless.replace("https", "http")];
@@ -392,4 +398,60 @@ fn gw_4_mutual_tls_inside_and_tls_outside() -> Result<()> {
     assert_eq!(outside.sent(OUTSIDE, EXAMPLE_V4), before);
     assert_eq!(outside.sent(WORKLOAD_V4, EXAMPLE_V4), 0);
     Ok(())
+}
+
+/// `status` and `metrics` of a gateway that has a name, in both forms.
+#[test]
+fn a_gateway_with_a_name_tells_how_it_is() -> Result<()> {
+    if !kernel_tests() {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let scene = Scene::set(&world, &resources())?;
+    let name = format!("gw-{}", std::process::id());
+    let ask = |verb: &[&str]| -> Result<String> {
+        let mut asking = world.command(binary());
+        asking.args(verb).args(["--name", &name]);
+        let done = world.output(&mut asking, Duration::from_secs(20))?;
+        ensure!(done.code == 0, "{verb:?}: {done:?}");
+        Ok(done.stdout)
+    };
+    let status =
+        || -> Result<Value> { Ok(serde_json::from_str(&ask(&["status", "-o", "json"])?)?) };
+    {
+        let _gateway = scene.gateway(&["--name", &name])?;
+        assert_eq!(comes_to(&world, "200")?, "200");
+        let status = status()?;
+        let at = [8080, 8443].map(|port| format!("{}:{port}", FIRST.ip()));
+        assert_eq!(status["gateway"]["listens"], json!(at));
+        assert_eq!(status["connections"]["total"], 1);
+        assert_eq!(status["records"]["registered"], 1);
+        let shown = ask(&["status"])?;
+        assert!(shown.contains("gateway on") && !shown.contains("fast path"), "{shown}");
+        let metrics = ask(&["metrics"])?;
+        assert!(metrics.contains("interceptor_connections_total 1"), "{metrics}");
+        // A change is counted, and one that is refused as well.
+        fs::write(&scene.file, "kind: [")?;
+        thread::sleep(Duration::from_millis(1500));
+        assert_eq!(refused(&ask(&["status", "-o", "json"])?)?, 1);
+    }
+    assert!(ask(&["status"]).is_err(), "its socket goes with it");
+    let nodes = "nodes: [{identity: node-1.nodes.test, workloads: [{namespace: default}]}]\n";
+    let nodes = world.file("nodes.yaml", nodes)?;
+    let flags = ["--outbound", "registry-only", "--nodes", &nodes, "--name", &name];
+    let _gateway = scene.passage.start("gw-1.test", FIRST, &flags)?;
+    let status = status()?;
+    assert_eq!(status["gateway"]["listens"], json!([FIRST.to_string()]));
+    assert_eq!(
+        (&status["gateway"]["nodes"], &status["gateway"]["connected"]),
+        (&json!(1), &json!(0))
+    );
+    Ok(())
+}
+
+/// Changes of the files that did not become policy.
+fn refused(status: &str) -> Result<u64> {
+    let status: Value = serde_json::from_str(status)?;
+    ensure!(status["last_reload"]["accepted"] == false, "{}", status["last_reload"]);
+    status["reloads"]["refused"].as_u64().context("a count")
 }

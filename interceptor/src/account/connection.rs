@@ -162,6 +162,13 @@ impl ConnectionAccount {
         }
     }
 
+    /// A gateway that it was led to refused it, and said why.
+    pub fn refused_beyond(&mut self, why: String) {
+        if let Some(record) = &mut self.record {
+            record.upstream_transport_failure_reason = Some(why);
+        }
+    }
+
     /// The proxy itself ended the connection.
     pub fn terminated(&mut self, flag: Option<Flag>, why: impl Into<Cow<'static, str>>) {
         if let Some(record) = &mut self.record {

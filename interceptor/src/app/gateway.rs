@@ -2,13 +2,16 @@
 
 mod front;
 mod nodes;
+mod status;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use self::status::{Role, Watched};
 use super::signals::Signals;
 use super::wanted::{log_settings, stale_for};
 use super::{AppError, resolv_conf, system};
@@ -66,6 +69,7 @@ fn unusable(error: impl std::error::Error) -> AppError {
 struct Ground {
     shared: Shared,
     drainer: Drainer,
+    resolvers: Vec<SocketAddr>,
 }
 
 impl Ground {
@@ -80,7 +84,7 @@ impl Ground {
             true => resolv_conf::read("/etc/resolv.conf".as_ref()).unwrap_or_default(),
         };
         let resolver = Resolver::new(ResolverConfig {
-            servers,
+            servers: servers.clone(),
             stale_for: stale_for(&loaded.snapshot),
             refresh: loaded.snapshot.dns_refresh,
         });
@@ -94,7 +98,7 @@ impl Ground {
             rooms: Arc::new(Rooms::default()),
             drain: drainer.subscribe(),
         };
-        Ok(Self { shared, drainer })
+        Ok(Self { shared, drainer, resolvers: servers })
     }
 }
 
@@ -108,6 +112,12 @@ impl Shared {
         descriptors::keep(loaded.snapshot.limits.descriptor_reserve);
         Ok(())
     }
+}
+
+/// What `status` is told of, where the gateway has a name.
+fn watched(args: &cli::Gateway, ground: &Ground, role: Role) -> Watched {
+    let resolvers = ground.resolvers.iter().map(ToString::to_string).collect();
+    Watched::new(args.name.clone().unwrap_or_default(), ground.shared.clone(), resolvers, role)
 }
 
 /// Writes what repeats.

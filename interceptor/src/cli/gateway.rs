@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::{
-    LogTarget, parse_label, parse_log_target, parse_namespace, parse_own, parse_resolver,
+    LogTarget, parse_label, parse_log_target, parse_name, parse_namespace, parse_own,
+    parse_resolver,
 };
 use crate::policy::{Enforcement, Outbound};
 
@@ -93,6 +94,10 @@ pub struct Gateway {
     /// output].
     #[arg(long, value_name = "FILE|-", value_parser = parse_log_target)]
     pub access_log: Option<LogTarget>,
+
+    /// A name, by which `status` and `metrics` find it. Their socket is for root only, and so is this.
+    #[arg(long, value_parser = parse_name)]
+    pub name: Option<String>,
 
     /// How long streams may go on after a signal. Then they are cut.
     #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_TIME,

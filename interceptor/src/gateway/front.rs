@@ -127,8 +127,14 @@ impl Front {
     }
 
     /// Where it listens.
-    pub fn ports(&self) -> Vec<u16> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    pub fn listens(&self) -> Vec<SocketAddr> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.keys().map(|port| SocketAddr::new(self.address, *port)).collect()
+    }
+
+    /// What its connections are served by.
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// Takes in what dials a port, until the gateway is to end.

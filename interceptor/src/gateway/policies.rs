@@ -87,6 +87,16 @@ impl Policies {
         self.sites.get(entry).cloned()
     }
 
+    /// What all connections are served by.
+    pub fn sites(&self) -> Vec<Site> {
+        self.sites.values().cloned().collect()
+    }
+
+    /// The policy of who is nobody in particular: profile, mode, limits.
+    pub fn general(&self) -> Snapshot {
+        self.compiled(&Caller::new("default"))
+    }
+
     /// The profile in force.
     pub(super) fn enforcement(&self) -> Enforcement {
         self.profile

@@ -8,7 +8,8 @@ use tokio::time::sleep;
 
 use super::super::reload::said;
 use super::super::{AppError, system};
-use super::{Ground, LAST_LINES, drain, key_files, sources, unfold, unusable};
+use super::status::{Role, Watched};
+use super::{Ground, LAST_LINES, drain, key_files, sources, unfold, unusable, watched};
 use crate::app::signals::Signals;
 use crate::cli::{self, Exit};
 use crate::gateway::{Front, Keys, Loopback, Shared, Unopened};
@@ -46,7 +47,9 @@ pub(super) async fn run(
     }
     let keys = key_files(&args).map(|files| Keys::read(files, PROTOCOLS)).transpose();
     let keys = keys.map_err(unusable)?;
-    let Ground { shared, drainer } = Ground::lay(&args, &loaded)?;
+    let ground = Ground::lay(&args, &loaded)?;
+    let Ground { shared, drainer, .. } = &ground;
+    let shared = shared.clone();
     let loopback = Loopback::open().await.map_err(system("cannot listen on loopback"))?;
     let workload = Workload {
         namespace: args.namespace.as_str().into(),
@@ -66,26 +69,27 @@ pub(super) async fn run(
             other => eprintln!("interceptor: {other}"),
         }
     }
-    let ports = front.ports();
+    let ports = listed(&front);
     if ports.is_empty() {
         return Err(AppError::Usage("there is no port that it could listen on".into()));
     }
     let drain_time = Duration::from_secs(args.drain_time);
     let rooms = Arc::clone(&shared.rooms);
-    let following = [
-        tokio::spawn(unfold(Arc::clone(&shared.folds))),
-        tokio::spawn(Follower { args, sources, caller, front, shared }.policy(watch, inventory)),
-    ];
+    let watched = Arc::new(watched(&args, &ground, Role::Front(Arc::clone(&front))));
+    let answering = watched.open()?;
+    let folds = Arc::clone(&shared.folds);
+    let follower = Follower { args, sources, caller, front, shared, watched };
+    let following = [tokio::spawn(unfold(folds)), tokio::spawn(follower.policy(watch, inventory))];
     memory::give_back();
-    eprintln!("interceptor: gateway on {address}: {}", listed(&ports));
+    eprintln!("interceptor: gateway on {address}: {ports}");
     signals.next().await;
     let gone = async {
         while rooms.active() > 0 {
             sleep(LOOK).await;
         }
     };
-    let outcome = drain(&drainer, gone, drain_time, &mut signals).await;
-    following.iter().for_each(tokio::task::JoinHandle::abort);
+    let outcome = drain(drainer, gone, drain_time, &mut signals).await;
+    following.iter().chain(&answering).for_each(tokio::task::JoinHandle::abort);
     sleep(LAST_LINES).await;
     Ok(outcome)
 }
@@ -95,10 +99,11 @@ fn shown(labels: &[(String, String)]) -> String {
     if labels.is_empty() { "none".into() } else { labels.join(",") }
 }
 
-fn listed(ports: &[u16]) -> String {
-    let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+/// Its ports, in words; nothing where it has none.
+fn listed(front: &Front) -> String {
+    let ports: Vec<_> = front.listens().iter().map(|at| at.port().to_string()).collect();
     match ports.as_slice() {
-        [] => "no port".into(),
+        [] => String::new(),
         [one] => format!("port {one}"),
         all => format!("ports {}", all.join(", ")),
     }
@@ -117,6 +122,7 @@ struct Follower {
     caller: Caller,
     front: Arc<Front>,
     shared: Shared,
+    watched: Arc<Watched>,
 }
 
 impl Follower {
@@ -132,16 +138,16 @@ impl Follower {
             let loaded = match loading.await {
                 Ok(Ok(loaded)) => loaded,
                 Ok(Err(errors)) => {
-                    eprintln!("interceptor: the policy before stays in force:\n{errors}");
+                    self.watched.stays(&errors);
                     continue;
                 }
                 Err(panic) => {
-                    eprintln!("interceptor: the policy before stays in force: {panic}");
+                    self.watched.stays(&panic);
                     continue;
                 }
             };
             if let Err(why) = self.shared.follow(self.args.access_log.as_ref(), &loaded).await {
-                eprintln!("interceptor: the policy before stays in force: {why}");
+                self.watched.stays(&why);
                 continue;
             }
             generation += 1;
@@ -151,8 +157,9 @@ impl Follower {
             for problem in self.front.follow(Snapshot { generation, ..loaded.snapshot }) {
                 eprintln!("interceptor: {problem}");
             }
-            let ports = listed(&self.front.ports());
-            eprintln!("interceptor: policy generation {generation}: {changes}; {ports}");
+            let ports = listed(&self.front);
+            eprintln!("interceptor: policy generation {generation}: {changes}; on {ports}");
+            self.watched.reloaded(true, &changes.to_string());
             memory::give_back();
         }
     }

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::super::reload::said;
 use super::super::{AppError, system};
-use super::{Ground, LAST_LINES, alone, drain, key_files, sources, unfold, unusable};
+use super::status::{Role, Watched};
+use super::{Ground, LAST_LINES, alone, drain, key_files, sources, unfold, unusable, watched};
 use crate::app::signals::Signals;
 use crate::cli::{self, Exit};
 use crate::gateway::{Gateway, Keys, Loopback, Nodes, Policies, Shared};
@@ -36,7 +38,9 @@ pub(super) async fn run(
     let table_watch = Watch::new(&alone(table.clone()));
     let nodes = Nodes::read(&table).map_err(unusable)?;
     let keys = Keys::read(keys, &[b"h2"]).map_err(unusable)?;
-    let Ground { shared, drainer } = Ground::lay(&args, &loaded)?;
+    let ground = Ground::lay(&args, &loaded)?;
+    let Ground { shared, drainer, .. } = &ground;
+    let shared = shared.clone();
     let listener = TcpListener::bind(at)
         .await
         .map_err(|source| AppError::Busy { what: format!("cannot listen on {at}"), source })?;
@@ -49,11 +53,15 @@ pub(super) async fn run(
         loopback: Loopback::open().await.map_err(system("cannot listen on loopback"))?,
         log: shared.log.clone(),
         drain: drainer.subscribe(),
+        places: Arc::new(Semaphore::new(Gateway::places() as usize)),
     });
     let at = listener.local_addr().map_err(system("cannot tell the listener's address"))?;
     let drain_time = Duration::from_secs(args.drain_time);
     let folds = Arc::clone(&shared.folds);
-    let follower = Follower { args, sources, gateway: Arc::clone(&gateway), shared };
+    let role = Role::Nodes(Arc::clone(&gateway), at.to_string());
+    let watched = Arc::new(watched(&args, &ground, role));
+    let answering = watched.open()?;
+    let follower = Follower { args, sources, gateway: Arc::clone(&gateway), shared, watched };
     let following = [
         tokio::spawn(follower.clone().policy(watch, loaded.inventory)),
         tokio::spawn(follower.table(table, table_watch)),
@@ -68,8 +76,8 @@ pub(super) async fn run(
         let Ok(places) = serving.await else { return };
         drop(places.acquire_many(Gateway::places()).await);
     };
-    let outcome = drain(&drainer, gone, drain_time, &mut signals).await;
-    following.iter().for_each(tokio::task::JoinHandle::abort);
+    let outcome = drain(drainer, gone, drain_time, &mut signals).await;
+    following.iter().chain(&answering).for_each(tokio::task::JoinHandle::abort);
     tokio::time::sleep(LAST_LINES).await;
     Ok(outcome)
 }
@@ -94,6 +102,7 @@ struct Follower {
     sources: Sources,
     gateway: Arc<Gateway>,
     shared: Shared,
+    watched: Arc<Watched>,
 }
 
 impl Follower {
@@ -107,17 +116,17 @@ impl Follower {
             let checked = match checked {
                 Ok(Ok(checked)) => checked,
                 Ok(Err(errors)) => {
-                    eprintln!("interceptor: the policy before stays in force:\n{errors}");
+                    self.watched.stays(&errors);
                     continue;
                 }
                 Err(panic) => {
-                    eprintln!("interceptor: the policy before stays in force: {panic}");
+                    self.watched.stays(&panic);
                     continue;
                 }
             };
             let loaded = checked.compile(&own());
             if let Err(why) = self.shared.follow(self.args.access_log.as_ref(), &loaded).await {
-                eprintln!("interceptor: the policy before stays in force: {why}");
+                self.watched.stays(&why);
                 continue;
             }
             let generation = self.gateway.policies().replace(checked);
@@ -126,6 +135,7 @@ impl Follower {
                 eprintln!("interceptor: {text}");
             }
             eprintln!("interceptor: policy generation {generation}: {changes}");
+            self.watched.reloaded(true, &changes.to_string());
             inventory = loaded.inventory;
             memory::give_back();
         }
