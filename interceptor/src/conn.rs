@@ -46,8 +46,8 @@ const LOOKUPS_AT_ONCE: usize = 32;
 /// What every connection of one covered namespace shares.
 #[derive(Clone)]
 pub struct Site {
-    /// What turns the connections to us; `None`: nodes bring them (a gateway).
-    pub captured: Option<Captured>,
+    /// How connections come to us.
+    pub entrance: Entrance,
     /// The newest policy.
     pub policy: Arc<Store>,
     /// Opens upstream connections in the namespace.
@@ -68,6 +68,17 @@ pub struct Site {
     pub drain: Drain,
 }
 
+/// How connections come to us, and with that where they were going.
+#[derive(Clone)]
+pub enum Entrance {
+    /// The kernel turns them to us, and knows.
+    Turned(Captured),
+    /// Nodes bring them to this gateway, and say so.
+    Brought,
+    /// This gateway is what they dialled.
+    Dialled,
+}
+
 /// What the kernel knows of connections that it turned to us.
 #[derive(Clone)]
 pub struct Captured {
@@ -78,10 +89,23 @@ pub struct Captured {
 }
 
 impl Site {
-    /// Where a connection was going, and who made it, as the kernel recorded it.
+    /// Where a connection was going, and who made it: what the kernel recorded, where it turns them.
     fn handover(&self, accepted: &Accepted) -> Option<(SocketAddr, SocketAddr)> {
-        let handover = self.captured.as_ref()?.kernel.handover(&accepted.client)?;
-        Some(crate::kernel::ends(&handover))
+        match &self.entrance {
+            Entrance::Turned(captured) => {
+                let handover = captured.kernel.handover(&accepted.client)?;
+                Some(crate::kernel::ends(&handover))
+            }
+            Entrance::Brought => None,
+            Entrance::Dialled => Some((accepted.local, accepted.peer)),
+        }
+    }
+
+    fn captured(&self) -> Option<&Captured> {
+        match &self.entrance {
+            Entrance::Turned(captured) => Some(captured),
+            Entrance::Brought | Entrance::Dialled => None,
+        }
     }
 
     /// Whether nothing new may pass, since the log could not tell of it (T-57). Audit refuses nothing for
@@ -169,7 +193,7 @@ fn turn_away(client: TcpStream, mut record: Record, why: Cow<'static, str>, site
 /// own bytes, and a miss is never a guess (T-11).
 fn intercept(accepted: Accepted, site: &Site, id: u64) -> Result<Intercepted, Accepted> {
     let Some((dst, src)) = site.handover(&accepted) else { return Err(accepted) };
-    if let Some(captured) = &site.captured {
+    if let Some(captured) = site.captured() {
         captured.tiers.fallbacks().count(dst);
     }
     let origin = Origin {
@@ -299,7 +323,7 @@ async fn act(
     let Sniffed { decision, bytes, began, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);
-    if let Some(Captured { tiers, .. }) = &site.captured {
+    if let Some(Captured { tiers, .. }) = site.captured() {
         account.address_of(tiers.name_of(origin.dst.addr().ip()), explain);
     }
     if let Some(Hello::Tls(hello)) = &hello {
@@ -312,6 +336,9 @@ async fn act(
     }
     match decision.action {
         Action::Block(how) => {
+            if let Some(arrival) = &origin.arrival {
+                arrival.refusal.set(decision.reason);
+            }
             match how {
                 Block::Reset => block::reset(client),
                 Block::Close | Block::Http { .. } => block::close(client).await,
@@ -325,7 +352,7 @@ async fn act(
         Action::Relay(_) | Action::Audited(_) => {
             if decision.reason == Reason::AllowAny
                 && !matches!(hello, Some(Hello::Malformed(_)))
-                && let Some(Captured { tiers, .. }) = &site.captured
+                && let Some(Captured { tiers, .. }) = site.captured()
             {
                 tiers.spoke(snapshot, origin.dst.addr());
             }

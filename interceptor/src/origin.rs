@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::decide;
+use crate::hbone::Refusal;
 use crate::workloads::Workload;
 
 /// The address that the workload passed to `connect()`. Never a v4-mapped IPv6 address: those are
@@ -41,6 +42,8 @@ pub struct Arrival {
     pub node: Arc<str>,
     /// The trace that the node's line has too.
     pub trace: Arc<str>,
+    /// Where the node is told why it was refused.
+    pub refusal: Refusal,
 }
 
 /// What is known of a connection before its first byte. Lives as long as the connection.

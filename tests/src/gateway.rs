@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -106,12 +106,41 @@ impl<'w> Passage<'w> {
     /// # Errors
     /// When it ends instead, with what it said.
     pub fn start(&self, name: &str, at: SocketAddr, flags: &[&str]) -> Result<Gateway> {
+        self.launch(&binary(), name, &["--listen", &at.to_string()], flags)
+    }
+
+    /// A gateway called `name` that is dialled at `at`, Istio's form, with these flags; when it returns,
+    /// it listens.
+    ///
+    /// # Errors
+    /// As [`Passage::start`].
+    pub fn dialled(&self, name: &str, at: IpAddr, flags: &[&str]) -> Result<Gateway> {
+        self.dialled_of(&binary(), name, at, flags)
+    }
+
+    /// The same of this binary.
+    ///
+    /// # Errors
+    /// As [`Passage::start`].
+    pub fn dialled_of(
+        &self,
+        binary: &Path,
+        name: &str,
+        at: IpAddr,
+        flags: &[&str],
+    ) -> Result<Gateway> {
+        self.launch(binary, name, &["--address", &at.to_string()], flags)
+    }
+
+    fn launch(&self, binary: &Path, name: &str, at: &[&str], flags: &[&str]) -> Result<Gateway> {
         let (certificate, key) = self.server_keys(name)?;
         let log = self.world.dir().join(format!("{name}.log"));
         let stderr = tempfile::tempfile()?;
-        let mut command = self.world.command(binary());
+        let mut command = self.world.command(binary);
         command
-            .args(["gateway", "--listen", &at.to_string(), "--resolver", &DNS.to_string()])
+            .arg("gateway")
+            .args(at)
+            .args(["--resolver", &DNS.to_string()])
             .args(["--tls-cert", &certificate, "--tls-key", &key, "--client-ca"])
             .arg(self.world.ca_file())
             .arg("--access-log")

@@ -11,9 +11,15 @@ use crate::log::RANGE;
 /// `outbound|…` cluster, and the bypass line with `BypassCluster`.
 #[must_use]
 pub fn passed(to: SocketAddr, cluster: &str, sni: &str) -> String {
+    passed_by(to, to, cluster, sni)
+}
+
+/// [`passed`], led to `upstream` instead.
+#[must_use]
+pub fn passed_by(to: SocketAddr, upstream: SocketAddr, cluster: &str, sni: &str) -> String {
     let from = workload(to);
     format!(
-        r#""- - -" 0 - - - "-" …+ …+ … - "-" "-" "-" "-" "{to}" {cluster} {from} {to} {from} {sni} -"#
+        r#""- - -" 0 - - - "-" …+ …+ … - "-" "-" "-" "-" "{upstream}" {cluster} {from} {to} {from} {sni} -"#
     )
 }
 
@@ -37,7 +43,21 @@ pub fn answered(
     cluster: &str,
     route: &str,
 ) -> String {
-    let ends = ends(to, to, authority, cluster, route);
+    answered_by(to, to, request, code, authority, cluster, route)
+}
+
+/// [`answered`], led to `upstream` instead.
+#[must_use]
+pub fn answered_by(
+    to: SocketAddr,
+    upstream: SocketAddr,
+    request: &str,
+    code: u16,
+    authority: &str,
+    cluster: &str,
+    route: &str,
+) -> String {
+    let ends = ends(to, upstream, authority, cluster, route);
     format!(r#""{request} HTTP/1.1" {code} - via_upstream - "-" 0 … … … {ends}"#)
 }
 

@@ -201,13 +201,17 @@ fn only_the_gateway_leads_out() -> Result<()> {
     assert_ne!(refused.finished.code, 0);
     assert_eq!(Said::of(&refused.log[0])?.why, "not_registered");
     // Allowed at the node, forbidden at the gateway.
-    for (url, why) in [("https://httpbin.org/", "not_registered"), ("http://httpbin.org/", "-")] {
+    let told = "egress_proxy{gw-1|the_gateway_refused_(not_registered)}";
+    for (url, why, failure) in
+        [("https://httpbin.org/", "not_registered", told), ("http://httpbin.org/", "-", "-")]
+    {
         let before = gateway.lines().len();
         let refused = running.exec(&["curl", "-sSf", "-m10", url], 1)?;
         assert_ne!(refused.finished.code, 0, "{url}");
         let (ours, theirs) = (Said::of(&refused.log[0])?, gateway.wait_for_lines(before, 1));
         let theirs = Said::of(theirs.first().context("a line")?)?;
         assert_eq!((ours.trace, theirs.why.as_str()), (theirs.trace, why), "{url}");
+        assert_eq!(ours.failure, failure, "{url}");
         assert!(theirs.status == "0" || theirs.status == "502", "{url}: {}", theirs.status);
     }
     assert_eq!(gateway.lines().len(), before + 2, "nothing of what the node refused");

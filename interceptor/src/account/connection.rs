@@ -71,7 +71,14 @@ impl ConnectionAccount {
         record.reason = reason;
         // A client that was gone before it asked for anything is not refused: it left (LOG-15).
         let left = reason == Reason::EarlyClose;
-        record.flags = vec![if left { Flag::DC } else { Flag::UH }];
+        record.flags = vec![match reason {
+            _ if left => Flag::DC,
+            Reason::NotServed => Flag::NR,
+            _ => Flag::UH,
+        }];
+        if reason == Reason::NotServed {
+            record.response_code_details = Some("filter_chain_not_found".into());
+        }
         if explain {
             record.connection_termination_details = Some(Cow::Borrowed(reason.label()));
         }
@@ -160,6 +167,13 @@ impl ConnectionAccount {
             record.more.attempts = Some(u32::from(tried.is_some()));
             record.flags = flags;
             record.upstream_transport_failure_reason = why;
+        }
+    }
+
+    /// A gateway that it was led to refused it, and said why.
+    pub fn refused_beyond(&mut self, why: String) {
+        if let Some(record) = &mut self.record {
+            record.upstream_transport_failure_reason = Some(why);
         }
     }
 

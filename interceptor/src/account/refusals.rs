@@ -59,6 +59,7 @@ fn concerns_owner(reason: Reason) -> bool {
         | Reason::NoOriginalDst
         | Reason::Bypassed
         | Reason::ForeignWorkload
+        | Reason::NotServed
         | Reason::NoPolicy
         | Reason::NoRoute => false,
     }

@@ -43,6 +43,8 @@ pub struct Dialer {
     /// Whether resolved addresses in special ranges are dialled (istio) or refused (strict, T-40),
     /// and whether the address that the workload dialled counts (docs/profiles.md).
     pub enforcement: Enforcement,
+    /// An address that is never dialled: a gateway's own, which would lead back to it for ever.
+    pub own: Option<IpAddr>,
 }
 
 /// An open upstream connection.
@@ -65,7 +67,7 @@ pub enum DialError {
     /// The name has no address (UH).
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// Every resolved address lies in a special range (T-40).
+    /// Every resolved address lies in a special range (T-40), or is the gateway itself.
     #[error("{0} is a special address that no entry names")]
     Special(SocketAddr),
     /// The dialled address is not among those of the names that may be dialled there (R3).
@@ -405,13 +407,24 @@ impl Dialer {
 
     async fn race(
         &self,
-        addresses: Vec<SocketAddr>,
+        mut addresses: Vec<SocketAddr>,
         others: impl Future<Output = Vec<SocketAddr>>,
         stagger: Duration,
         deadline: Instant,
         failed: impl Fn(SocketAddr),
     ) -> Result<Dialled, DialError> {
         let failed = &failed;
+        let leads_on = |address: &SocketAddr| Some(address.ip()) != self.own;
+        let first = addresses.first().copied();
+        addresses.retain(leads_on);
+        if let Some(own) = first.filter(|_| addresses.is_empty()) {
+            return Err(DialError::Special(own));
+        }
+        let others = async {
+            let mut others = others.await;
+            others.retain(leads_on);
+            others
+        };
         let connect = |address| async move {
             let made = async {
                 let stream = socket::connect(&self.netns, address).await?;

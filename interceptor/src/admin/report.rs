@@ -40,6 +40,9 @@ pub struct StatusReport {
     /// How the last change of the policy files went; `None` before the first.
     #[serde(default)]
     pub last_reload: Option<LastReload>,
+    /// What a gateway has, and others do not.
+    #[serde(default)]
+    pub gateway: Option<GatewayState>,
     /// Kernel programs and where they are.
     pub attachments: Vec<Attachment>,
     /// Network namespaces with a listener.
@@ -74,6 +77,17 @@ pub struct StatusReport {
     pub bypass: Vec<String>,
     /// DNS servers that the workload may ask.
     pub resolvers: Vec<String>,
+}
+
+/// What a gateway has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GatewayState {
+    /// Where it takes connections in.
+    pub listens: Vec<String>,
+    /// Nodes in its table; none: it is dialled.
+    pub nodes: Option<u64>,
+    /// Connections of nodes that are open.
+    pub connected: Option<u64>,
 }
 
 /// Connections so far, by the way that they took.
@@ -274,6 +288,17 @@ impl fmt::Display for StatusReport {
             ("resolvers", list(&self.resolvers)),
             ("bypass", list(&self.bypass)),
         ];
+        // It covers nothing.
+        let no_gateways = ["fast path", "on daemon loss", "repairs", "by tier", "bypass"];
+        if let Some(gateway) = &self.gateway {
+            writeln!(f, "  {:<17}  {}", "gateway on", clean(&list(&gateway.listens)))?;
+            if let (Some(nodes), Some(connected)) = (gateway.nodes, gateway.connected) {
+                writeln!(f, "  {:<17}  {nodes} known, {connected} connections", "nodes")?;
+            }
+        }
+        let facts = facts
+            .into_iter()
+            .filter(|(what, _)| self.gateway.is_none() || !no_gateways.contains(what));
         for (what, value) in facts {
             writeln!(f, "  {what:<17}  {}", clean(&value))?;
         }

@@ -71,6 +71,7 @@ pub(super) fn sample() -> StatusReport {
             accepted: false,
             message: "p.yaml:1:1: no\x1bgood".into(),
         }),
+        gateway: None,
         attachments: vec![Attachment {
             hook: "connect4".into(),
             target: "/cg/a\x1b[2Jb".into(),

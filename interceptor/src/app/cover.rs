@@ -12,7 +12,7 @@ use super::handler::Running;
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
 use crate::admit::Room;
-use crate::conn::{self, Captured, Site};
+use crate::conn::{self, Captured, Entrance, Site};
 use crate::kernel::TableError;
 use crate::netns::NetNs;
 use crate::workloads::Audit;
@@ -63,6 +63,7 @@ impl Running {
                 resolver: Arc::clone(&self.resolver),
                 connect_timeout: snapshot.connect_timeout,
                 enforcement: snapshot.enforcement,
+                own: None,
             },
             outbound: Arc::new(
                 Outbound::new(Arc::clone(policy) as _).of(Arc::clone(&whose.workload)),
@@ -72,7 +73,7 @@ impl Running {
             audit: audit.clone(),
             room: Arc::clone(room),
             folds: Arc::clone(&self.folds),
-            captured: Some(Captured {
+            entrance: Entrance::Turned(Captured {
                 kernel: Arc::clone(&self.kernel),
                 tiers: Arc::clone(&whose.tenant.sync),
             }),

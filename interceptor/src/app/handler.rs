@@ -120,6 +120,7 @@ impl Handler for Running {
             tiers,
             why_proxy: self.why_proxy(),
             last_reload: self.last_reload.load().as_deref().cloned(),
+            gateway: None,
             attachments: self
                 .kernel
                 .attachments()

@@ -55,6 +55,16 @@ pub(super) fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
+/// An address of this machine's own, by which others know it.
+pub(super) fn parse_own(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr =
+        text.parse().map_err(|_| "not an address; write one like 192.0.2.10".to_owned())?;
+    if address.is_unspecified() || address.is_multicast() {
+        return Err(format!("{text} stands for no one address; name the one that is dialled"));
+    }
+    Ok(address.to_canonical())
+}
+
 /// A name: it becomes part of paths, so nothing else may be in it.
 pub(crate) fn parse_name(text: &str) -> Result<String, String> {
     let fits = (1..=32).contains(&text.len())

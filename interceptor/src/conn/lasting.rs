@@ -72,7 +72,7 @@ impl Relaying {
     /// Not an `async fn`, which would keep the box beside what it takes out of it.
     fn run(self: Box<Self>, drain: &Drain) -> impl Future<Output = ()> {
         let Self { client, carried, established, site, changes, mut account } = *self;
-        let Carried { stream, held, .. } = carried;
+        let Carried { stream, held, left, .. } = carried;
         async move {
             let limits = RelayLimits::of(&established.destination.traffic.limits);
             let mut withdrawn = None;
@@ -96,6 +96,9 @@ impl Relaying {
                 RelayEnd::Idle => account.terminated(None, "idle_timeout"),
                 RelayEnd::TooLong => account.terminated(Some(Flag::DT), "max_duration_timeout"),
                 _ => {}
+            }
+            if let Some(why) = left.and_then(|left| left.refused()) {
+                account.refused_beyond(why);
             }
             account.close(relayed.bytes_received, relayed.bytes_sent);
             drop(held);

@@ -296,11 +296,13 @@ pub enum Reason {
     HiddenName,
     /// A node brought it to a gateway in the name of a workload for which it may not speak.
     ForeignWorkload,
+    /// No server of the gateway's is for it (GW-5).
+    NotServed,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Registered,
         Self::AllowAny,
         Self::NotRegistered,
@@ -323,6 +325,7 @@ impl Reason {
         Self::LogLost,
         Self::HiddenName,
         Self::ForeignWorkload,
+        Self::NotServed,
     ];
 
     /// The label used in logs and metrics.
@@ -350,6 +353,7 @@ impl Reason {
             Self::LogLost => "log_lost",
             Self::HiddenName => "hidden_name",
             Self::ForeignWorkload => "foreign_workload",
+            Self::NotServed => "not_served",
         }
     }
 
@@ -412,6 +416,10 @@ impl Reason {
             Self::ForeignWorkload => {
                 "the node that brought it may not speak for this workload; list it in the gateway's table \
                  of nodes if it may"
+            }
+            Self::NotServed => {
+                "no server of this gateway is for it; list its host in `servers` of a Gateway that selects \
+                 the gateway, and bind a VirtualService for it to that Gateway"
             }
         }
     }

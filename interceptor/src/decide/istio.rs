@@ -264,7 +264,7 @@ impl Tables {
                 rules.service(*id).relay(*rule, &asked)
             }
             None if rules.passes_unknown(dst) => rules.pass_connection(dst, name),
-            None => refuse(Block::Close, rules.unknown_reason(dst, name)),
+            None => rules.refuse(Block::Close, rules.unknown_reason(dst, name)),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod audit;
 mod decision;
 pub mod door;
+pub mod gateway;
 pub mod host;
 pub(crate) mod http_route;
 mod istio;
@@ -33,6 +34,7 @@ pub use decision::*;
 pub(crate) use service::{Cluster, Group, RouteTo, Service, StreamRule, Target};
 
 use self::door::{Door, Doors};
+use self::gateway::Listeners;
 use self::pattern::HostIndex;
 pub use self::request::canonical_host;
 use self::request::{Host, effective_host};
@@ -56,7 +58,7 @@ struct Inner {
     outbound: Outbound,
     egress_proxy: Option<RouteTo>,
     dynamic_tls: Option<Arc<Origination>>,
-    gateway: bool,
+    gateway: Option<Listeners>,
     unknown: Arc<TrafficPolicy>,
     doors: Doors,
     services: Vec<Service>,
@@ -88,8 +90,9 @@ pub(crate) struct Rules {
     pub(crate) egress_proxy: Option<RouteTo>,
     /// TLS for requests of ALLOW_ANY_DYNAMIC_DNS (MESH-31).
     pub(crate) dynamic_tls: Option<Arc<Origination>>,
-    /// They are a gateway's: what it does not serve is not found (GW-5), whatever the mode.
-    pub(crate) gateway: bool,
+    /// They are a gateway's, with these ports: what it does not serve is not found (GW-5), whatever the
+    /// mode.
+    pub(crate) gateway: Option<Listeners>,
     /// What carries unknown traffic, but for the protocol, which is the client's (MESH-18, MESH-25).
     pub(crate) unknown: TrafficPolicy,
     /// How what is allowed leaves.
@@ -153,6 +156,11 @@ impl Policy {
     /// Ports on which something else may hold than on those that nothing mentions.
     pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
         self.inner.iter().flat_map(|inner| inner.ports.keys().copied())
+    }
+
+    /// The ports that a gateway listens on; `None`: these rules are not a gateway's.
+    pub fn listeners(&self) -> Option<&Listeners> {
+        self.inner.as_deref()?.gateway.as_ref()
     }
 
     /// Whether connections may leave for elsewhere than where they were dialled: through an egress proxy, by
@@ -223,7 +231,7 @@ pub fn by_request(policy: &Policy, flow: &Flow<'_>, head: &RequestHead<'_>) -> D
             Enforcement::Strict => refuse_request(403, profile, true, Reason::ConnectMethod),
         };
     }
-    let Ok((host, port)) = effective_host(head, dst, profile) else {
+    let Ok((host, port)) = effective_host(head, rules.asked_at(dst), profile) else {
         return refuse_request(400, profile, true, Reason::BadHost);
     };
     let name = host.name();
@@ -269,7 +277,22 @@ impl Inner {
     /// Whether an unknown connection passes. To a capture port it never does: that would be a way
     /// past the proxy (CAP-11).
     fn passes_unknown(&self, dst: SocketAddr) -> bool {
-        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port()) && !self.gateway
+        self.outbound.is_open() && !CAPTURE_PORTS.contains(&dst.port()) && self.gateway.is_none()
+    }
+
+    /// Where a client means to ask: at a gateway, which it does not see, the server's own port.
+    fn asked_at(&self, dst: SocketAddr) -> SocketAddr {
+        let listener = self.gateway.as_ref().and_then(|ports| ports.get(&dst.port()));
+        SocketAddr::new(dst.ip(), listener.map_or(dst.port(), |listener| listener.server_port))
+    }
+
+    /// A refused connection. At a gateway it met no server, and no cluster either (GW-5).
+    fn refuse(&self, block: Block, reason: Reason) -> Decision {
+        let refused = refuse(block, reason);
+        match reason {
+            Reason::NotServed => Decision { cluster: None, ..refused },
+            _ => refused,
+        }
     }
 
     /// Unknown traffic that is passed where it was going (MESH-21, MESH-22, MESH-25).
@@ -314,7 +337,7 @@ impl Inner {
         port: Option<u16>,
         reason: Reason,
     ) -> Decision {
-        if self.gateway {
+        if self.gateway.is_some() {
             return refuse_request(404, self.profile(), false, reason);
         }
         let closed = reason == Reason::SpecialAddress;
@@ -367,6 +390,9 @@ impl Inner {
     /// Why a name is unknown on this flow: nowhere in the registry, or there with another port
     /// (MESH-30), other addresses, or another protocol.
     fn unknown_reason(&self, dst: SocketAddr, name: Option<&host::HostName>) -> Reason {
+        if self.gateway.is_some() {
+            return Reason::NotServed;
+        }
         let Some(name) = name else { return Reason::NotRegistered };
         let mut reason = Reason::NotRegistered;
         for id in self.known.matches(name) {

@@ -170,7 +170,10 @@ impl Tables {
             Hello::Http1 | Hello::Http2 => self.http(port, rules, dst),
             Hello::Opaque => {
                 let named = port.is_some_and(|port| !port.tls.is_empty() || !port.http.is_empty());
-                let reason = if named { Reason::WrongProtocol } else { Reason::NotRegistered };
+                let reason = match named {
+                    true => Reason::WrongProtocol,
+                    false => rules.unknown_reason(dst, None),
+                };
                 let otherwise = unknown(rules, dst, None, Block::Reset, reason);
                 self.nameless(port, rules, dst, otherwise)
             }
@@ -506,12 +509,19 @@ fn unknown(
     if closed_special(rules, dst) {
         return refuse(block, Reason::SpecialAddress);
     }
-    if rules.passes_unknown(dst) { rules.pass_connection(dst, name) } else { refuse(block, reason) }
+    if rules.passes_unknown(dst) {
+        rules.pass_connection(dst, name)
+    } else {
+        rules.refuse(block, reason)
+    }
 }
 
 /// T-13: special addresses need an entry that lists them; in ALLOW_ANY that is asked for metadata
-/// services only.
+/// services only. What dials a gateway dials the gateway.
 fn closed_special(rules: &Inner, dst: SocketAddr) -> bool {
+    if rules.gateway.is_some() {
+        return false;
+    }
     match rules.outbound {
         Outbound::AllowAny | Outbound::AllowAnyDynamicDns => is_metadata(dst.ip()),
         Outbound::RegistryOnly => is_special(dst.ip()),

@@ -19,7 +19,7 @@ use crate::admit::Admitted;
 use crate::clock;
 use crate::conn::{self, Site};
 use crate::decide::{ClusterName, Reason};
-use crate::hbone::{Metadata, Tunnel};
+use crate::hbone::{Metadata, Refusal, Tunnel};
 use crate::origin::{Arrival, Intercepted, Origin, OriginalDst};
 use crate::policy::Enforcement;
 use crate::sniff::prefixed::Prefixed;
@@ -33,6 +33,8 @@ struct Brought {
     intercepted: Intercepted,
     admitted: Admitted,
     site: Site,
+    /// Why policy will have refused it.
+    refusal: Refusal,
 }
 
 /// Why it is not: the answer that the node gets.
@@ -46,20 +48,22 @@ impl Gateway {
         mut respond: SendResponse<Bytes>,
         peer: &Peer,
     ) {
-        let Brought { near, intercepted, admitted, site } = match self.take(&request, peer).await {
-            Ok(brought) => brought,
-            Err(Refused(status, reason)) => {
-                let answer =
-                    Response::builder().status(status).header("interceptor-reason", reason);
-                if let Ok(answer) = answer.body(()) {
-                    // A node that is gone needs no answer.
-                    let _ = respond.send_response(answer, true);
+        let Brought { near, intercepted, admitted, site, refusal } =
+            match self.take(&request, peer).await {
+                Ok(brought) => brought,
+                Err(Refused(status, reason)) => {
+                    let answer =
+                        Response::builder().status(status).header("interceptor-reason", reason);
+                    if let Ok(answer) = answer.body(()) {
+                        // A node that is gone needs no answer.
+                        let _ = respond.send_response(answer, true);
+                    }
+                    return;
                 }
-                return;
-            }
-        };
+            };
         let Ok(send) = respond.send_response(Response::new(()), false) else { return };
-        let tunnel = Stream::Wrapped(Box::new(Tunnel::new(send, request.into_body(), ())));
+        let tunnel = Tunnel::new(send, request.into_body(), ()).refused_by(refusal);
+        let tunnel = Stream::Wrapped(Box::new(tunnel));
         tokio::spawn(conn::serve_brought(intercepted, admitted, site));
         let near = Prefixed::new(Bytes::new(), near);
         // The path has limits of its own.
@@ -98,16 +102,20 @@ impl Gateway {
             self.refuse(&metadata, peer, Some((id, &site.workload)));
             full(std::io::ErrorKind::QuotaExceeded.into())
         })?;
+        let refusal = Refusal::default();
+        let arrival =
+            Arrival { node: node.into(), trace: Arc::clone(&trace.id), refusal: refusal.clone() };
         let origin = Origin {
             id: admitted.number,
             dst: OriginalDst::new(*dst),
             src: *src,
             workload: Arc::clone(&site.workload),
-            arrival: Some(Arc::new(Arrival { node: node.into(), trace: Arc::clone(&trace.id) })),
+            arrival: Some(Arc::new(arrival)),
             accepted: Instant::now(),
             accepted_wall: clock::wall(),
         };
-        Ok(Brought { near, intercepted: Intercepted { client: far, origin }, admitted, site })
+        let intercepted = Intercepted { client: far, origin };
+        Ok(Brought { near, intercepted, admitted, site, refusal })
     }
 
     /// The line of a stream that is not taken in: for want of room, or since the node may not bring it.

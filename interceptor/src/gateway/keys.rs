@@ -1,4 +1,4 @@
-//! The gateway's certificate, and the authority that signs nodes' ones: read anew when a file changes.
+//! The gateway's certificate, and the authority that signs its clients' ones: read anew when a file changes.
 //! Connections that are open go on as they began.
 
 use std::io;
@@ -53,6 +53,7 @@ pub enum KeysError {
 #[derive(Debug)]
 pub struct Keys {
     files: KeyFiles,
+    protocols: &'static [&'static [u8]],
     provider: Arc<CryptoProvider>,
     kept: Mutex<Kept>,
 }
@@ -66,15 +67,15 @@ struct Kept {
 type Stamp = Vec<Option<(SystemTime, u64)>>;
 
 impl Keys {
-    /// Reads them.
+    /// Reads them; `protocols` are those of ALPN that are spoken inside.
     ///
     /// # Errors
     /// [`KeysError`].
-    pub fn read(files: KeyFiles) -> Result<Self, KeysError> {
+    pub fn read(files: KeyFiles, protocols: &'static [&'static [u8]]) -> Result<Self, KeysError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let made_of = files.stamp();
-        let config = files.config(&provider)?;
-        Ok(Self { files, provider, kept: Mutex::new(Kept { made_of, config }) })
+        let config = files.config(&provider, protocols)?;
+        Ok(Self { files, protocols, provider, kept: Mutex::new(Kept { made_of, config }) })
     }
 
     /// For the next connection. Files that changed and cannot be used leave what was good in force;
@@ -83,7 +84,7 @@ impl Keys {
         let stamp = self.files.stamp();
         let mut kept = self.lock();
         if kept.made_of != stamp {
-            match self.files.config(&self.provider) {
+            match self.files.config(&self.provider, self.protocols) {
                 Ok(config) => kept.config = config,
                 Err(error) => {
                     eprintln!(
@@ -112,7 +113,11 @@ impl KeyFiles {
         [certificate, key, client_ca].into_iter().chain(client_crl).map(look).collect()
     }
 
-    fn config(&self, provider: &Arc<CryptoProvider>) -> Result<Arc<ServerConfig>, KeysError> {
+    fn config(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        protocols: &[&[u8]],
+    ) -> Result<Arc<ServerConfig>, KeysError> {
         let mut roots = RootCertStore::empty();
         for authority in certificates(&self.client_ca)? {
             roots.add(authority).map_err(|_| unusable(&self.client_ca, "CA certificate"))?;
@@ -139,7 +144,7 @@ impl KeyFiles {
             .with_client_cert_verifier(verifier)
             .with_single_cert(certificates(&self.certificate)?, key)
             .map_err(wrong)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         // Every handshake shows a certificate.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

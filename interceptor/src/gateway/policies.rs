@@ -1,6 +1,7 @@
 //! The policy of every workload that nodes may speak for: read once, compiled for each of them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::nodes::{Entry, Nodes};
@@ -8,7 +9,7 @@ use crate::account::{AccessLog, Folds};
 use crate::act::carrier::Outbound;
 use crate::act::dial::Dialer;
 use crate::admit::{Room, Rooms};
-use crate::conn::Site;
+use crate::conn::{Entrance, Site};
 use crate::drain::Drain;
 use crate::netns::NetNs;
 use crate::policy::{Caller, Checked, Enforcement, Snapshot, Store};
@@ -86,6 +87,16 @@ impl Policies {
         self.sites.get(entry).cloned()
     }
 
+    /// What all connections are served by.
+    pub fn sites(&self) -> Vec<Site> {
+        self.sites.values().cloned().collect()
+    }
+
+    /// The policy of who is nobody in particular: profile, mode, limits.
+    pub fn general(&self) -> Snapshot {
+        self.compiled(&Caller::new("default"))
+    }
+
     /// The profile in force.
     pub(super) fn enforcement(&self) -> Enforcement {
         self.profile
@@ -97,8 +108,6 @@ impl Policies {
     }
 
     fn site(&self, entry: &Entry, store: &Arc<Store>) -> Site {
-        let Shared { netns, resolver, log, folds, rooms, drain } = self.shared.clone();
-        let snapshot = store.current();
         // Should it leave by another gateway, that one is told of the entry.
         let workload = Arc::new(Workload {
             namespace: entry.namespace.as_str().into(),
@@ -107,15 +116,31 @@ impl Policies {
             labels: entry.labels.clone(),
             pod: None,
         });
+        self.shared.site(workload, store, Entrance::Brought, None)
+    }
+}
+
+impl Shared {
+    /// What the connections of `workload` are served by; `own` is where the gateway itself is dialled.
+    pub(super) fn site(
+        &self,
+        workload: Arc<Workload>,
+        store: &Arc<Store>,
+        entrance: Entrance,
+        own: Option<IpAddr>,
+    ) -> Site {
+        let Self { netns, resolver, log, folds, rooms, drain } = self.clone();
+        let snapshot = store.current();
         let outbound = Outbound::new(Arc::clone(store) as _).of(Arc::clone(&workload));
         Site {
-            captured: None,
+            entrance,
             policy: Arc::clone(store),
             dialer: Dialer {
                 netns,
                 resolver,
                 connect_timeout: snapshot.connect_timeout,
                 enforcement: snapshot.enforcement,
+                own,
             },
             outbound: Arc::new(outbound),
             log,

@@ -48,6 +48,8 @@ pub struct Gateway {
     pub log: AccessLog,
     /// When it ends.
     pub drain: Drain,
+    /// Room for nodes' connections.
+    pub places: Arc<Semaphore>,
 }
 
 impl Gateway {
@@ -60,7 +62,7 @@ impl Gateway {
     /// Takes in connections until it is to end; gives those that are open then, all returned when all
     /// have ended.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> Arc<Semaphore> {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Arc::clone(&self.places);
         let unknown = Arc::new(Semaphore::new(UNKNOWN_MAX));
         loop {
             let accepted = async {
@@ -95,6 +97,13 @@ impl Gateway {
     /// How many places there are for connections.
     pub fn places() -> u32 {
         CONNECTIONS_MAX as u32
+    }
+
+    /// Connections of nodes that are open.
+    pub fn connected(&self) -> u64 {
+        // One place is the listener's own, which waits with it.
+        let taken = CONNECTIONS_MAX.saturating_sub(self.places.available_permits());
+        taken.saturating_sub(1) as u64
     }
 
     /// Who is there.

@@ -4,6 +4,7 @@
 //! The head's metadata is as good as the connection that it comes by: the node's certificate vouches
 //! for it, and the gateway holds it against what that node may vouch for (`gateway/nodes.rs`).
 
+mod refusal;
 mod stream;
 mod trace;
 
@@ -12,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+pub use refusal::Refusal;
 pub use stream::Tunnel;
 pub use trace::Trace;
 

@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::FRAME_MAX;
+use super::{FRAME_MAX, Refusal};
 
 /// The bytes of one stream. Dropped before both directions have ended, it resets the stream: what was
 /// cut short must not look whole.
@@ -19,6 +19,8 @@ pub struct Tunnel<Held = ()> {
     unread: Bytes,
     said_end: bool,
     heard_end: bool,
+    /// Why its policy refused it, said or heard.
+    refusal: Refusal,
     /// Given back with the stream.
     _held: Held,
 }
@@ -27,12 +29,22 @@ impl<Held> Tunnel<Held> {
     /// Both halves of a stream whose CONNECT was answered with 200.
     pub fn new(send: SendStream<Bytes>, receive: RecvStream, held: Held) -> Self {
         let unread = Bytes::new();
-        Self { send, receive, unread, said_end: false, heard_end: false, _held: held }
+        let refusal = Refusal::default();
+        Self { send, receive, unread, said_end: false, heard_end: false, refusal, _held: held }
+    }
+
+    /// The same with a place for why policy refused it: what is set there is said as the stream ends, and
+    /// what the other end says is set there.
+    #[must_use]
+    pub fn refused_by(mut self, refusal: Refusal) -> Self {
+        self.refusal = refusal;
+        self
     }
 }
 
 /// As a TCP connection would have failed.
-fn broken(error: h2::Error) -> io::Error {
+fn broken(error: h2::Error, refusal: &Refusal) -> io::Error {
+    refusal.hear(error.reason());
     match error.get_io() {
         Some(io) => io::Error::new(io.kind(), error),
         None => io::Error::new(io::ErrorKind::ConnectionReset, error),
@@ -52,7 +64,7 @@ impl<Held: Unpin> AsyncRead for Tunnel<Held> {
             }
             match ready!(this.receive.poll_data(cx)) {
                 Some(Ok(bytes)) => this.unread = bytes,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                Some(Err(error)) => return Poll::Ready(Err(broken(error, &this.refusal))),
                 None => this.heard_end = true,
             }
         }
@@ -82,7 +94,7 @@ impl<Held: Unpin> AsyncWrite for Tunnel<Held> {
             let given = match this.send.capacity() {
                 0 => match ready!(this.send.poll_capacity(cx)) {
                     Some(Ok(given)) => given,
-                    Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                    Some(Err(error)) => return Poll::Ready(Err(broken(error, &this.refusal))),
                     None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 },
                 given => given,
@@ -90,7 +102,8 @@ impl<Held: Unpin> AsyncWrite for Tunnel<Held> {
             let given = given.min(wanted);
             if given > 0 {
                 let bytes = Bytes::copy_from_slice(&buf[..given]);
-                this.send.send_data(bytes, false).map_err(broken)?;
+                let sent = this.send.send_data(bytes, false);
+                sent.map_err(|error| broken(error, &this.refusal))?;
                 return Poll::Ready(Ok(given));
             }
         }
@@ -103,8 +116,14 @@ impl<Held: Unpin> AsyncWrite for Tunnel<Held> {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.said_end && this.refusal.reason().is_some() {
+            // An end would say nothing.
+            this.send.send_reset(this.refusal.code());
+            this.said_end = true;
+        }
         if !this.said_end {
-            this.send.send_data(Bytes::new(), true).map_err(broken)?;
+            let sent = this.send.send_data(Bytes::new(), true);
+            sent.map_err(|error| broken(error, &this.refusal))?;
             this.said_end = true;
         }
         Poll::Ready(Ok(()))
@@ -114,7 +133,7 @@ impl<Held: Unpin> AsyncWrite for Tunnel<Held> {
 impl<Held> Drop for Tunnel<Held> {
     fn drop(&mut self) {
         if !(self.said_end && self.heard_end) {
-            self.send.send_reset(Reason::CANCEL);
+            self.send.send_reset(self.refusal.code());
         }
     }
 }

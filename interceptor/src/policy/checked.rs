@@ -246,7 +246,10 @@ fn compile_for(
     let carriage = |entry: &Entry, host: &EntryHost, port: &ServicePort, subset: Option<&str>| {
         let host = host.to_string();
         let service = destination_rule::ServicePort::of(entry, &host, port);
-        let found = rules.lookup(caller, &service, subset);
+        let found = match sources.gateway {
+            None => rules.lookup(caller, &service, subset),
+            Some(_) => rules.lookup_at_gateway(caller, &service, subset),
+        };
         let labels = found.subset_labels.unwrap_or_default();
         (!found.missing_subset).then_some(Carriage { traffic: found.traffic, labels })
     };

@@ -11,7 +11,7 @@ use super::Enforcement;
 use super::Outbound;
 use super::entry::{Entry, Protocol, ServicePort};
 use super::fields::Findings;
-use super::gateway::Gateway;
+use super::gateway::{Gateway, Served};
 use super::reader::exported;
 use super::registry::{Carriage, Registry};
 use super::selection::{Workload, select_endpoints};
@@ -25,7 +25,7 @@ use crate::decide::pattern::EntryHost;
 use crate::decide::route::{HeaderChanges, RouteActions};
 use crate::decide::traffic::{Origination, TrafficPolicy};
 use crate::decide::{
-    Cluster, ClusterName, Group, RouteTo, Rules, Service, StreamRule, Target, Upstream,
+    Cluster, ClusterName, Group, RouteTo, RuleId, Rules, Service, StreamRule, Target, Upstream,
 };
 
 /// Everything that takes part, each in the order of the files.
@@ -111,7 +111,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
     }
     let entries = visible(input.entries, mesh, namespace);
     let mut compiled = Compiled::default();
-    let mut registry = Registry::new(mesh.carriage, entries.len());
+    let mut registry = Registry::new(mesh.carriage, entries.len(), mesh.gateway.is_some());
     let automatic = automatic_addresses(&entries, mesh.dns_capture);
     let services =
         services(&entries, &imports, &automatic, namespace, &mut registry, out, &mut compiled.udp);
@@ -131,7 +131,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
             headers: Arc::new(HeaderChanges::default()),
         }),
         dynamic_tls: mesh.dynamic_tls.clone(),
-        gateway: false,
+        gateway: None,
         unknown: mesh.unknown.clone(),
         doors: Doors::default(),
     };
@@ -142,7 +142,7 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
             compiled.rules.services = bind(services, &mut binder, mesh, &compiled.rules.listeners);
         }
         Some(address) => {
-            compiled.rules.gateway = true;
+            let mut served = Served::default();
             let actions = mesh.settings.default_actions();
             for gateway in own {
                 let settings =
@@ -150,9 +150,15 @@ pub(super) fn compile(mut input: Input, mesh: &Mesh<'_>, out: &mut Findings) -> 
                 let bound: Vec<_> =
                     bound.iter().copied().filter(|service| gateway.binds(service)).collect();
                 let mut binder = Binder::new(&settings, &registry, &bound, all);
-                let served = gateway.services(address, &entries, &mut binder, &actions);
-                compiled.rules.services.extend(served);
+                gateway.serve(address, &entries, &mut binder, &actions, &mut served);
+                out.warnings.extend(gateway.problems.iter().cloned());
             }
+            let Served { services, listeners } = served;
+            compiled.rules.services = services;
+            // What no VirtualService binds is answered too (GW-5).
+            let http = listeners.iter().filter(|(_, listener)| listener.http);
+            compiled.rules.listeners = http.map(|(port, _)| (*port, Group::Http)).collect();
+            compiled.rules.gateway = Some(listeners);
         }
     }
     compiled
@@ -346,6 +352,16 @@ pub(super) fn nominal(
     routes: Arc<HttpRoutes>,
     actions: &Arc<RouteActions>,
 ) -> Service {
+    let rule = routes.rule.clone();
+    Service {
+        routes: Some(routes),
+        actions: Arc::clone(actions),
+        ..host_without_entry(host, port, rule)
+    }
+}
+
+/// The same, without routes.
+pub(super) fn host_without_entry(host: EntryHost, port: u16, rule: RuleId) -> Service {
     let cluster = Cluster {
         name: ClusterName::outbound(port, &host.to_string()),
         host,
@@ -358,11 +374,11 @@ pub(super) fn nominal(
         port,
         group: Group::Http,
         exclusive: false,
-        rule: routes.rule.clone(),
+        rule,
         aliases: Arc::default(),
-        routes: Some(routes),
+        routes: None,
         chains: Arc::default(),
-        actions: Arc::clone(actions),
+        actions: Arc::default(),
         forbids_ech: false,
         nominal: true,
     }

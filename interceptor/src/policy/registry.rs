@@ -12,7 +12,7 @@ use super::entry::{EndpointAddress, Entry, ServicePort};
 use super::service_entry::Resolution;
 use super::virtual_service::compile::Clusters;
 use crate::decide::pattern::EntryHost;
-use crate::decide::traffic::TrafficPolicy;
+use crate::decide::traffic::{LoadBalancer, TrafficPolicy};
 use crate::decide::{Cluster, ClusterName, Endpoint, Place, Target, Upstream};
 
 /// What carries a cluster's traffic, and which of its endpoints.
@@ -26,6 +26,8 @@ pub(super) struct Carriage {
 /// Every host and port that a workload sees.
 pub(super) struct Registry<'a> {
     carriage: &'a Carry<'a>,
+    /// It is a gateway's: where its clients dialled is itself, and nowhere to go (RES-12).
+    gateway: bool,
     hosts: HashMap<&'a EntryHost, Host<'a>>,
 }
 
@@ -45,8 +47,8 @@ struct Source<'a> {
 
 impl<'a> Registry<'a> {
     /// For about so many hosts.
-    pub(super) fn new(carriage: &'a Carry<'a>, capacity: usize) -> Self {
-        Self { carriage, hosts: HashMap::with_capacity(capacity) }
+    pub(super) fn new(carriage: &'a Carry<'a>, capacity: usize, gateway: bool) -> Self {
+        Self { carriage, gateway, hosts: HashMap::with_capacity(capacity) }
     }
 
     /// Adds the port of a host; its own cluster.
@@ -74,12 +76,19 @@ impl<'a> Registry<'a> {
         subset: Option<&str>,
     ) -> Option<Cluster> {
         let carriage = (self.carriage)(entry, host, port, subset)?;
+        let mut traffic = carriage.traffic;
+        let mut target = target(entry, host, port, &carriage.labels);
+        let passes_on = traffic.load_balancer == LoadBalancer::Passthrough;
+        if self.gateway && (passes_on || matches!(target, Target::Original(_))) {
+            target = Target::Fixed(Upstream::None);
+            Arc::make_mut(&mut traffic).load_balancer = LoadBalancer::default();
+        }
         Some(Cluster {
             name: ClusterName::subset(port.number, subset.unwrap_or_default(), &host.to_string()),
             host: host.clone(),
             addresses,
-            target: target(entry, host, port, &carriage.labels),
-            traffic: carriage.traffic,
+            target,
+            traffic,
         })
     }
 }

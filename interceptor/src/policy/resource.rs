@@ -328,15 +328,14 @@ impl Resources {
                 if group.ends_with("istio.io") && LATER.contains(&other)
                     || is_kubernetes(version_text) =>
             {
-                // Sidecars have no use for it, and `run` has no other role yet.
-                if other == "Gateway" {
-                    self.gateways.push(Gateway::read(&meta, node));
+                let mut message = format!("{other}: not supported yet; ignored");
+                if other == "Gateway" && group.ends_with("istio.io") {
+                    self.gateways.push(Gateway::read(&meta, node, &cx));
+                    message =
+                        "Gateway: `interceptor gateway --address` serves it; all others ignore it"
+                            .into();
                 }
-                out.warnings.push(cx.notice(
-                    kind.at,
-                    "kind",
-                    format!("{other}: not supported yet; ignored"),
-                ));
+                out.warnings.push(cx.notice(kind.at, "kind", message));
                 return;
             }
             other => {

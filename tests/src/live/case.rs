@@ -267,13 +267,13 @@ impl Case {
     #[must_use]
     pub fn unplayable(&self) -> Option<&'static str> {
         let local = self.flow.as_ref().is_some_and(|flow| flow.dst.ip().is_loopback());
-        if self.workload.role.as_deref() == Some("gateway") {
-            Some("the gateway role is not there yet")
-        } else if self.needs_pod() && local {
-            Some("nothing listens on a pod's own loopback")
-        } else {
-            None
-        }
+        (self.needs_pod() && local).then_some("nothing listens on a pod's own loopback")
+    }
+
+    /// Whether the flow enters a gateway, where it dials.
+    #[must_use]
+    pub fn is_gateway(&self) -> bool {
+        self.workload.role.as_deref() == Some("gateway")
     }
 
     /// Whether the caller must be a pod: only one has annotations, or may be left out of injection, and
@@ -447,7 +447,7 @@ cases:
     #[test]
     fn what_needs_a_pod_or_more_is_named() {
         let gateway = parse(&CASE.replace("uid: 1000", "role: gateway")).expect("a file");
-        assert!(gateway[0].unplayable().is_some());
+        assert!(gateway[0].is_gateway() && gateway[0].unplayable().is_none());
         for (from, to) in [
             ("uid: 1000", "annotations: {a: b}"),
             ("app: client", "sidecar.istio.io/inject: 'false'"),

@@ -9,6 +9,7 @@ pub mod case;
 pub mod client;
 pub mod compare;
 mod files;
+mod gateway;
 pub mod log;
 mod pod;
 mod pure;

@@ -17,7 +17,7 @@ use super::case::{Case, Flow, Profile};
 use super::client::{Exchange, Task};
 use super::stub::{Contact, Stub};
 use super::tls::Certificates;
-use super::{files, log, pod};
+use super::{files, gateway, log, pod};
 use crate::capture::let_out;
 use crate::netns::next_number;
 use crate::world::{DNS, World};
@@ -149,9 +149,10 @@ impl Stage {
         };
         fs::write(at.join("task.json"), serde_json::to_vec(&task)?)?;
 
-        let Ran { code, log: text, stderr } = if case.needs_pod() {
-            let caller =
-                pod::Caller { product: &self.binary, program: &self.caller, at, limit: LIMIT };
+        let caller = pod::Caller { product: &self.binary, program: &self.caller, at, limit: LIMIT };
+        let Ran { code, log: text, stderr } = if case.is_gateway() {
+            gateway::run(&self.world, case, profile, &resources, &caller)?
+        } else if case.needs_pod() {
             pod::run(&self.world, case, profile, &resources, &caller)?
         } else {
             fs::write(at.join("resources.yaml"), files::stream(&resources))?;

@@ -14,6 +14,7 @@ use std::{env, thread};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::capture::Capture;
+use crate::gateway::{FIRST, Gateway, Passage};
 use crate::log;
 use crate::product::{Interceptor, Outcome};
 use crate::world::{World, exit_code};
@@ -57,7 +58,8 @@ pub fn play(options: &Options) -> Result<bool> {
                 page.insert(&text)?;
                 rows.extend(more);
             } else {
-                let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step };
+                let (page, capture) = (&mut page, &capture);
+                let mut stage = Stage { world: &world, capture, page, step, gateway: None };
                 rows.extend(stage.play(&options.interceptor, interrupted)?);
             }
         }
@@ -78,10 +80,24 @@ fn play_aside(
     interrupted: &AtomicBool,
 ) -> Result<(Vec<u8>, Vec<Row>)> {
     let world = World::new().context("bringing another small internet up")?;
+    let passage = step.gateway.map(|_| Passage::between(&world)).transpose()?;
+    let gateway = match (&passage, step.gateway) {
+        (Some(passage), Some(flags)) => {
+            let absolute = |flag: &&str| match repository().join(flag) {
+                file if file.is_file() => file.to_string_lossy().into_owned(),
+                _ => (*flag).to_owned(),
+            };
+            let flags: Vec<_> = flags.iter().map(absolute).collect();
+            let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+            Some(passage.dialled_of(&options.interceptor, "gw-1.test", FIRST.ip(), &flags)?)
+        }
+        _ => None,
+    };
     let capture = world.capture()?;
     let mut text = Vec::new();
     let mut page = Page::new(&mut text, options.colour);
-    let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step };
+    let gateway = gateway.as_ref();
+    let mut stage = Stage { world: &world, capture: &capture, page: &mut page, step, gateway };
     let rows = stage.play(&options.interceptor, interrupted)?;
     Ok((text, rows))
 }
@@ -92,6 +108,7 @@ struct Stage<'a, W> {
     capture: &'a Capture,
     page: &'a mut Page<W>,
     step: &'a Step,
+    gateway: Option<&'a Gateway>,
 }
 
 impl<W: Write> Stage<'_, W> {
@@ -121,7 +138,13 @@ impl<W: Write> Stage<'_, W> {
                         holds: said.code == 0,
                     });
                 }
-                Action::Try(tried) => {
+                Action::Try(_) | Action::Through(_) => {
+                    let (tried, through) = match action {
+                        Action::Through(through) => (&through.tried, Some(through)),
+                        Action::Try(tried) => (tried, None),
+                        Action::Verb(_) => continue,
+                    };
+                    let theirs = self.gateway.map_or(0, |gateway| gateway.lines().len());
                     let before = self.arrivals(tried);
                     let command = ["bash", "-c", tried.command];
                     let outcome = match (&running, self.step.log) {
@@ -131,8 +154,17 @@ impl<W: Write> Stage<'_, W> {
                     };
                     let after = self.arrivals(tried);
                     let arrived: Vec<_> = after.iter().zip(before).map(|(a, b)| a - b).collect();
-                    let problems = judge(tried, &outcome, &arrived);
+                    let mut problems = judge(tried, &outcome, &arrived);
                     self.page.command(tried, &outcome, &arrived)?;
+                    if let Some(gateway) = self.gateway {
+                        let shapes = through.map_or(&[][..], |through| &through.gateway);
+                        let lines = gateway.wait_for_lines(theirs, shapes.len());
+                        self.page.gateway(&lines)?;
+                        let shapes: Vec<_> = shapes.iter().map(String::as_str).collect();
+                        if let Err(differences) = log::expect_lines(&lines, &shapes) {
+                            problems.push(format!("at the gateway: {differences}"));
+                        }
+                    }
                     self.page.verdict(tried.expected, &problems)?;
                     rows.push(Row {
                         chapter: self.step.chapter,
@@ -236,7 +268,11 @@ mod tests {
                 assert!(repository().join(flag).is_file(), "{flag}");
             }
             for action in &step.actions {
-                let Action::Try(tried) = action else { continue };
+                let tried = match action {
+                    Action::Try(tried) => tried,
+                    Action::Through(through) => &through.tried,
+                    Action::Verb(_) => continue,
+                };
                 // A line that fits nothing: what matters is that no shape makes it panic.
                 let line = r#"[2026-01-02T03:04:05.678Z] "x x x" 0 x x x "x" 0 0 0 x "x" "x" "x" "x" "-" x - 192.0.2.1:1 192.0.2.1:1 x x"#;
                 let line = log::Line::parse(line).expect("a line");

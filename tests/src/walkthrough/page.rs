@@ -84,6 +84,10 @@ impl<W: Write> Page<W> {
         let title = self.ink(Ink::Bold, &format!("Step {} · {}", step.chapter, step.title));
         writeln!(self.out, "\n{title}")?;
         self.note(&format!("  interceptor run {} -- …", step.flags.join(" ")))?;
+        if let Some(flags) = step.gateway {
+            let at = crate::gateway::FIRST.ip();
+            self.note(&format!("  interceptor gateway --address {at} {}", flags.join(" ")))?;
+        }
         if step.slow {
             self.note("  (played beside the steps before it, in a small internet of its own)")?;
         }
@@ -131,6 +135,18 @@ impl<W: Write> Page<W> {
             };
             let seen = self.ink(Ink::Dim, &format!("{count} seen to {place}"));
             writeln!(self.out, "  net {seen}")?;
+        }
+        Ok(())
+    }
+
+    /// What the gateway logged of it.
+    ///
+    /// # Errors
+    /// When the page can't be written.
+    pub(super) fn gateway(&mut self, lines: &[String]) -> io::Result<()> {
+        for line in lines {
+            let line = self.ink(Ink::Dim, line);
+            writeln!(self.out, "  log of the gateway {line}")?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ fn dialer(table: &[(&str, &[&str])], enforcement: Enforcement) -> Dialer {
         resolver: Arc::new(Resolver::of_table(table)),
         connect_timeout: QUICK,
         enforcement,
+        own: None,
     }
 }
 

@@ -31,7 +31,7 @@ use crate::decide::Place;
 use crate::decide::door::{EgressProxy, PlainHttp, Speaks, Target, Via};
 use crate::decide::host::HostName;
 use crate::decide::traffic::{Origination, TrafficPolicy};
-use crate::hbone::{Claim, Metadata, Trace};
+use crate::hbone::{Claim, Metadata, Refusal, Trace};
 use crate::origin::OriginalDst;
 use hbone::{Means, NoStream, Streamed};
 use health::Fault;
@@ -67,6 +67,8 @@ pub struct Left {
     pub absolute: Option<Absolute>,
     /// The trace that a gateway's line has too.
     pub trace: Option<Arc<str>>,
+    /// Why a gateway's policy refused it, once that is heard.
+    pub refusal: Refusal,
 }
 
 /// What makes a request one to a proxy.
@@ -125,6 +127,14 @@ impl Shut {
             Self::Stream(NoStream::Unavailable) => Some(Fault::Down),
             Self::Stream(error) => (!error.is_answer()).then_some(Fault::Mute),
         }
+    }
+}
+
+impl Left {
+    /// What the gateway's policy said against it, as the access log's field 9 prints it.
+    pub fn refused(&self) -> Option<String> {
+        let reason = self.refusal.reason()?;
+        Some(format!("egress_proxy{{{}|the_gateway_refused_({})}}", self.proxy, reason.label()))
     }
 }
 
@@ -273,7 +283,8 @@ impl Carrier {
             }
         }
         let (proxy, target) = (Arc::clone(&proxy.name), authority.into());
-        Ok(Through { stream, upstream, local, how: Left { proxy, target, absolute, trace: None } })
+        let how = Left { proxy, target, absolute, trace: None, refusal: Refusal::default() };
+        Ok(Through { stream, upstream, local, how })
     }
 
     /// A stream of a gateway.
@@ -303,7 +314,9 @@ impl Carrier {
             target: authority.into(),
             absolute: None,
             trace: Some(metadata.trace.id),
+            refusal: Refusal::default(),
         };
+        let tunnel = tunnel.refused_by(how.refusal.clone());
         Ok(Through { stream: Stream::Wrapped(Box::new(tunnel)), upstream, local, how })
     }
 }

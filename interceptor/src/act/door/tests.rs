@@ -23,6 +23,7 @@ fn carrier() -> Carrier {
         resolver: Arc::new(Resolver::of_table(&[("noticed.test", &["192.0.2.1"])])),
         connect_timeout: Duration::from_secs(3),
         enforcement: Enforcement::Strict,
+        own: None,
     };
     Carrier { dialer, outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))) }
 }

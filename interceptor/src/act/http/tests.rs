@@ -63,6 +63,7 @@ impl Default for Names {
             resolver: Arc::new(Resolver::of_table(&[])),
             connect_timeout: Duration::from_secs(5),
             enforcement: Enforcement::Istio,
+            own: None,
         };
         let outbound = Arc::new(Outbound::new(Arc::new(NoSecrets)));
         Self {

@@ -166,6 +166,26 @@ impl Rules {
         service: &ServicePort<'_>,
         subset: Option<&str>,
     ) -> Lookup {
+        self.looked_up(caller, service, subset, false)
+    }
+
+    /// The same for a gateway, which may read secrets whoever a rule selects (TLS-9).
+    pub(crate) fn lookup_at_gateway(
+        &self,
+        caller: &Caller,
+        service: &ServicePort<'_>,
+        subset: Option<&str>,
+    ) -> Lookup {
+        self.looked_up(caller, service, subset, true)
+    }
+
+    fn looked_up(
+        &self,
+        caller: &Caller,
+        service: &ServicePort<'_>,
+        subset: Option<&str>,
+        at_gateway: bool,
+    ) -> Lookup {
         let found = self.find(caller, service.host, service.namespace);
         let named = subset.and_then(|name| found.as_ref()?.subset(name));
         let policy = found.as_ref().and_then(Found::policy);
@@ -173,7 +193,7 @@ impl Rules {
         let selected = found.as_ref().is_some_and(|found| found.head.selector.is_some());
         let mut effective = Effective::of(policy, under, service.port);
         effective.blocks = self.base.overridden(&effective.blocks);
-        let traffic = effective.traffic(service, selected, self);
+        let traffic = effective.traffic(service, selected || at_gateway, self);
         Lookup {
             traffic: Arc::new(traffic),
             subset_labels: named.map(|subset| subset.labels.clone()),

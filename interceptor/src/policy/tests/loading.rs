@@ -3,6 +3,7 @@
 use super::*;
 use crate::decide;
 use crate::decide::host::HostName;
+use crate::gateway::Nodes;
 use crate::origin::OriginalDst;
 use crate::sniff::{ClientHello, Hello};
 
@@ -421,10 +422,16 @@ fn the_examples_load_in_both_profiles() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     for enforcement in [Enforcement::Strict, Enforcement::Istio] {
         let mut seen = 0;
-        let all = [dir.clone(), dir.join("walkthrough")];
+        let all = [dir.clone(), dir.join("walkthrough"), dir.join("gateway")];
         let listed = all.iter().flat_map(|dir| std::fs::read_dir(dir).expect("examples"));
         for path in listed.map(|file| file.expect("an entry").path()).filter(|path| path.is_file())
         {
+            if path.ends_with("gateway/nodes.yaml") {
+                let nodes = Nodes::read(&path).unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(nodes.len(), 2);
+                seen += 1;
+                continue;
+            }
             let mesh = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("mesh"));
             let sources = Sources {
                 files: if mesh { vec![] } else { vec![path.clone()] },
@@ -436,8 +443,36 @@ fn the_examples_load_in_both_profiles() {
             assert!(loaded.rejected.is_empty(), "{}: {:?}", path.display(), loaded.rejected);
             seen += 1;
         }
-        assert!(seen >= 15, "{seen}");
+        assert!(seen >= 20, "{seen}");
     }
+}
+
+/// What the examples of a gateway are for: two doors for the node, and the ports of Istio's form.
+#[test]
+fn the_examples_of_gateways_make_some() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let of = |file: &str, gateway: Option<&str>, labels: &[(&str, &str)]| {
+        let sources = Sources {
+            files: vec![dir.join(file)],
+            gateway: gateway.map(|at| at.parse().expect("an address")),
+            ..Sources::default()
+        };
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let namespace = if gateway.is_some() { "istio-system" } else { "default" };
+        let caller = Caller { namespace: namespace.to_owned(), labels: labels.collect() };
+        load(&sources, &caller).unwrap_or_else(|e| panic!("{e}")).snapshot.policy
+    };
+    assert!(of("gateway/node.yaml", None, &[]).may_reroute());
+    let file = "walkthrough/10-egress-gateway.yaml";
+    let listens = |policy: &decide::Policy| {
+        policy.listeners().map(|ports| ports.keys().copied().collect::<Vec<_>>())
+    };
+    let own = [("istio", "egressgateway")];
+    assert_eq!(listens(&of(file, Some("10.77.0.1"), &own)), Some(vec![8080, 8443]));
+    // Its Service leads elsewhere; it is not selected; it is no gateway.
+    assert_eq!(listens(&of(file, Some("10.77.0.9"), &own)), Some(vec![80, 443]));
+    assert_eq!(listens(&of(file, Some("10.77.0.1"), &[])), Some(vec![]));
+    assert_eq!(listens(&of(file, None, &own)), None);
 }
 
 #[test]

@@ -167,6 +167,22 @@ impl<'a, C: Clusters> Binder<'a, C> {
         found
     }
 
+    /// Every bound host with `tls` rules on `port`: what a gateway passes on by its name (GW-3).
+    pub(in super::super) fn passed(&self, port: u16) -> Vec<Passed> {
+        let mut found = Vec::new();
+        for (index, service) in self.bound.iter().enumerate() {
+            for host in &service.hosts {
+                let own = self.hosts.get(&host.to_string()) == Some(&index);
+                let rules = self.chains(host, port, Group::Tls).rules;
+                if own && !rules.is_empty() {
+                    let namespace = service.meta.namespace.clone();
+                    found.push(Passed { namespace, host: host.clone(), rules });
+                }
+            }
+        }
+        found
+    }
+
     fn http(&self, service: &VirtualService, port: u16) -> HttpRoutes {
         let find = |name: &str, namespace: &str| {
             let mut all = self.all.iter();
@@ -296,6 +312,14 @@ impl<'a, C: Clusters> Binder<'a, C> {
         }
         chains
     }
+}
+
+/// A host that a gateway passes on, the namespace of its VirtualService, and that one's rules.
+#[derive(Debug)]
+pub(in super::super) struct Passed {
+    pub(in super::super) namespace: Arc<str>,
+    pub(in super::super) host: EntryHost,
+    pub(in super::super) rules: Vec<StreamRule>,
 }
 
 /// The chains of rules on one port of a host.

@@ -1,6 +1,7 @@
 //! What the walkthrough plays: the tutorial's steps, its commands, and what must come of them.
 
 mod bypass;
+mod gateway;
 mod listing;
 mod seeing;
 mod steering;
@@ -32,6 +33,8 @@ pub(super) struct Step {
     pub(super) log: LogPlace,
     /// Whether it takes seconds; then it is played beside the others, in a world of its own.
     pub(super) slow: bool,
+    /// Flags of the gateway through which alone the workload comes out; none where it has a way itself.
+    pub(super) gateway: Option<&'static [&'static str]>,
     /// What is tried, in order.
     pub(super) actions: Vec<Action>,
 }
@@ -50,6 +53,8 @@ pub(super) enum LogPlace {
 pub(super) enum Action {
     /// A command of the workload.
     Try(Try),
+    /// The same, where the gateway has something to say of it.
+    Through(Through),
     /// A verb of the product while it runs: `bypass add …`. The step then runs as one
     /// `interceptor run`, and its commands through `interceptor exec`.
     Verb(&'static str),
@@ -74,6 +79,15 @@ pub(super) struct Try {
     pub(super) arrives: Vec<(SocketAddr, bool)>,
 }
 
+/// A command whose connections come to the gateway.
+#[derive(Debug)]
+pub(super) struct Through {
+    /// The command, and what the node says.
+    pub(super) tried: Try,
+    /// The shape of every line of the gateway's access log.
+    pub(super) gateway: Vec<String>,
+}
+
 impl Step {
     fn new(
         chapter: &'static str,
@@ -81,7 +95,15 @@ impl Step {
         flags: &[&'static str],
         actions: Vec<Action>,
     ) -> Self {
-        Self { chapter, title, flags: flags.to_vec(), log: LogPlace::Apart, slow: false, actions }
+        Self {
+            chapter,
+            title,
+            flags: flags.to_vec(),
+            log: LogPlace::Apart,
+            slow: false,
+            gateway: None,
+            actions,
+        }
     }
 
     /// REGISTRY_ONLY, and what these files list.
@@ -98,6 +120,11 @@ impl Step {
 
     fn slow(self) -> Self {
         Self { slow: true, ..self }
+    }
+
+    /// In a world of its own, like all that are slow.
+    fn behind(self, gateway: &'static [&'static str]) -> Self {
+        Self { slow: true, gateway: Some(gateway), ..self }
     }
 
     fn logging_to_standard_output(self) -> Self {
@@ -170,6 +197,13 @@ pub(super) fn script() -> Vec<Step> {
             &[],
             bypass::bypass(),
         ),
+        Step::listed(
+            "10",
+            "Through an egress gateway: only its namespace has a route to the outside",
+            &[gateway::FILE],
+            gateway::one_way_out(),
+        )
+        .behind(&gateway::GATEWAY),
     ]
 }
 
