@@ -19,8 +19,8 @@ use ipnet::IpNet;
 pub use self::agent::Agent;
 pub use self::cni::Cni;
 pub use self::gateway::Gateway;
-use crate::policy::{Enforcement, Outbound};
-pub use run::{Run, WorkloadArgs};
+use crate::policy::Enforcement;
+pub use run::{MeshArgs, Run, WorkloadArgs};
 pub(crate) use values::parse_name;
 pub use values::{LogTarget, parse_cidr};
 
@@ -305,17 +305,9 @@ pub struct Explain {
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,
 
-    /// Mesh config: bare, in an IstioOperator, or in the `istio` ConfigMap.
-    #[arg(long, value_name = "FILE")]
-    pub mesh_config: Option<PathBuf>,
-
-    /// As with `run`.
-    #[arg(long, value_enum, value_name = "POLICY")]
-    pub outbound: Option<Outbound>,
-
-    /// As with `run`.
-    #[arg(long, value_enum, value_name = "PROFILE")]
-    pub enforcement: Option<Enforcement>,
+    /// What holds beside the resources.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
 
     /// As with `run`.
     #[arg(long, value_name = "true|false")]

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::log::Line;
 use crate::netns::next_number;
+pub use crate::outcome::Outcome;
 use crate::world::{Finished, World, exit_code, stop, text, wait};
 
 /// How long one command under interception may take before the test gives up.
@@ -50,15 +51,6 @@ pub struct Interceptor<'w> {
     directory: Option<PathBuf>,
 }
 
-/// What a command under interception did, and the access-log lines that it caused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// Exit status and output.
-    pub finished: Finished,
-    /// The access log's new lines.
-    pub log: Vec<String>,
-}
-
 impl<'w> Interceptor<'w> {
     /// The product with these flags of `interceptor run` (`--outbound`, `-f`, `--bypass` …).
     #[must_use]
@@ -72,6 +64,14 @@ impl<'w> Interceptor<'w> {
             name,
             world,
         }
+    }
+
+    /// The product that allows what this file of resources lists and nothing else, direct where the
+    /// kernel can judge; with `more` flags.
+    #[must_use]
+    pub fn fast(world: &'w World, resources: &str, more: &[&str]) -> Self {
+        let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", resources];
+        Self::new(world, &binary(), &[&flags[..], more].concat())
     }
 
     /// Runs it from this directory, against which `-f FILE` is read.
@@ -150,7 +150,7 @@ impl<'w> Interceptor<'w> {
         let mut run = self.run_command(command);
         change(&mut run);
         let finished = self.world.output(&mut run, LIMIT)?;
-        Ok(Outcome { finished, log: self.lines().split_off(before) })
+        Ok(Outcome { command: command.join(" "), finished, log: self.lines().split_off(before) })
     }
 
     /// Runs a command under interception to its end, the access log going where the resources say,
@@ -164,7 +164,7 @@ impl<'w> Interceptor<'w> {
         let lines = finished.stdout.lines().map(str::to_owned);
         let (log, rest): (Vec<_>, Vec<_>) = lines.partition(|line| Line::parse(line).is_ok());
         finished.stdout = rest.iter().flat_map(|line| [line, "\n"]).collect();
-        Ok(Outcome { finished, log })
+        Ok(Outcome { command: command.join(" "), finished, log })
     }
 
     /// Starts it around a command that does nothing, for [`Running::exec`]; when it returns,
@@ -316,7 +316,17 @@ impl Running<'_> {
         let before = self.interceptor.lines().len();
         let mut exec = self.exec_command(command);
         let finished = self.interceptor.world.output(&mut exec, LIMIT)?;
-        Ok(Outcome { finished, log: self.wait_for_lines(before, lines) })
+        let log = self.wait_for_lines(before, lines);
+        Ok(Outcome { command: command.join(" "), finished, log })
+    }
+
+    /// [`Running::exec`] of a test client, its arguments in one text with blanks between them.
+    ///
+    /// # Errors
+    /// As [`Running::exec`].
+    pub fn exec_client(&self, client: &str, arguments: &str, lines: usize) -> Result<Outcome> {
+        let command: Vec<_> = [client].into_iter().chain(arguments.split_whitespace()).collect();
+        self.exec(&command, lines)
     }
 
     /// `interceptor exec --name NAME -- COMMAND`, not yet started.
@@ -474,21 +484,4 @@ impl Drop for Running<'_> {
             eprintln!("cannot clean up after {}: {error:#}", self.interceptor.name);
         }
     }
-}
-
-/// Runs several programs at the same time in the workload's namespace, each to its end.
-///
-/// # Errors
-/// When one can't be started or doesn't end in a minute.
-///
-/// # Panics
-/// Never: the threads don't.
-pub fn run_together(world: &World, commands: Vec<Command>) -> Result<Vec<Finished>> {
-    thread::scope(|scope| {
-        let started: Vec<_> = commands
-            .into_iter()
-            .map(|mut command| scope.spawn(move || world.output(&mut command, LIMIT)))
-            .collect();
-        started.into_iter().map(|thread| thread.join().expect("no panic in it")).collect()
-    })
 }

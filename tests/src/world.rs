@@ -90,6 +90,17 @@ impl World {
         Self::build(FlockArg::LockShared, Inhabited::Yes)
     }
 
+    /// [`World::new`] for a test that needs the kernel; `None` where [`kernel_tests`] excuses it.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    ///
+    /// # Panics
+    /// As [`kernel_tests`].
+    pub fn testable() -> Result<Option<Self>> {
+        kernel_tests().then(Self::new).transpose()
+    }
+
     /// A world without inhabitants: every address there is answers, but nothing listens (DNS
     /// aside) and no name exists until somebody puts it there.
     ///
@@ -248,6 +259,23 @@ impl World {
             bail!("not done after {limit:?}: {command:?}\nstdout: {stdout}\nstderr: {stderr}");
         };
         Ok(Finished { code: exit_code(status), stdout, stderr })
+    }
+
+    /// [`World::output`] of several programs at the same time.
+    ///
+    /// # Errors
+    /// As [`World::output`], for any of them.
+    ///
+    /// # Panics
+    /// Never: the threads don't.
+    pub fn outputs(&self, commands: Vec<Command>, limit: Duration) -> Result<Vec<Finished>> {
+        std::thread::scope(|scope| {
+            let started: Vec<_> = commands
+                .into_iter()
+                .map(|mut command| scope.spawn(move || self.output(&mut command, limit)))
+                .collect();
+            started.into_iter().map(|thread| thread.join().expect("no panic in it")).collect()
+        })
     }
 
     /// Runs `curl` with these arguments in the workload's namespace, not intercepted.

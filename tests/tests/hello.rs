@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use interceptor_tests::log::expect_lines;
 use interceptor_tests::product::{Interceptor, Outcome, Running, binary};
 use interceptor_tests::shapes::{passed, refused};
-use interceptor_tests::world::{self, World, kernel_tests};
+use interceptor_tests::world::{self, World};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 
@@ -33,43 +32,35 @@ fn start(world: &World) -> Result<Running<'_>> {
 }
 
 fn hello(running: &Running<'_>, to: SocketAddr, name: &str, cut: &str) -> Result<Outcome> {
-    let arguments = format!("hello {to} {name} {cut}");
-    let command: Vec<_> = [CLIENT].into_iter().chain(arguments.split_whitespace()).collect();
-    running.exec(&command, 1)
+    running.exec_client(CLIENT, &format!("hello {to} {name} {cut}"), 1)
 }
 
 #[test]
 fn a_listed_name_passes_however_the_hello_is_cut() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let running = start(&world)?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443);
     let shape = passed(to, "outbound|443||v4.example.com", "v4.example.com");
     for cut in CUTS {
         let outcome = hello(&running, to, "v4.example.com", cut)?;
-        assert_eq!(outcome.finished.code, 0, "{cut}: {}", outcome.finished.stderr);
+        outcome.assert_code(0);
         assert!(outcome.finished.stdout.starts_with("200 "), "{cut}: {}", outcome.finished.stdout);
-        expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{cut}: {e}"));
+        outcome.assert_log(&[&shape]);
     }
     Ok(())
 }
 
 #[test]
 fn an_unlisted_name_is_refused_however_the_hello_is_cut() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let capture = world.capture()?;
     let running = start(&world)?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443);
     let shape = refused(to, "other.example.com");
     for cut in CUTS {
         let outcome = hello(&running, to, "other.example.com", cut)?;
-        assert_eq!(outcome.finished.code, 1, "{cut}: {}", outcome.finished.stdout);
-        expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{cut}: {e}"));
+        outcome.assert_code(1);
+        outcome.assert_log(&[&shape]);
     }
     assert_eq!(capture.packets_to(to.ip()), 0);
     Ok(())
@@ -79,10 +70,7 @@ fn an_unlisted_name_is_refused_however_the_hello_is_cut() -> Result<()> {
 /// it is time that must not turn a hello into such bytes.
 #[test]
 fn a_name_that_comes_late_is_judged_all_the_same() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let address = world::EXAMPLE_V4;
     let entry = world.file(
         "any.yaml",
@@ -102,7 +90,7 @@ fn a_name_that_comes_late_is_judged_all_the_same() -> Result<()> {
         ("dual.example.com", refused(to, "dual.example.com")),
     ] {
         let outcome = hello(&running, to, name, "--segment 80 --pause 20")?;
-        expect_lines(&outcome.log, &[&shape]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        outcome.assert_log(&[&shape]);
     }
     Ok(())
 }

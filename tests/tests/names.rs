@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use hickory_proto::op::{Message, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use interceptor_tests::log::{Line, expect_lines};
+use interceptor_tests::held::Held;
+use interceptor_tests::log::Line;
 use interceptor_tests::product::{Interceptor, Running, binary};
 use interceptor_tests::servers::port;
 use interceptor_tests::shapes::passed;
@@ -14,23 +15,6 @@ use interceptor_tests::world::{self, World, kernel_tests};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_interceptor-test-client");
 const NAME: &str = "v4.example.com";
-
-fn until(running: &Running<'_>, holds: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let status = running.status()?;
-        if holds(&status) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "never: {status}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn names(status: &serde_json::Value) -> Option<u64> {
-    let tables = status["tables"].as_array()?;
-    tables.iter().find(|row| row["name"] == "NAMES")?["entries"].as_u64()
-}
 
 /// 2,000 addresses, a TTL of 1 s, four addresses in an answer, the next four after `each`: every
 /// connection works, whichever way it takes. Gives how many of `count` went direct.
@@ -41,9 +25,8 @@ fn rotate(each: Duration, count: u64) -> Result<u64> {
     let addresses = (0..2000).map(|n| IpAddr::from(Ipv4Addr::from_bits(first + n)));
     world.zone.rotate(NAME, addresses.collect(), 4, each);
     let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
-    let running = Interceptor::new(&world, &binary(), &flags).start()?;
-    until(&running, |status| names(status) == Some(1))?;
+    let running = Interceptor::fast(&world, &entry, &[]).start()?;
+    running.wait_for_entries("NAMES", 1)?;
     let script = format!(
         "for i in $(seq {count}); do curl -sSI -o /dev/null https://{NAME} || echo failed; done"
     );
@@ -73,38 +56,29 @@ fn rotating_addresses_are_never_refused() -> Result<()> {
 /// The address leaves the answers between the connect and the last byte of the hello.
 #[test]
 fn a_connection_under_way_may_show_its_name_at_an_old_address() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let second = Duration::from_secs(1);
     world.zone.rotate(NAME, vec![world::EXAMPLE_V4], 1, second);
     let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
     let mesh = world.file("mesh.yaml", "protocolDetectionTimeout: 60s\n")?;
-    let flags = [
-        "--outbound",
-        "registry-only",
-        "--fast-path",
-        "true",
-        "--mesh-config",
-        &mesh,
-        "-f",
-        &entry,
-    ];
-    let running = Interceptor::new(&world, &binary(), &flags).start()?;
-    until(&running, |status| names(status) == Some(1))?;
+    let running = Interceptor::fast(&world, &entry, &["--mesh-config", &mesh]).start()?;
+    running.wait_for_entries("NAMES", 1)?;
     let to = SocketAddr::new(world::EXAMPLE_V4, 443).to_string();
     // Two pieces, and so long between them.
     let slow = [CLIENT, "hello", &to, NAME, "--segment", "150", "--pause", "12000"];
     let mut child = world.spawn(running.exec_command(&slow).stdout(std::process::Stdio::null()))?;
-    until(&running, |status| status["counters"]["hello_held"].as_u64() >= Some(1))?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while running.counter("hello_held")? == 0 {
+        ensure!(Instant::now() < deadline, "nothing was held");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     world.zone.rotate(NAME, vec![world::CNN], 1, second);
     // New connections are the proxy's by now.
     let deadline = Instant::now() + Duration::from_secs(11);
     while running.counter("redirected")? == 0 {
         ensure!(Instant::now() < deadline, "the address never retired");
         let outcome = running.exec(&[CLIENT, "hello", &to, NAME], 1)?;
-        assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+        outcome.assert_code(0);
         std::thread::sleep(Duration::from_millis(500));
     }
     let before = running.counter("name_allowed")?;
@@ -118,23 +92,19 @@ fn a_connection_under_way_may_show_its_name_at_an_old_address() -> Result<()> {
 /// A lookup is enough: the first connection to a name below a wildcard goes direct.
 #[test]
 fn t_39_a_name_below_a_wildcard_is_known_once_it_was_looked_up() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let entry = world.entry("*.wikipedia.org", 443, "TLS", "  resolution: DYNAMIC_DNS\n")?;
-    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
-    let running = Interceptor::new(&world, &binary(), &flags).start()?;
-    assert_eq!(names(&running.status()?), Some(0));
+    let running = Interceptor::fast(&world, &entry, &[]).start()?;
+    assert_eq!(running.entries("NAMES")?, 0);
     // Others' names are not asked for.
     let queries = || world.zone.queries("www.google.com");
     running.exec(&["getent", "ahostsv4", "www.google.com"], 0)?;
     let asked = queries();
     running.exec(&["getent", "ahostsv4", "de.wikipedia.org"], 0)?;
-    until(&running, |status| names(status) == Some(1))?;
+    running.wait_for_entries("NAMES", 1)?;
     assert_eq!(queries(), asked, "policy has no use for it");
     let outcome = running.exec(&["curl", "-sSI", "https://de.wikipedia.org"], 1)?;
-    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    outcome.assert_code(0);
     assert_eq!((running.counter("name_allowed")?, running.counter("redirected")?), (1, 0));
     Ok(())
 }
@@ -193,36 +163,22 @@ impl Accomplice {
 /// name, and only its own answer counts.
 #[test]
 fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let evil = Ipv4Addr::new(203, 0, 113, 99);
     let accomplice = Accomplice::new(&world, forged("de.wikipedia.org.", evil)?)?;
     let entry = world.entry("*.wikipedia.org", 443, "TLS", "  resolution: DYNAMIC_DNS\n")?;
     // The daemon asks the first one.
     let resolver = world::DNS.to_string();
     let second = accomplice.ip.to_string();
-    let flags = [
-        "--outbound",
-        "registry-only",
-        "--fast-path",
-        "true",
-        "--resolver",
-        &resolver,
-        "--resolver",
-        &second,
-        "-f",
-        &entry,
-    ];
-    let running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let flags = ["--resolver", &resolver, "--resolver", &second];
+    let running = Interceptor::fast(&world, &entry, &flags).start()?;
     let capture = world.capture()?;
-    accomplice.tells(&running, || until(&running, |status| names(status) == Some(1)))?;
+    accomplice.tells(&running, || running.wait_for_entries("NAMES", 1))?;
     assert!(running.counter("hint_given")? >= 1);
     // To the forged address, with the name: the proxy's, and by it to where the name really is.
     let to = format!("{evil}:443");
     let outcome = running.exec(&[CLIENT, "hello", &to, "de.wikipedia.org"], 1)?;
-    assert_eq!(outcome.finished.code, 0, "{}", outcome.finished.stderr);
+    outcome.assert_code(0);
     assert_eq!(running.counter("redirected")?, 1);
     assert_eq!(capture.packets_to(evil.into()), 0, "nothing at the forged address");
     // The control: the name's own address is reached, and seen.
@@ -230,8 +186,7 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
     let to = SocketAddr::new(world::WIKIPEDIA_DE, 443);
     let text = to.to_string();
     let outcome = running.exec(&[CLIENT, "hello", &text, "de.wikipedia.org"], 1)?;
-    expect_lines(&outcome.log, &[&passed(to, "outbound|443||*.wikipedia.org", "de.wikipedia.org")])
-        .unwrap_or_else(|problems| panic!("{problems}"));
+    outcome.assert_log(&[&passed(to, "outbound|443||*.wikipedia.org", "de.wikipedia.org")]);
     assert_eq!(running.counter("name_allowed")?, 1);
     Ok(())
 }
@@ -240,10 +195,7 @@ fn t_39_a_forged_answer_leads_to_no_byte_at_the_forged_address() -> Result<()> {
 /// what the workload looked up, and the daemon too. Field 23 has what a client shows and nothing else.
 #[test]
 fn gap_4_the_name_of_an_address_is_in_the_log_and_no_word_of_the_clients() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let lied_of = Ipv4Addr::new(203, 0, 113, 99);
     let accomplice = Accomplice::new(&world, forged("www.google.com.", lied_of)?)?;
     let (resolver, second) = (world::DNS.to_string(), accomplice.ip.to_string());
@@ -301,32 +253,17 @@ fn gap_4_the_name_of_an_address_is_in_the_log_and_no_word_of_the_clients() -> Re
 /// Hints that nobody reads are dropped, and more of them than there is room for: names resolve.
 #[test]
 fn r_6_without_the_daemon_names_resolve() -> Result<()> {
-    if !kernel_tests() {
-        return Ok(());
-    }
-    let world = World::new()?;
+    let Some(world) = World::testable()? else { return Ok(()) };
     let entry = world.entry(NAME, 443, "TLS", "  resolution: DNS\n")?;
-    let flags = ["--outbound", "registry-only", "--fast-path", "true", "-f", &entry];
-    let mut running = Interceptor::new(&world, &binary(), &flags).start()?;
+    let mut running = Interceptor::fast(&world, &entry, &[]).start()?;
     let asks = 600;
     let script = format!(
-        "echo ready; read go; n=0; for i in $(seq {asks}); do getent ahostsv4 {NAME} > /dev/null && \
-         n=$((n + 1)); done; echo $n"
+        "n=0; for i in $(seq {asks}); do getent ahostsv4 {NAME} > /dev/null && n=$((n + 1)); done; \
+         echo $n"
     );
-    let mut command = running.exec_command(&["bash", "-c", &script]);
-    let (reader, writer) = std::io::pipe()?;
-    let output = tempfile::NamedTempFile::new()?;
-    command.stdin(reader).stdout(output.reopen()?).stderr(output.reopen()?);
-    let mut child = world.spawn(&mut command)?;
-    drop(command);
-    while !std::fs::read_to_string(output.path())?.contains("ready") {
-        ensure!(child.try_wait()?.is_none(), "it ended before it was told to go");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let held = Held::start(&world, &running, &script)?;
     running.kill()?;
-    std::io::Write::write_all(&mut &writer, b"go\n")?;
-    let ended = world::wait(&mut child, Duration::from_secs(120))?;
-    let said = std::fs::read_to_string(output.path())?;
-    assert!(ended.is_some() && said.ends_with(&format!("\n{asks}\n")), "{said}");
+    let said = held.go(Duration::from_secs(120))?;
+    assert!(said.ends_with(&format!("\n{asks}\n")), "{said}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use interceptor_tests::cgroup::Cgroup;
-use interceptor_tests::product::{Interceptor, binary, run_together};
+use interceptor_tests::product::{Interceptor, binary};
 use interceptor_tests::snapshot::cgroup2_mount;
 use interceptor_tests::world::{self, World, kernel_tests};
 
@@ -24,7 +24,7 @@ fn two_workloads_have_their_own_policies_at_the_same_time() -> Result<()> {
     let strict = Interceptor::new(&world, &binary(), &REGISTRY_ONLY);
     let open = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]);
     let commands = [&strict, &open].map(|product| product.run_command(&["sh", "-c", script]));
-    let finished = run_together(&world, commands.into())?;
+    let finished = world.outputs(commands.into(), Duration::from_secs(60))?;
     assert_eq!(finished[0].stdout, "35\n".repeat(5), "{}", finished[0].stderr);
     assert_eq!(finished[1].stdout, "0\n".repeat(5), "{}", finished[1].stderr);
     assert!(strict.lines().iter().all(|line| line.contains(" BlackHoleCluster ")));

@@ -86,17 +86,10 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
+    use crate::Task;
 
     fn options(line: &str) -> String {
-        let words = ["bench"].into_iter().chain(line.split_whitespace());
-        let args = Cli::try_parse_from(words).expect("a valid line").args;
+        let Task::Bench(args) = Task::of("bench", line) else { panic!("{line}") };
         args.options().expect("options").join(" ")
     }
 

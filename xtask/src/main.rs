@@ -55,6 +55,16 @@ enum Task {
     Tidy,
 }
 
+#[cfg(test)]
+impl Task {
+    /// What a line means that begins with this command.
+    fn of(command: &str, line: &str) -> Self {
+        let words = ["cargo xtask", command].into_iter().chain(line.split_whitespace());
+        let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        cli.command.expect("a command")
+    }
+}
+
 /// Find out what this machine can build with, and install what is missing; the others do it too
 #[derive(clap::Args)]
 struct SetupArgs {

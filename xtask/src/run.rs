@@ -92,17 +92,10 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
+    use crate::Task;
 
     fn parse(line: &str) -> Args {
-        let words = ["run"].into_iter().chain(line.split_whitespace());
-        let mut args = Cli::try_parse_from(words).expect("a valid line").args;
+        let Task::Run(mut args) = Task::of("run", line) else { panic!("{line}") };
         args.take_own_options();
         args
     }

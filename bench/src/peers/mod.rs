@@ -198,6 +198,16 @@ fn program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).chain(debian).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
+/// A configuration with the services' servers and the authority in place of `{tls}` and the like.
+fn configured(template: &str, world: &World) -> String {
+    template
+        .replace("{tls}", &server(Service::Tls))
+        .replace("{tcp}", &server(Service::Tcp))
+        .replace("{http}", &server(Service::Http))
+        .replace("{originate}", &server(Service::Originate))
+        .replace("{ca}", &world.ca_file().to_string_lossy())
+}
+
 /// `address:port` of a service's server.
 fn server(service: Service) -> String {
     let port = if service == Service::Originate { 443 } else { service.port() };

@@ -7,8 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use interceptor_tests::world::World;
 
-use super::{Setup, server};
-use crate::scenario::Service;
+use super::{Setup, configured};
 
 /// Where Debian has the stream module.
 pub(super) fn module() -> Option<PathBuf> {
@@ -19,14 +18,9 @@ pub(super) fn module() -> Option<PathBuf> {
 pub(super) fn set_up(program: &Path, world: &World, directory: &Path) -> Result<Setup> {
     let config = directory.join("nginx.conf");
     let module = module().context("nginx has no stream module here")?;
-    let text = include_str!("nginx.conf")
+    let text = configured(include_str!("nginx.conf"), world)
         .replace("{module}", &module.to_string_lossy())
-        .replace("{dir}", &directory.to_string_lossy())
-        .replace("{tls}", &server(Service::Tls))
-        .replace("{tcp}", &server(Service::Tcp))
-        .replace("{http}", &server(Service::Http))
-        .replace("{originate}", &server(Service::Originate))
-        .replace("{ca}", &world.ca_file().to_string_lossy());
+        .replace("{dir}", &directory.to_string_lossy());
     fs::write(&config, text)?;
     let mut command = Command::new(program);
     command.arg("-p").arg(directory).arg("-e").arg(directory.join("error.log"));

@@ -416,3 +416,7 @@ fn mixed(pieces: &[Piece], record: &Record) -> String {
 #[cfg(test)]
 #[path = "format_tests.rs"]
 pub(super) mod tests;
+
+#[cfg(test)]
+#[path = "custom_format_tests.rs"]
+mod custom_tests;

@@ -19,9 +19,9 @@ pub(super) async fn run(args: cli::Explain) -> Result<Exit, AppError> {
     let setting = Setting {
         sources: Sources {
             files: args.files,
-            mesh_config: args.mesh_config,
-            outbound: args.outbound,
-            enforcement: args.enforcement,
+            mesh_config: args.mesh.mesh_config,
+            outbound: args.mesh.outbound,
+            enforcement: args.mesh.enforcement,
             fast_path: args.fast_path,
             ..Sources::default()
         },

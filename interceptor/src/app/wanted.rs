@@ -21,9 +21,9 @@ const STALE_FOR: Duration = Duration::from_secs(300);
 pub(super) fn sources(args: &cli::Run) -> Sources {
     Sources {
         files: args.files.clone(),
-        mesh_config: args.mesh_config.clone(),
-        outbound: args.outbound,
-        enforcement: args.enforcement,
+        mesh_config: args.mesh.mesh_config.clone(),
+        outbound: args.mesh.outbound,
+        enforcement: args.mesh.enforcement,
         on_removal: args.on_policy_removal,
         on_loss: args.on_daemon_loss,
         on_log_loss: args.on_log_loss,
@@ -51,8 +51,8 @@ pub(super) fn load_policy(args: &cli::Run, sources: &Sources) -> Result<Loaded, 
     if !loaded.rejected.is_empty() && loaded.summary.service_entries == 0 {
         return Err(AppError::Resources("no valid resource is left; nothing was started".into()));
     }
-    if args.outbound.is_none()
-        && args.mesh_config.is_none()
+    if args.mesh.outbound.is_none()
+        && args.mesh.mesh_config.is_none()
         && loaded.snapshot.outbound == policy::Outbound::AllowAny
     {
         eprintln!(

@@ -33,19 +33,9 @@ pub struct Run {
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
     pub files: Vec<PathBuf>,
 
-    /// Mesh config: bare, in an IstioOperator, or in the `istio` ConfigMap.
-    #[arg(long, value_name = "FILE")]
-    pub mesh_config: Option<PathBuf>,
-
-    /// What happens to destinations that no resource names [default: the mesh config's
-    /// outboundTrafficPolicy, else allow-any].
-    #[arg(long, value_enum, value_name = "POLICY")]
-    pub outbound: Option<Outbound>,
-
-    /// strict closes the gaps that Istio leaves open; istio is Istio to the letter [default: the
-    /// InterceptorConfig's, else strict].
-    #[arg(long, value_enum, value_name = "PROFILE")]
-    pub enforcement: Option<Enforcement>,
+    /// What holds beside the resources.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
 
     /// What happens to established connections that a change of policy no longer allows: they go
     /// on, or are ended [default: the InterceptorConfig's, else keep].
@@ -149,6 +139,24 @@ pub struct Run {
     /// The command to cover, after --. Runs as the user who called sudo.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// What holds beside the resources.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct MeshArgs {
+    /// Mesh config: bare, in an IstioOperator, or in the `istio` ConfigMap.
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+
+    /// What happens to destinations that no resource names [default: the mesh config's
+    /// outboundTrafficPolicy, else allow-any].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub outbound: Option<Outbound>,
+
+    /// strict closes the gaps that Istio leaves open; istio is Istio to the letter [default: the
+    /// InterceptorConfig's, else strict].
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    pub enforcement: Option<Enforcement>,
 }
 
 /// Whom the rules are for.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::{OnLogLoss, OnLoss};
+use crate::policy::{OnLogLoss, OnLoss, Outbound};
 
 fn parse_line(line: &str) -> Result<Cli, ParseExit> {
     parse(line.split_whitespace())
@@ -25,9 +25,9 @@ fn run_with_every_option() {
                    --netns blue --keep-existing --on-daemon-loss closed --on-log-loss refuse --access-log - --no-bypass-log --name ci-7 --keep-caps --wait \
                    --bpf-log -- curl -f --name x");
     assert_eq!(all.files, [PathBuf::from("a.yaml"), PathBuf::from("dir")]);
-    assert_eq!(all.mesh_config, Some("mesh.yaml".into()));
-    assert_eq!(all.outbound, Some(Outbound::RegistryOnly));
-    assert_eq!(all.enforcement, Some(Enforcement::Istio));
+    assert_eq!(all.mesh.mesh_config, Some("mesh.yaml".into()));
+    assert_eq!(all.mesh.outbound, Some(Outbound::RegistryOnly));
+    assert_eq!(all.mesh.enforcement, Some(Enforcement::Istio));
     let bypass: Vec<String> = all.bypass.iter().map(ToString::to_string).collect();
     assert_eq!(bypass, ["203.0.113.0/24", "::1/128"]);
     let resolvers: Vec<String> = all.resolvers.iter().map(ToString::to_string).collect();
@@ -56,7 +56,7 @@ fn a_place_can_be_taken_but_not_a_commands() {
 #[test]
 fn run_defaults_leave_the_choice_to_the_configuration() {
     let plain = run("interceptor run -- true");
-    assert_eq!((plain.outbound, plain.enforcement, plain.access_log), (None, None, None));
+    assert_eq!((plain.mesh.outbound, plain.mesh.enforcement, plain.access_log), (None, None, None));
     assert_eq!(plain.name, "default");
     assert_eq!((plain.on_daemon_loss, plain.on_log_loss), (None, None));
     assert!(!(plain.keep_caps || plain.wait || plain.bpf_log || plain.no_bypass_log));
@@ -200,9 +200,9 @@ fn explain_takes_what_run_takes_of_policy() {
     let Ok(Cli { verb: Verb::Explain(explain) }) = parse_line(line) else { panic!("{line}") };
     assert_eq!(explain.target, "https://a.test/x");
     assert_eq!(explain.files, [PathBuf::from("a.yaml")]);
-    assert_eq!(explain.mesh_config, Some("m.yaml".into()));
-    assert_eq!(explain.outbound, Some(Outbound::RegistryOnly));
-    assert_eq!(explain.enforcement, Some(Enforcement::Istio));
+    assert_eq!(explain.mesh.mesh_config, Some("m.yaml".into()));
+    assert_eq!(explain.mesh.outbound, Some(Outbound::RegistryOnly));
+    assert_eq!(explain.mesh.enforcement, Some(Enforcement::Istio));
     assert_eq!(
         (explain.dst.as_deref(), explain.workload.namespace.as_str()),
         (Some("192.0.2.1"), "shop")

@@ -4,20 +4,22 @@
 //! Candidates are ranked as in LIS-6, by address before name; one whose conditions do not hold is
 //! passed over instead of ending the search.
 
+mod claims;
+mod port;
+
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
+use self::claims::Claims;
+use self::port::{Port, Rank};
 use super::host::HostName;
-use super::net::{Prefixes, is_metadata, is_special};
-use super::pattern::HostIndex;
+use super::net::{is_metadata, is_special};
 use super::request::Host;
 use super::service::{Asked, longest};
 use super::{
-    Action, Block, ByAddress, ByResolution, Claim, Decision, Group, Inner, Place, Reason, Service,
-    StreamRule, Target, Upstream, judge_requests, refuse,
+    Action, Block, ByAddress, ByResolution, Decision, Group, Inner, Reason, Service, Target,
+    judge_requests, refuse,
 };
 use crate::policy::{Enforcement, Outbound};
 use crate::sniff::{ClientHello, Hello};
@@ -31,58 +33,6 @@ pub(super) struct Tables {
 
 /// A service, and the rule in place of its own chain.
 type Chain = (u32, Option<u32>);
-
-/// What the registry says of one port.
-#[derive(Debug, Default)]
-struct Port {
-    /// Chains of TLS and sniffed services, by SNI.
-    tls: HostIndex,
-    /// HTTP and sniffed services, by Host.
-    http: HostIndex,
-    /// Where chains of TLS and sniffed services look at the bytes.
-    looks: Addresses<()>,
-    /// Chains of TCP services by address: any bytes to there.
-    tcp: Addresses<u32>,
-    /// The same and chains of sniffed services: bytes that show no name.
-    opaque: Addresses<u32>,
-    /// Every network that some service lists (T-13).
-    listed: Prefixes<()>,
-    /// Services by a literal Host (HTTP-7).
-    literals: HashMap<IpAddr, u32>,
-    /// Address-less TCP services: theirs is what their hosts resolve to (GAP-1).
-    tcp_claims: Claims,
-    /// The same, and address-less sniffed ones.
-    all_claims: Claims,
-}
-
-/// Who claims the addresses of names on one port.
-#[derive(Debug, Default)]
-struct Claims {
-    /// Hosts, each with the chain of what its addresses get.
-    hosts: Vec<Claiming>,
-    /// The verdicts, made once, so that a decision costs the same however many there are; `None`
-    /// where one depends on the dialled address (a rule that leads to where the workload dialled).
-    ready: Option<Arc<[Claim]>>,
-}
-
-/// A host, and the chain of what its addresses get.
-type Claiming = (HostName, u32);
-
-/// How specifically a candidate claims the dialled address: with a prefix of this length, or (`None`,
-/// the least) without an address condition.
-type Rank = Option<u8>;
-
-/// What is found by the dialled address.
-#[derive(Debug)]
-struct Addresses<T> {
-    /// By the `addresses` of entries, or the subnets of rules.
-    networks: Prefixes<T>,
-    /// By the addresses of an address-less entry's endpoints: the operator's own word (R3), but not a
-    /// condition that ranks it above others (LIS-14).
-    endpoints: HashMap<IpAddr, T>,
-    /// At any address.
-    anywhere: Option<T>,
-}
 
 impl Tables {
     pub(super) fn new(services: &[Service]) -> Self {
@@ -326,49 +276,6 @@ impl Tables {
     }
 }
 
-impl Claims {
-    /// Makes the verdicts that are the same for every dialled address; `any` stands for all of them.
-    fn prepare(&mut self, services: &[Service], chains: &[Chain], any: SocketAddr) {
-        let varies = |(_, number): &Claiming| {
-            let rule = rule_of(services, chains, *number);
-            let clusters =
-                rule.into_iter().flat_map(|rule| rule.to.iter()).flat_map(|to| &to.cluster);
-            clusters.into_iter().any(|cluster| matches!(cluster.target(), Target::Original(_)))
-        };
-        if !self.hosts.iter().any(varies) {
-            self.ready = Some(self.made(services, chains, any));
-        }
-    }
-
-    /// The verdicts for a dialled address.
-    fn made(&self, services: &[Service], chains: &[Chain], dst: SocketAddr) -> Arc<[Claim]> {
-        let claim = |(host, number): &Claiming| {
-            let (id, rule) = chains.get(*number as usize)?;
-            let service = services.get(*id as usize)?;
-            let decision = match rule {
-                None => service.relay_claimed(dst.port()),
-                rule => service.relay(*rule, &asked(dst, Some(host))),
-            };
-            Some(Claim { host: host.clone(), decision })
-        };
-        self.hosts.iter().filter_map(claim).collect()
-    }
-
-    /// Adds a host's first chain; a host has one service on a port, its chains come one after the
-    /// other.
-    fn add(&mut self, host: &HostName, number: u32) {
-        if self.hosts.last().is_none_or(|(other, _)| other != host) {
-            self.hosts.push((host.clone(), number));
-        }
-    }
-}
-
-/// The rule that a chain number stands for, if it stands for one.
-fn rule_of<'s>(services: &'s [Service], chains: &[Chain], number: u32) -> Option<&'s StreamRule> {
-    let (id, rule) = chains.get(number as usize)?;
-    services.get(*id as usize)?.chains.get((*rule)? as usize)
-}
-
 /// The candidate that claims the address most specifically; the first among equals.
 fn best<T>(candidates: impl Iterator<Item = (Rank, T)>) -> Option<(Rank, T)> {
     candidates.reduce(|best, next| if next.0 > best.0 { next } else { best })
@@ -377,125 +284,6 @@ fn best<T>(candidates: impl Iterator<Item = (Rank, T)>) -> Option<(Rank, T)> {
 /// What upstreams depend on, in this profile.
 fn asked(dst: SocketAddr, name: Option<&HostName>) -> Asked<'_> {
     Asked { dst, name, profile: Enforcement::Strict }
-}
-
-impl Port {
-    fn add(&mut self, id: u32, service: &Service) {
-        for network in service.cluster.addresses.iter() {
-            self.listed.entry(*network, || ());
-            if service.group == Group::Http
-                && let Some(ip) = super::net::single(network)
-            {
-                self.literals.entry(ip).or_insert(id);
-            }
-        }
-        if matches!(service.group, Group::Http | Group::Sniffed) {
-            for name in service.names() {
-                self.http.insert(name, id);
-            }
-        }
-    }
-
-    fn add_chain(&mut self, number: u32, service: &Service, rule: Option<u32>) {
-        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
-        let subnets = rule.map_or(&[][..], |rule| &rule.subnets);
-        let named = rule.is_some_and(|rule| !rule.sni.is_empty());
-        if named || matches!(service.group, Group::Tls | Group::Sniffed) {
-            self.looks.add((), service, subnets);
-        }
-        match rule {
-            Some(rule) if !rule.sni.is_empty() => {
-                for host in &rule.sni {
-                    self.tls.insert(host, number);
-                }
-                return;
-            }
-            // A rule for connections without a name concerns a sniffed service's names as well.
-            _ if matches!(service.group, Group::Tls | Group::Sniffed) => {
-                self.tls.insert(service.host(), number);
-            }
-            _ => {}
-        }
-        if matches!(service.group, Group::Tcp | Group::Sniffed) {
-            self.opaque.add(number, service, subnets);
-        }
-        if service.group == Group::Tcp {
-            self.tcp.add(number, service, subnets);
-        }
-    }
-
-    /// GAP-1: the first chain of an address-less service of opaque bytes that any address may take.
-    fn add_claim(&mut self, number: u32, service: &Service, rule: Option<u32>) {
-        let rule = rule.and_then(|rule| service.chains.get(rule as usize));
-        let unconditional = rule.is_none_or(|rule| rule.subnets.is_empty());
-        let Some(host) = service.host().exact() else { return };
-        if !unconditional || !service.cluster.addresses.is_empty() {
-            return;
-        }
-        match service.group {
-            Group::Tcp => {
-                self.tcp_claims.add(host, number);
-                self.all_claims.add(host, number);
-            }
-            Group::Sniffed => self.all_claims.add(host, number),
-            Group::Http | Group::Tls => {}
-        }
-    }
-
-    /// Whether some service that looks at the bytes may come before a TCP service of this rank.
-    fn may_outrank(&self, rank: Rank, ip: IpAddr) -> bool {
-        let looks = self.looks.networks.best(ip).map(|(length, ())| length);
-        match rank {
-            Some(rank) => looks >= Some(rank),
-            None => looks.is_some() || self.looks.anywhere.is_some() || !self.http.is_empty(),
-        }
-    }
-
-    fn is_nameless(&self) -> bool {
-        self.tls.is_empty() && self.http.is_empty()
-    }
-}
-
-impl<T> Default for Addresses<T> {
-    fn default() -> Self {
-        Self { networks: Prefixes::default(), endpoints: HashMap::new(), anywhere: None }
-    }
-}
-
-impl<T: Copy> Addresses<T> {
-    /// Adds what a service has at its own addresses, or at `subnets` instead if there are any.
-    /// What is taken stays taken.
-    fn add(&mut self, value: T, service: &Service, subnets: &[IpNet]) {
-        let addresses = &service.cluster.addresses;
-        let networks = if subnets.is_empty() { &**addresses } else { subnets };
-        for network in networks {
-            self.networks.entry(*network, || value);
-        }
-        if !subnets.is_empty() || !addresses.is_empty() {
-            return;
-        }
-        self.anywhere.get_or_insert(value);
-        let mut own = |ip| _ = self.endpoints.entry(ip).or_insert(value);
-        match &service.cluster.target {
-            Target::Fixed(Upstream::Static(endpoints)) => {
-                endpoints.iter().for_each(|endpoint| own(endpoint.target.ip()));
-            }
-            Target::Fixed(Upstream::Dns { endpoints, .. }) => {
-                for endpoint in endpoints.iter() {
-                    if let (Place::Ip(ip), _) = &endpoint.target {
-                        own(*ip);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// What is given for this address.
-    fn find(&self, ip: IpAddr) -> Option<(Rank, &T)> {
-        let network = self.networks.best(ip).map(|(length, value)| (Some(length), value));
-        network.or_else(|| self.endpoints.get(&ip).map(|value| (None, value)))
-    }
 }
 
 /// The mode's answer for a connection, given how and why it would be refused.

@@ -1,38 +1,44 @@
 //! Whole questions against files, as the program asks them.
 
+use clap::ValueEnum as _;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
 use crate::policy::Outbound;
 
-const REGISTRY: &str = "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: google, namespace: default}
-spec:
-  hosts: [www.google.com]
-  ports:
-  - {number: 443, name: tls, protocol: TLS}
-  resolution: DNS
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: wiki, namespace: default}
-spec:
-  hosts: ['*.wikipedia.org']
-  ports:
-  - {number: 80, name: http, protocol: HTTP}
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: db, namespace: default}
-spec:
-  hosts: [db.example.com]
-  addresses: [10.1.0.0/16]
-  ports:
-  - {number: 5432, name: tcp, protocol: TCP}
-";
+/// A document of Istio's networking API, in the namespace default.
+fn resource(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: {kind}\n\
+         metadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
+    )
+}
+
+fn entry(name: &str, spec: &str) -> String {
+    resource("ServiceEntry", name, spec)
+}
+
+/// Entries of each sort: by name, by wildcard, by address.
+fn registry() -> String {
+    [
+        entry(
+            "google",
+            "{hosts: [www.google.com], ports: [{number: 443, name: tls, protocol: TLS}], \
+             resolution: DNS}",
+        ),
+        entry(
+            "wiki",
+            "{hosts: ['*.wikipedia.org'], ports: [{number: 80, name: http, protocol: HTTP}]}",
+        ),
+        entry(
+            "db",
+            "{hosts: [db.example.com], addresses: [10.1.0.0/16], \
+             ports: [{number: 5432, name: tcp, protocol: TCP}]}",
+        ),
+    ]
+    .concat()
+}
 
 struct Files {
     dir: TempDir,
@@ -84,39 +90,25 @@ fn ask(setting: &Setting, question: &Question) -> Explanation {
 }
 
 use Enforcement::{Istio, Strict};
-use Outbound::{AllowAny, RegistryOnly};
+use Outbound::RegistryOnly;
 
 /// The tier, in text and JSON, and why it is the proxy's.
 #[test]
 fn the_tier_is_named_and_why_it_is_the_proxys() {
-    let files = Files::of(REGISTRY);
-    for (fast_path, mode, target, dst, tier, why) in [
-        (Some(true), RegistryOnly, "https://www.google.com", None, "name", None),
+    let files = Files::of(&registry());
+    for (fast_path, target, dst, tier, why) in [
+        (true, "https://www.google.com", None, "name", None),
         // Names decide, and nobody knows that this address is one of the name's.
-        (
-            Some(true),
-            RegistryOnly,
-            "https://www.google.com",
-            Some("192.0.2.7"),
-            "proxy",
-            Some("name_not_resolved"),
-        ),
-        (Some(true), RegistryOnly, "http://de.wikipedia.org/x", None, "proxy", Some("http")),
-        (Some(true), RegistryOnly, "tcp://db.example.com:5432", Some("10.1.2.3"), "direct", None),
-        (
-            Some(true),
-            RegistryOnly,
-            "tcp://x.test:9",
-            Some("192.0.2.7"),
-            "proxy",
-            Some("nothing_allowed"),
-        ),
-        (Some(true), RegistryOnly, "http://m/", Some("169.254.169.254"), "refused", None),
-        (Some(true), RegistryOnly, "http://x.org/", Some("198.18.0.1"), "bypass", None),
-        (Some(false), RegistryOnly, "https://www.google.com", None, "proxy", Some("fast_path_off")),
+        (true, "https://www.google.com", Some("192.0.2.7"), "proxy", Some("name_not_resolved")),
+        (true, "http://de.wikipedia.org/x", None, "proxy", Some("http")),
+        (true, "tcp://db.example.com:5432", Some("10.1.2.3"), "direct", None),
+        (true, "tcp://x.test:9", Some("192.0.2.7"), "proxy", Some("nothing_allowed")),
+        (true, "http://m/", Some("169.254.169.254"), "refused", None),
+        (true, "http://x.org/", Some("198.18.0.1"), "bypass", None),
+        (false, "https://www.google.com", None, "proxy", Some("fast_path_off")),
     ] {
-        let mut setting = files.setting(Strict, mode);
-        setting.sources.fast_path = fast_path;
+        let mut setting = files.setting(Strict, RegistryOnly);
+        setting.sources.fast_path = Some(fast_path);
         let question = Question::parse(target, dst).expect("a question");
         let explained = ask(&setting, &question);
         assert_eq!((explained.way.tier, explained.way.why), (tier, why), "{target} {dst:?}");
@@ -129,142 +121,57 @@ fn the_tier_is_named_and_why_it_is_the_proxys() {
     }
 }
 
-/// Verdict, cluster, route, upstream, rule: what the daemon does with the same connection.
+/// Profile, mode, target and dialled address; verdict, cluster, route and upstream. Without: `-`.
+const VERDICTS: [&str; 12] = [
+    "strict registry-only https://www.google.com    -           forward     outbound|443||www.google.com  -         www.google.com:443",
+    "istio  registry-only https://www.google.com    -           forward     outbound|443||www.google.com  -         www.google.com:443",
+    "strict registry-only https://www.gogle.com     -           reset       BlackHoleCluster              -         -",
+    "strict allow-any     https://www.gogle.com     -           forward     PassthroughCluster            -         IP:443",
+    "strict registry-only http://de.wikipedia.org/x -           forward     outbound|80||*.wikipedia.org  default   IP:80",
+    "istio  registry-only http://wikipedia.org/     -           local_reply -                             block_all -",
+    "istio  allow-any     http://other.org/         192.0.2.9   forward     PassthroughCluster            allow_any 192.0.2.9:80",
+    "strict registry-only tcp://db.example.com:5432 10.1.2.3    forward     outbound|5432||db.example.com -         10.1.2.3:5432",
+    "strict registry-only tcp://db.example.com:5432 -           reset       BlackHoleCluster              -         -",
+    "strict registry-only http://x.org/             198.18.0.1  bypass      BypassCluster                 -         198.18.0.1:80",
+    "istio  registry-only http://x.org/             198.18.0.1  bypass      -                             -         198.18.0.1:80",
+    "strict registry-only http://localhost:8080/    127.0.0.1   bypass      -                             -         127.0.0.1:8080",
+];
+
+/// Verdict, cluster, route, upstream: what the daemon does with the same connection.
 #[test]
 fn verdicts_in_both_profiles_and_modes() {
-    let files = Files::of(REGISTRY);
-    for (profile, mode, target, dst, verdict, cluster, route, upstreams) in [
-        (
-            Strict,
-            RegistryOnly,
-            "https://www.google.com",
-            None,
-            "forward",
-            "outbound|443||www.google.com",
-            "-",
-            "www.google.com:443",
-        ),
-        (
-            Istio,
-            RegistryOnly,
-            "https://www.google.com",
-            None,
-            "forward",
-            "outbound|443||www.google.com",
-            "-",
-            "www.google.com:443",
-        ),
-        (Strict, RegistryOnly, "https://www.gogle.com", None, "reset", "BlackHoleCluster", "-", ""),
-        (
-            Strict,
-            AllowAny,
-            "https://www.gogle.com",
-            None,
-            "forward",
-            "PassthroughCluster",
-            "-",
-            "IP:443",
-        ),
-        (
-            Strict,
-            RegistryOnly,
-            "http://de.wikipedia.org/x",
-            None,
-            "forward",
-            "outbound|80||*.wikipedia.org",
-            "default",
-            "IP:80",
-        ),
-        (Istio, RegistryOnly, "http://wikipedia.org/", None, "local_reply", "-", "block_all", ""),
-        (
-            Istio,
-            AllowAny,
-            "http://other.org/",
-            Some("192.0.2.9"),
-            "forward",
-            "PassthroughCluster",
-            "allow_any",
-            "192.0.2.9:80",
-        ),
-        (
-            Strict,
-            RegistryOnly,
-            "tcp://db.example.com:5432",
-            Some("10.1.2.3"),
-            "forward",
-            "outbound|5432||db.example.com",
-            "-",
-            "10.1.2.3:5432",
-        ),
-        (
-            Strict,
-            RegistryOnly,
-            "tcp://db.example.com:5432",
-            None,
-            "reset",
-            "BlackHoleCluster",
-            "-",
-            "",
-        ),
-        (
-            Strict,
-            RegistryOnly,
-            "http://x.org/",
-            Some("198.18.0.1"),
-            "bypass",
-            "BypassCluster",
-            "-",
-            "198.18.0.1:80",
-        ),
-        (
-            Istio,
-            RegistryOnly,
-            "http://x.org/",
-            Some("198.18.0.1"),
-            "bypass",
-            "-",
-            "-",
-            "198.18.0.1:80",
-        ),
-        (
-            Strict,
-            RegistryOnly,
-            "http://localhost:8080/",
-            Some("127.0.0.1"),
-            "bypass",
-            "-",
-            "-",
-            "127.0.0.1:8080",
-        ),
-    ] {
-        let got = files.ask(profile, mode, target, dst);
-        let expect = &got.outcome.expect;
+    let files = Files::of(&registry());
+    for line in VERDICTS {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [profile, mode, target, dst, expected @ ..] = &*words else { panic!("{line}") };
+        let profile = Enforcement::from_str(profile, false).expect(line);
+        let mode = Outbound::from_str(mode, false).expect(line);
+        let got = files.ask(profile, mode, target, Some(*dst).filter(|dst| *dst != "-"));
+        let outcome = &got.outcome;
+        let upstreams = match &*outcome.upstreams {
+            [] => "-".to_owned(),
+            upstreams => upstreams.join(","),
+        };
+        let expect = &outcome.expect;
         assert_eq!(
-            (expect.verdict, &*expect.cluster, &*expect.route, &*got.outcome.upstreams.join(",")),
-            (verdict, cluster, route, upstreams),
-            "{profile:?} {mode:?} {target} {dst:?}\n{got}"
+            [expect.verdict, &*expect.cluster, &*expect.route, &*upstreams],
+            *expected,
+            "{line}\n{got}"
         );
-        assert_eq!(got.outcome.allowed, matches!(verdict, "forward" | "bypass"), "{target}");
+        assert_eq!(outcome.allowed, matches!(expect.verdict, "forward" | "bypass"), "{line}");
     }
 }
 
 /// Each candidate says why it lost.
 #[test]
 fn candidates_and_why_each_lost() {
-    let files = Files::of(REGISTRY);
-    files.add(
-        "b.yaml",
-        "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: exact, namespace: default}
-spec:
-  hosts: [de.wikipedia.org]
-  ports:
-  - {number: 80, name: http, protocol: HTTP}
-  - {number: 8443, name: tls, protocol: TLS}
-",
+    let files = Files::of(&registry());
+    let exact = entry(
+        "exact",
+        "{hosts: [de.wikipedia.org], ports: [{number: 80, name: http, protocol: HTTP}, \
+         {number: 8443, name: tls, protocol: TLS}]}",
     );
+    files.add("b.yaml", &exact);
     let got = files.ask(Strict, RegistryOnly, "http://de.wikipedia.org/", None);
     let listed: Vec<_> = got
         .candidates
@@ -305,31 +212,24 @@ spec:
 /// is nobody's traffic (VS-25, VS-26).
 #[test]
 fn routes_of_a_virtual_service() {
-    let files = Files::of(REGISTRY);
-    files.add(
-        "b.yaml",
+    let files = Files::of(&registry());
+    let route = resource(
+        "VirtualService",
+        "route",
         "
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: route, namespace: default}
-spec:
   hosts: [de.wikipedia.org]
   http:
   - match: [{uri: {prefix: /teapot}}]
     directResponse: {status: 418}
   - name: primary
     rewrite: {uri: /new}
-    route: [{destination: {host: '*.wikipedia.org'}}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: de, namespace: default}
-spec:
-  hosts: [de.wikipedia.org]
-  ports:
-  - {number: 80, name: http, protocol: HTTP}
-",
+    route: [{destination: {host: '*.wikipedia.org'}}]",
     );
+    let host = entry(
+        "de",
+        "{hosts: [de.wikipedia.org], ports: [{number: 80, name: http, protocol: HTTP}]}",
+    );
+    files.add("b.yaml", &format!("{route}{host}"));
     let got = files.ask(Istio, RegistryOnly, "http://de.wikipedia.org/teapot", None);
     assert_eq!((got.outcome.expect.verdict, got.outcome.expect.status), ("local_reply", Some(418)));
     assert_eq!(got.rule.as_deref(), Some("VirtualService default/route"), "{got}");
@@ -342,52 +242,39 @@ spec:
 /// A refusal names what came nearest.
 #[test]
 fn nearest_resource() {
-    let files = Files::of(REGISTRY);
-    for (target, dst, resource, hint) in [
-        (
-            "https://www.gogle.com",
-            None,
-            "ServiceEntry default/google",
-            "did you mean www.google.com?",
-        ),
+    let files = Files::of(&registry());
+    for (target, dst, name, hint) in [
+        ("https://www.gogle.com", None, "google", "did you mean www.google.com?"),
         (
             "https://maps.google.com",
             None,
-            "ServiceEntry default/google",
+            "google",
             "www.google.com is a sibling; *.google.com would cover both",
         ),
         (
             "http://www.google.com",
             None,
-            "ServiceEntry default/google",
+            "google",
             "it names www.google.com for port 443; add port 80",
         ),
         (
             "http://wikipedia.org",
             None,
-            "ServiceEntry default/wiki",
+            "wiki",
             "*.wikipedia.org covers the names below wikipedia.org, not wikipedia.org itself; add it",
         ),
-        (
-            "tcp://10.1.0.1:5433",
-            None,
-            "ServiceEntry default/db",
-            "it names 10.1.0.1 for port 5432; add port 5433",
-        ),
+        ("tcp://10.1.0.1:5433", None, "db", "it names 10.1.0.1 for port 5432; add port 5433"),
         (
             "tcp://db.example.com:5432",
             Some("10.2.0.1"),
-            "ServiceEntry default/db",
+            "db",
             "it names host and port, but its addresses do not hold the dialled one",
         ),
     ] {
         let got = files.ask(Strict, RegistryOnly, target, dst);
         let nearest = got.nearest.as_ref().unwrap_or_else(|| panic!("{target}\n{got}"));
-        assert_eq!(
-            (nearest.resource.as_str(), nearest.hint.as_str()),
-            (resource, hint),
-            "{target}"
-        );
+        assert_eq!(nearest.resource, format!("ServiceEntry default/{name}"), "{target}");
+        assert_eq!(nearest.hint, hint, "{target}");
     }
     assert_eq!(files.ask(Strict, RegistryOnly, "https://unrelated.test", None).nearest, None);
     assert_eq!(files.ask(Strict, RegistryOnly, "https://www.google.com", None).nearest, None);
@@ -396,7 +283,7 @@ fn nearest_resource() {
 /// Where the same host and port are declared otherwise, no further entry helps, and it says so.
 #[test]
 fn no_entry_beside_a_wrong_one() {
-    let files = Files::of(REGISTRY);
+    let files = Files::of(&registry());
     let got = files.ask(Strict, RegistryOnly, "http://www.google.com:443/", None);
     assert_eq!((got.outcome.allowed, got.would_allow.clone()), (false, None), "{got}");
     let nearest = got.nearest.expect("the entry itself");
@@ -406,7 +293,7 @@ fn no_entry_beside_a_wrong_one() {
 /// The log line is the writer's own, with words where values vary.
 #[test]
 fn log_line_and_json() {
-    let files = Files::of(REGISTRY);
+    let files = Files::of(&registry());
     let got = files.ask(Strict, RegistryOnly, "https://www.gogle.com", None);
     assert_eq!(
         got.outcome.log.as_deref(),
@@ -447,7 +334,7 @@ fn host() -> impl Strategy<Value = &'static str> {
     ])
 }
 
-fn entry() -> impl Strategy<Value = String> {
+fn any_entry() -> impl Strategy<Value = String> {
     let address = prop::sample::select(vec!["", "192.0.2.7", "192.0.2.0/24"]);
     let port = prop::sample::select(vec![80, 443, 5000]);
     let resolution = prop::sample::select(vec!["NONE", "DNS"]);
@@ -476,7 +363,7 @@ proptest! {
     /// What is suggested loads, by itself and beside the rest, and makes the refusal an allow.
     #[test]
     fn what_is_suggested_allows(
-        entries in prop::collection::vec(entry(), 0..4),
+        entries in prop::collection::vec(any_entry(), 0..4),
         scheme in prop::sample::select(vec!["http", "https", "h2c", "tcp", "server-first"]),
         name in prop::sample::select(vec!["a.example.com", "example.com", "x.y.test", "192.0.2.7", "169.254.169.254"]),
         port in prop::sample::select(vec![80u16, 443, 5000]),

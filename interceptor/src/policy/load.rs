@@ -253,28 +253,7 @@ fn check_once(
 impl Sources {
     /// What it says over the documents, without them.
     fn overrides(&self) -> Self {
-        let Self {
-            outbound,
-            enforcement,
-            on_removal,
-            on_loss,
-            on_log_loss,
-            fast_path,
-            dns_capture,
-            gateway,
-            ..
-        } = *self;
-        Self {
-            outbound,
-            enforcement,
-            on_removal,
-            on_loss,
-            on_log_loss,
-            fast_path,
-            dns_capture,
-            gateway,
-            ..Self::default()
-        }
+        Self { files: Vec::new(), mesh_config: None, texts: Vec::new(), mesh_text: None, ..*self }
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::client::Request;
 use super::observed::{Response, Seen, SeenConnect};
-use super::world::{Failure, Nowhere, World, seen_tls};
+use super::tls::seen_tls;
+use super::world::{Failure, Nowhere, World};
 use crate::account::Flag;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{ProxyProtocol, TrafficPolicy, UpstreamProtocol};

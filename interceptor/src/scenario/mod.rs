@@ -3,13 +3,14 @@
 //! docs/policy-tests.md is the user's view of it.
 //!
 //! `file` reads cases, `client` makes the bytes that they send, `flow` takes them through the doors
-//! in the order of `conn`, `carry` and `exchange` carry decisions out in the `world`, and `compare`
-//! compares.
+//! in the order of `conn`, `carry` and `exchange` carry decisions out in the `world` (`cors` and `tls`
+//! are parts of that), and `compare` compares.
 
 mod carry;
 mod case;
 mod client;
 mod compare;
+mod cors;
 mod exchange;
 mod expect;
 mod file;
@@ -19,6 +20,7 @@ mod report;
 mod series;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod world;
 
 use std::path::PathBuf;

@@ -9,15 +9,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::case::{Network, Secret, Server};
+use super::case::{Network, Server};
 use super::client::Request;
-use super::observed::{Response, SeenTls};
+use super::observed::Response;
+use super::tls::handshake;
 use crate::decide::host::HostName;
 use crate::decide::net::is_special;
 use crate::decide::route::Destination;
 use crate::decide::traffic::{
-    HashKey, Identity, LoadBalancer, Origination, OutlierDetection, TrafficPolicy, Trust,
-    UpstreamProtocol, Verify,
+    HashKey, LoadBalancer, OutlierDetection, TrafficPolicy, UpstreamProtocol,
 };
 use crate::decide::{Place, Reason, Upstream};
 
@@ -302,63 +302,11 @@ impl<'n> World<'n> {
             }
             _ => {
                 let tls = traffic.tls.as_deref();
-                let done = tls.map_or(Ok(()), |tls| self.handshake(tls, name, upstream.port()));
+                let done =
+                    tls.map_or(Ok(()), |tls| handshake(self.network, tls, name, upstream.port()));
                 (Duration::ZERO, done)
             }
         }
-    }
-
-    /// Our handshake with the server: TLS-6 to TLS-10 against what it shows.
-    fn handshake(&self, tls: &Origination, name: Option<&str>, port: u16) -> Result<(), Failure> {
-        let fail = |why| Err(Failure::Tls(why));
-        let unready = |why| Err(Failure::Unready(why));
-        if tls.verify == Verify::Impossible {
-            return unready("no usable secret");
-        }
-        let mut lists_server = false;
-        let identity = match &tls.identity {
-            Some(Identity::Secret(name)) => Some(name),
-            _ => None,
-        };
-        let trust = match &tls.trust {
-            Trust::Secret(name) => Some(name),
-            _ => None,
-        };
-        for named in identity.into_iter().chain(trust) {
-            let bare = named.rsplit(['/', ':']).next().unwrap_or(named);
-            match self.network.secrets.iter().find(|secret| secret.name() == bare) {
-                None => return unready("Secret is not supplied by SDS"),
-                Some(Secret::FakeCred) => return unready("malformed secret"),
-                Some(Secret::CredWithCrl) => lists_server = true,
-                Some(Secret::GoodCred | Secret::CredWithDummyCrl) => {}
-            }
-        }
-        if port == 80 {
-            return fail("WRONG_VERSION_NUMBER");
-        }
-        lists_server |= tls.crl.is_some() && self.network.server == Server::Revoked;
-        let chain = !lists_server && self.network.server != Server::SelfSigned;
-        let asked = tls.sni.as_deref().or(name);
-        let shown = match &self.network.server {
-            Server::NamedOnly(name) => Some(name.as_str()),
-            _ => asked,
-        };
-        let named = match tls.subject_alt_names.as_slice() {
-            [] => shown == asked,
-            names => shown.is_some_and(|shown| names.iter().any(|n| n.eq_ignore_ascii_case(shown))),
-        };
-        let verified = match tls.verify {
-            Verify::Nothing => true,
-            Verify::ChainOnly => chain,
-            Verify::ChainAndName | Verify::Impossible => chain && named,
-        };
-        if !verified {
-            return fail("CERTIFICATE_VERIFY_FAILED");
-        }
-        if self.network.server == Server::WantsClientCertificate && tls.identity.is_none() {
-            return fail("TLSV1_ALERT_CERTIFICATE_REQUIRED");
-        }
-        Ok(())
     }
 
     /// The server's answer to a request, and the time it takes. It is the httpbin of the test
@@ -476,44 +424,4 @@ fn hashed(key: &HashKey, client: IpAddr, request: Option<&Request>) -> Option<f6
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     Some((hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64)
-}
-
-/// What the server sees of TLS that the proxy begins.
-pub(super) fn seen_tls(
-    tls: &Origination,
-    protocol: UpstreamProtocol,
-    request: Option<&Request>,
-    name: Option<&str>,
-) -> SeenTls {
-    let alpn = match (request, protocol) {
-        (None, _) => Vec::new(),
-        (Some(_), UpstreamProtocol::Http1) => vec!["http/1.1"],
-        (Some(_), UpstreamProtocol::Http2) => vec!["h2"],
-        (Some(request), UpstreamProtocol::AsClient) => {
-            vec![if request.version >= 20 { "h2" } else { "http/1.1" }]
-        }
-    };
-    // TLS-5.
-    let sni = tls.sni.clone().or_else(|| name.map(str::to_owned));
-    let trust = match &tls.trust {
-        Trust::System => None,
-        Trust::File(_) => Some("file CA"),
-        Trust::Secret(_) => Some("credential CA"),
-    };
-    let mut verify: Vec<String> = match (tls.verify, tls.subject_alt_names.as_slice()) {
-        (Verify::Nothing, _) => vec!["none".into()],
-        (Verify::ChainOnly, _) => vec!["chain only".into()],
-        (_, []) => vec![trust.unwrap_or("system").into()],
-        (_, names) => names.iter().map(|name| format!("chain, name {name}")).collect(),
-    };
-    // The one name that would be checked of itself.
-    if sni.as_ref().is_some_and(|sni| tls.subject_alt_names == [sni.as_str()]) {
-        verify.push(trust.unwrap_or("system").into());
-    }
-    if tls.verify != Verify::Nothing {
-        // The vocabulary has one word for where trust comes from and what is checked.
-        verify.extend(trust.map(str::to_owned));
-        verify.dedup();
-    }
-    SeenTls { sni, alpn, verify, client_certificate: tls.identity.is_some() }
 }

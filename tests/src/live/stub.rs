@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, Cursor};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -19,9 +19,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc as orders;
 use tokio::task::AbortHandle;
 use tokio_rustls::LazyConfigAcceptor;
@@ -29,6 +28,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::behaviour::{Behaviour, Server};
 use super::tls::Certificates;
 use crate::netns::Namespace;
+use crate::servers::{canonical, listener};
 
 /// The header that every answer of the stub carries: whatever lacks it was made by the proxy.
 pub const MARK: &str = "x-stub";
@@ -83,6 +83,19 @@ pub struct Asked {
 }
 
 impl Contact {
+    /// Of which nothing but its ends is known yet.
+    fn new(local: SocketAddr, peer: SocketAddr) -> Self {
+        Self {
+            local: canonical(local),
+            peer: canonical(peer),
+            tls: None,
+            layers: 0,
+            requests: Vec::new(),
+            proxy_protocol: None,
+            raw: 0,
+        }
+    }
+
     /// Whether something of the client's reached us.
     #[must_use]
     pub fn spoke(&self) -> bool {
@@ -219,30 +232,14 @@ struct Shared {
 }
 
 fn listen(port: u16, shared: Shared) -> Result<AbortHandle> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_only_v6(false)?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket
-        .bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())
-        .with_context(|| format!("port {port} of the stub"))?;
-    socket.listen(1024)?;
-    let listener = TcpListener::from_std(socket.into())?;
+    let listener = listener(port)?;
     let task = tokio::spawn(async move {
         loop {
             let Ok((stream, peer)) = listener.accept().await else { continue };
             let Ok(local) = stream.local_addr() else { continue };
             let behaviour =
                 Arc::clone(&shared.behaviour.lock().unwrap_or_else(PoisonError::into_inner));
-            let contact = Arc::new(Mutex::new(Contact {
-                local: canonical(local),
-                peer: canonical(peer),
-                tls: None,
-                layers: 0,
-                requests: Vec::new(),
-                proxy_protocol: None,
-                raw: 0,
-            }));
+            let contact = Arc::new(Mutex::new(Contact::new(local, peer)));
             shared.noted.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&contact));
             let session =
                 Session { behaviour, contact, certificates: Arc::clone(&shared.certificates) };
@@ -260,15 +257,7 @@ async fn echo_datagrams(at: SocketAddr, noted: Noted) -> Result<AbortHandle> {
     let task = tokio::spawn(async move {
         let mut buffer = [0; 2048];
         while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
-            let contact = Contact {
-                local: at,
-                peer: canonical(peer),
-                tls: None,
-                layers: 0,
-                requests: Vec::new(),
-                proxy_protocol: None,
-                raw: length,
-            };
+            let contact = Contact { raw: length, ..Contact::new(at, peer) };
             noted
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -277,10 +266,6 @@ async fn echo_datagrams(at: SocketAddr, noted: Noted) -> Result<AbortHandle> {
         }
     });
     Ok(task.abort_handle())
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

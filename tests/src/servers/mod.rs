@@ -132,15 +132,7 @@ fn listen<F>(port: u16, serve: impl Fn(TcpStream) -> F + Send + 'static) -> Resu
 where
     F: Future<Output = std::io::Result<()>> + Send + 'static,
 {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_only_v6(false)?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket
-        .bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())
-        .with_context(|| format!("port {port} of the stub internet"))?;
-    socket.listen(4096)?;
-    let listener = TcpListener::from_std(socket.into())?;
+    let listener = listener(port)?;
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
@@ -153,7 +145,20 @@ where
     Ok(())
 }
 
+/// A port of every address, of both families.
+pub(crate) fn listener(port: u16) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket
+        .bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())
+        .with_context(|| format!("port {port} of the stub internet"))?;
+    socket.listen(4096)?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
 /// An address as the user wrote it: IPv4 stays IPv4 on a listener of both families.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

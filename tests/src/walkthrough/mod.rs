@@ -294,6 +294,7 @@ mod tests {
             .expect("a refusal in the script");
         let line = r#"[2026-01-02T03:04:05.678Z] "- - -" 0 UH - not_registered "-" 0 0 3 - "-" "-" "-" "-" "-" BlackHoleCluster - 198.51.100.4:443 10.77.0.2:40000 www.google.com -"#;
         let right = Outcome {
+            command: "curl".to_owned(),
             finished: Finished {
                 code: 35,
                 stdout: String::new(),

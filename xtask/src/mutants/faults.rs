@@ -25,6 +25,7 @@ const PATTERN: &str = "interceptor/src/decide/pattern.rs";
 const REQUEST: &str = "interceptor/src/decide/request.rs";
 const SERVICE: &str = "interceptor/src/decide/service.rs";
 const STRICT: &str = "interceptor/src/decide/strict.rs";
+const STRICT_PORT: &str = "interceptor/src/decide/strict/port.rs";
 const HTTP_ROUTE: &str = "interceptor/src/decide/http_route.rs";
 const BIND: &str = "interceptor/src/policy/virtual_service/compile.rs";
 const SIDECAR: &str = "interceptor/src/policy/sidecar/mod.rs";
@@ -176,7 +177,7 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     fault(
         "decided without a look",
-        STRICT,
+        STRICT_PORT,
         "Some(rank) => looks >= Some(rank),",
         "Some(rank) => looks > Some(rank),",
     ),

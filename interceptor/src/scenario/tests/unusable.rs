@@ -4,16 +4,6 @@
 use super::cluster::rules_by_agent;
 use super::*;
 
-/// A case: the objects that can be used, the one that cannot, the flow, and the verdict.
-struct Unusable {
-    what: &'static str,
-    mode: &'static str,
-    good: &'static str,
-    bad: &'static str,
-    flow: &'static str,
-    verdict: &'static str,
-}
-
 const SITE: &str = "
 - apiVersion: networking.istio.io/v1
   kind: ServiceEntry
@@ -82,29 +72,19 @@ const ENTRY: &str = "
     resolution: STATIC
     endpoints: [{address: 192.0.2.99}]";
 
-const CASES: [Unusable; 10] = [
-    case("routes, HTTP", "REGISTRY_ONLY", SITE, ROUTES, HTTP, "local_reply"),
-    case("routes, TLS", "REGISTRY_ONLY", SITE, ROUTES, TLS, "reset"),
-    case("routes, TCP", "REGISTRY_ONLY", SITE, ROUTES, RAW, "reset"),
-    case("rule, HTTP", "REGISTRY_ONLY", SITE, RULE, HTTP, "local_reply"),
-    case("rule, TLS", "REGISTRY_ONLY", SITE, RULE, TLS, "reset"),
-    case("rule, TCP", "REGISTRY_ONLY", SITE, RULE, RAW, "reset"),
-    case("Sidecar, what is known", "ALLOW_ANY", SITE, SIDECAR, RAW, "reset"),
-    case("Sidecar, what is not", "ALLOW_ANY", SITE, SIDECAR, OTHER, "reset"),
-    case("Sidecar of the root", "ALLOW_ANY", SITE, ROOT_SIDECAR, OTHER, "reset"),
-    case("entry", "ALLOW_ANY", SITE, ENTRY, OTHER, "reset"),
+/// What, the mode, the objects that can be used, the one that cannot, the flow, and the verdict.
+const CASES: [[&str; 6]; 10] = [
+    ["routes, HTTP", "REGISTRY_ONLY", SITE, ROUTES, HTTP, "local_reply"],
+    ["routes, TLS", "REGISTRY_ONLY", SITE, ROUTES, TLS, "reset"],
+    ["routes, TCP", "REGISTRY_ONLY", SITE, ROUTES, RAW, "reset"],
+    ["rule, HTTP", "REGISTRY_ONLY", SITE, RULE, HTTP, "local_reply"],
+    ["rule, TLS", "REGISTRY_ONLY", SITE, RULE, TLS, "reset"],
+    ["rule, TCP", "REGISTRY_ONLY", SITE, RULE, RAW, "reset"],
+    ["Sidecar, what is known", "ALLOW_ANY", SITE, SIDECAR, RAW, "reset"],
+    ["Sidecar, what is not", "ALLOW_ANY", SITE, SIDECAR, OTHER, "reset"],
+    ["Sidecar of the root", "ALLOW_ANY", SITE, ROOT_SIDECAR, OTHER, "reset"],
+    ["entry", "ALLOW_ANY", SITE, ENTRY, OTHER, "reset"],
 ];
-
-const fn case(
-    what: &'static str,
-    mode: &'static str,
-    good: &'static str,
-    bad: &'static str,
-    flow: &'static str,
-    verdict: &'static str,
-) -> Unusable {
-    Unusable { what, mode, good, bad, flow, verdict }
-}
 
 fn play(mode: &str, resources: &str, flow: &str, verdict: &str) -> String {
     let resources = resources.replace('\n', "\n    ");
@@ -129,7 +109,7 @@ fn play(mode: &str, resources: &str, flow: &str, verdict: &str) -> String {
 #[test]
 fn what_an_unusable_object_is_about_is_refused() {
     let mut said = String::new();
-    for Unusable { what, mode, good, bad, flow, verdict } in CASES {
+    for [what, mode, good, bad, flow, verdict] in CASES {
         let with = play(mode, &format!("{good}{bad}"), flow, verdict);
         let without = play(mode, good, flow, "forward");
         for (how, wrong) in [("with it", with), ("without it", without)] {

@@ -1,9 +1,10 @@
-mod in_kernel;
+//! Hellos of every sort, and what each reads as.
 
-use proptest::prelude::*;
+mod in_kernel;
+mod mutation;
+mod two_readers;
 
 use super::sample::{Sample, message, record, records, rustls, server_names, vec8, vec16};
-use super::second::{self, Answer};
 use super::*;
 use crate::decide::host::HostName;
 
@@ -467,89 +468,4 @@ fn an_answer_stays() {
     let mut reader = Reader::default();
     assert_eq!(reader.push(b"G"), Scan::NotMine);
     assert_eq!(reader.push(&hello), Scan::NotMine);
-}
-
-/// One change to the bytes of a hello.
-#[derive(Debug, Clone)]
-enum Mutation {
-    Set(usize, u8),
-    Add(usize, u8),
-    Insert(usize, u8),
-    Delete(usize),
-    Truncate(usize),
-    Repeat(usize, usize),
-}
-
-impl Mutation {
-    fn apply(&self, bytes: &mut Vec<u8>) {
-        let at = |i: &usize, len: usize| i % len.max(1);
-        let len = bytes.len();
-        match self {
-            _ if len == 0 => {}
-            Self::Set(i, byte) => bytes[at(i, len)] = *byte,
-            Self::Add(i, change) => bytes[at(i, len)] = bytes[at(i, len)].wrapping_add(*change),
-            Self::Insert(i, byte) => bytes.insert(at(i, len), *byte),
-            Self::Delete(i) => drop(bytes.remove(at(i, len))),
-            Self::Truncate(i) => bytes.truncate(at(i, len)),
-            Self::Repeat(from, n) => {
-                bytes.extend_from_within(at(from, len)..(at(from, len) + n).min(len))
-            }
-        }
-    }
-}
-
-fn mutation() -> impl Strategy<Value = Mutation> {
-    // Lengths and names stand near the ends; a whole hello is under 2 KiB.
-    let at = || prop_oneof![0usize..120, 0usize..2000];
-    prop_oneof![
-        (at(), any::<u8>()).prop_map(|(i, byte)| Mutation::Set(i, byte)),
-        (at(), prop_oneof![Just(1u8), Just(255)]).prop_map(|(i, change)| Mutation::Add(i, change)),
-        (at(), any::<u8>()).prop_map(|(i, byte)| Mutation::Insert(i, byte)),
-        at().prop_map(Mutation::Delete),
-        at().prop_map(Mutation::Truncate),
-        (at(), 0usize..300).prop_map(|(from, n)| Mutation::Repeat(from, n)),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    /// After every piece the answer is that of the second reader on the same prefix.
-    #[test]
-    fn two_readers_agree_on_mutated_hellos(
-        which in 0usize..8,
-        in_message in proptest::collection::vec(mutation(), 0..3),
-        record_size in prop_oneof![Just(16384usize), 1usize..200],
-        on_the_wire in proptest::collection::vec(mutation(), 0..2),
-        pieces in proptest::collection::vec(1usize..400, 1..8),
-    ) {
-        let mut body = honest()[which].0[RECORD_HEADER + HANDSHAKE_HEADER..].to_vec();
-        in_message.iter().for_each(|m| m.apply(&mut body));
-        let mut bytes = records(&message(1, &body), record_size);
-        on_the_wire.iter().for_each(|m| m.apply(&mut bytes));
-
-        let mut reader = Reader::default();
-        let mut taken = 0;
-        let mut sizes = pieces.iter().cycle();
-        while taken < bytes.len() {
-            let end = bytes.len().min(taken + sizes.next().unwrap());
-            let answer = Answer::from(reader.push(&bytes[taken..end]));
-            let want = second::scan(&bytes[..end]);
-            prop_assert_eq!(&answer, &want, "after {} bytes", end);
-            if answer != Answer::NeedMore {
-                break;
-            }
-            taken = end;
-        }
-        prop_assert_eq!(Answer::from(scan(&bytes)), second::scan(&bytes));
-    }
-
-    /// Nothing panics and both agree on bytes without any form.
-    #[test]
-    fn two_readers_agree_on_noise(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
-        for head in [&[][..], &[22, 3, 1], &[22, 3, 1, 0, 60, 1, 0, 0, 56, 3, 3]] {
-            let bytes = [head, &tail].concat();
-            prop_assert_eq!(Answer::from(scan(&bytes)), second::scan(&bytes));
-        }
-    }
 }

@@ -4,8 +4,10 @@ use std::sync::LazyLock;
 
 use interceptor_ebpf::hello::Reading;
 use interceptor_ebpf::hello::host::read_payload;
+use proptest::prelude::*;
 
 use super::super::fuzzed::agrees;
+use super::mutation::mutation;
 use super::*;
 
 #[test]
