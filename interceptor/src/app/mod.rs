@@ -17,7 +17,6 @@ mod gateway;
 mod handler;
 mod pod_logs;
 mod pods;
-mod processes;
 mod reload;
 mod report;
 mod resolv_conf;

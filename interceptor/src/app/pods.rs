@@ -18,7 +18,6 @@ use super::covered::{CoveredNamespace, Whose};
 use super::cut;
 use super::existing::Existing;
 use super::handler::Running;
-use super::processes::{inode_of, oldest_first};
 use super::sandboxes::Sandboxes;
 use super::tenant::{Rules, Tenant};
 use crate::accept::Listeners;

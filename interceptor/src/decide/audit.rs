@@ -66,6 +66,7 @@ impl Reason {
             Self::LogLost => "audit:log_lost",
             Self::HiddenName => "audit:hidden_name",
             Self::ForeignWorkload => "audit:foreign_workload",
+            Self::NotServed => "audit:not_served",
         }
     }
 }
