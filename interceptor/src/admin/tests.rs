@@ -342,6 +342,25 @@ async fn what_a_dead_daemon_left_is_replaced() {
     assert!(path.exists());
 }
 
+/// A daemon that ends with a client's question taken in, since another one has its place.
+#[test]
+fn who_is_left_without_an_answer_asks_the_successor() {
+    let dir = TempDir::new().unwrap();
+    let listener = UnixListener::bind(socket_path(dir.path(), "t")).unwrap();
+    let both = std::thread::spawn(move || {
+        let (ended, _) = listener.accept().unwrap();
+        drop(ended);
+        let (mut asked, _) = listener.accept().unwrap();
+        let mut line = [0; 64];
+        let length = asked.read(&mut line).unwrap();
+        asked.write_all(&serde_json::to_vec(&Answer::Done).unwrap()).unwrap();
+        String::from_utf8_lossy(&line[..length]).into_owned()
+    });
+    let request = Request::BypassAdd { cidr: "192.0.2.0/24".into() };
+    assert_eq!(request_in(dir.path(), "t", &request).unwrap(), Answer::Done);
+    assert!(both.join().unwrap().contains("192.0.2.0/24"));
+}
+
 #[test]
 fn a_stopped_daemon_is_told_from_none() {
     let dir = TempDir::new().unwrap();

@@ -138,14 +138,16 @@ impl Cache {
         }
     }
 
-    /// What may be said now without asking, of every name that has addresses.
+    /// What may be said now, of every name that has addresses: without asking, or, while a resolver is
+    /// asked that may be silent, what would stand in for its answer (T-42).
     pub(super) fn known(&self) -> Vec<(HostName, Arc<[IpAddr]>)> {
         let (now, stale_for) = (Instant::now(), self.holding().stale_for);
         let slots = self.slots();
-        let known = slots
-            .iter()
-            .filter_map(|(host, slot)| Some((host.clone(), slot.known(now, stale_for)?.ok()?)));
-        known.collect()
+        let said = |slot: &Slot| match slot.known(now, stale_for) {
+            Some(known) => known.ok(),
+            None => slot.flight.as_ref().and_then(|_| slot.stale(now, stale_for)),
+        };
+        slots.iter().filter_map(|(host, slot)| Some((host.clone(), said(slot)?))).collect()
     }
 
     /// Whether `host` would be answered from memory now, if only with a refusal.

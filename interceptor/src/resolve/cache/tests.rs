@@ -139,6 +139,29 @@ async fn t42_a_silent_resolver_costs_a_second_once_where_an_older_answer_serves(
     assert_eq!(bench.asked(), 2);
 }
 
+/// What the kernel may let go direct is what is known.
+#[tokio::test(start_paused = true)]
+async fn t42_a_name_stays_known_while_a_resolver_that_may_be_silent_is_asked() {
+    let bench = Bench::new(Some(5 * MINUTE));
+    bench.now("a.example", answer(&["192.0.2.1"], 1)).await.unwrap();
+    let known = || bench.cache.known().into_iter().map(|(host, ips)| (host, ips.to_vec()));
+    let all: Vec<_> = known().collect();
+    assert_eq!(all, [(host("a.example"), vec!["192.0.2.1".parse().unwrap()])]);
+    advance(Duration::from_secs(2)).await;
+    assert_eq!(known().count(), 0, "it has run out, and nobody asks");
+    let silent = Duration::from_millis(4500);
+    for _ in 0..3 {
+        assert!(is(bench.get("a.example", silent, failure()).await, &["192.0.2.1"]));
+        assert!(known().eq(all.clone()), "while it is asked for");
+        sleep(silent).await;
+        assert!(known().eq(all.clone()), "once that has failed");
+        advance(Duration::from_secs(5)).await;
+    }
+    advance(5 * MINUTE).await;
+    assert!(bench.get("a.example", silent, failure()).await.is_err());
+    assert_eq!(known().count(), 0, "too old to stand in for anything");
+}
+
 #[tokio::test(start_paused = true)]
 async fn refusals_are_remembered_for_five_seconds_at_most() {
     for reply in [answer(&[], 3600), failure()] {
