@@ -28,6 +28,7 @@ fn carrier() -> Carrier {
         resolver: Arc::new(Resolver::of_table(&[])),
         connect_timeout: Duration::from_secs(5),
         enforcement: Enforcement::Istio,
+        own: None,
     };
     Carrier { dialer, outbound: Arc::new(Outbound::new(Arc::new(NoSecrets))) }
 }
