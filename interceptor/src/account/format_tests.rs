@@ -32,6 +32,7 @@ pub(in crate::account) fn tcp_record() -> Record {
         requested_server_name: None,
         route_name: None,
         reason: Reason::AllowAny,
+        audited: false,
         more: More::default(),
     }
 }

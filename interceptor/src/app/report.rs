@@ -296,6 +296,25 @@ mod tests {
         assert_eq!(record.downstream_local_address.to_string(), DST);
     }
 
+    /// What audit let pass is told as that, in both profiles, and folded as refusals are.
+    #[test]
+    fn what_audit_lets_pass_is_told() {
+        for profile in [Enforcement::Strict, Enforcement::Istio] {
+            let (mut reporter, captured) = reporter(profile, true);
+            let KernelEvent::Refused(refused) = refused(17) else { unreachable!() };
+            for _ in 0..3 {
+                let refused = Refused { audited: true, ..refused.clone() };
+                reporter.event(KernelEvent::Refused(refused));
+            }
+            reporter.folds.unfold(profile == Enforcement::Strict, true);
+            let told = ["audit:refused_datagram_udp", "audit:refused_datagram_udp_2_times"];
+            assert_eq!(details(&captured), told);
+            let record = captured.records().remove(0);
+            assert_eq!(record.upstream_cluster, Some(ClusterName::passthrough()));
+            assert_eq!((record.flags, record.audited), (vec![], true));
+        }
+    }
+
     /// A packet that was dropped at an interface says where, and from where it was.
     #[test]
     fn dropped_packets_have_both_ends_and_their_interface() {

@@ -177,6 +177,7 @@ fn seen(decision: &Decision) -> Seen {
             let location = reply.location.clone();
             Seen::Local { status: reply.status, location, route, rule }
         }
+        Action::Audited(_) => panic!("deciding answers it never: {decision:?}"),
         Action::ByResolution(hanging) => Seen::Hanging {
             claims: hanging
                 .claims

@@ -202,7 +202,8 @@ fn refusal(name: Option<&str>, dst: &str) -> Refusal {
         service_account: "default".into(),
     };
     let (dst, name) = (dst.parse().expect("an address"), name.map(str::to_owned));
-    Refusal { pod: Arc::new(pod), dst, name, reason: Reason::NotRegistered }
+    let reason = Reason::NotRegistered;
+    Refusal { pod: Arc::new(pod), dst, name, reason, audited: false }
 }
 
 /// A refusal is told on the pod, with what came nearest; again and again is one Event that counts.

@@ -65,6 +65,7 @@ async fn forwarded_request_and_its_record() {
         requested_server_name: None,
         route_name: Some("default".into()),
         reason: Reason::Registered,
+        audited: false,
         more: crate::account::More {
             upstream_protocol: Some("HTTP/1.1"),
             attempts: Some(1),

@@ -44,6 +44,7 @@ async fn blocked_in_istio() {
         requested_server_name: None,
         route_name: Some("block_all".into()),
         reason: Reason::NotRegistered,
+        audited: false,
         more: crate::account::More {
             request_duration: record.more.request_duration,
             attempts: Some(0),
