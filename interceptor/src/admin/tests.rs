@@ -101,6 +101,7 @@ pub(super) fn sample() -> StatusReport {
             },
             Namespace {
                 label: "on-host".into(),
+                mode: "enforce".into(),
                 cookie: 1,
                 listener_v4: None,
                 listener_v6: None,
