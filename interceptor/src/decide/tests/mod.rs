@@ -120,6 +120,7 @@ pub(super) fn show(decision: &Decision) -> String {
         Action::Relay(to) => format!("relay {}", show_upstream(&to[0].upstream)),
         Action::Forward(to) => format!("forward {}", show_upstream(&to.destinations[0].upstream)),
         Action::Reply(reply) => format!("reply {}", reply.status),
+        Action::Audited(to) => format!("audited {}", show_upstream(&to.upstream)),
         Action::ByResolution(hanging) => {
             let claims: Vec<_> = hanging
                 .claims

@@ -77,6 +77,7 @@ fn passes_unknown(decision: &Decision) -> bool {
         }
         Action::Relay(_) | Action::Forward(_) | Action::Reply(_) => decision.rule.is_none(),
         Action::Block(_) | Action::Http => false,
+        Action::Audited(_) => true,
     }
 }
 
