@@ -108,7 +108,7 @@ fn an_audited_pod_is_refused_nothing_and_told_all() -> Result<()> {
     }
     let groups = "/proc/sys/net/ipv4/ping_group_range";
     for pod in [&watched, &own] {
-        pod.netns().inside(|| std::fs::write(groups, "0 2147483647"))??;
+        pod.netns()?.inside(|| std::fs::write(groups, "0 2147483647"))??;
     }
     node.start()?;
     for name in ["lab/watched", "lab/own", "shop/web"] {

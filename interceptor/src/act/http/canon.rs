@@ -230,9 +230,12 @@ fn is_hop_by_hop(name: &HeaderName, named: &[HeaderName]) -> bool {
         || name.as_str() == "http2-settings"
 }
 
-/// Path and query of `uri`, byte for byte as received; an absolute form may lack the slash.
+/// Path and query of `uri`, byte for byte as received; an absolute form may lack the slash, and HTTP/2 all
+/// of it (`:path` is a fragment, which is none's business but the client's).
 fn origin_form(uri: &Uri) -> Uri {
     match uri.path_and_query() {
+        // Of a path that is empty it says the same, and prints nothing.
+        Some(path) if path.as_str() == "/" => Uri::from_static("/"),
         Some(path) if path.as_str().starts_with('?') => {
             path.to_string().parse().unwrap_or_default()
         }
