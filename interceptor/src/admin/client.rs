@@ -126,20 +126,32 @@ pub(super) fn request_within(
         // same socket. To ask twice does no harm: at worst it is said to be done already.
         answer = asked(&path, name, patience, &line)?;
     }
+    if answer.is_empty() {
+        return Err(AdminError::NoAnswer(name.to_owned()));
+    }
     match serde_json::from_slice(&answer).map_err(protocol)? {
         Answer::Error(why) => Err(AdminError::Refused(why)),
         answer => Ok(answer),
     }
 }
 
-/// What comes back for one line.
+/// What comes back for one line; nothing, where the other side ended before it answered.
 fn asked(path: &Path, name: &str, patience: Duration, line: &[u8]) -> Result<Vec<u8>, AdminError> {
-    let failed = |error| failed(path, name, error);
     let mut socket = connect(path, name, patience)?;
-    socket.write_all(line).map_err(failed)?;
     let mut answer = Vec::new();
-    socket.take(MAX_ANSWER).read_to_end(&mut answer).map_err(failed)?;
-    Ok(answer)
+    let asked = socket.write_all(line);
+    match asked.and_then(|()| socket.take(MAX_ANSWER).read_to_end(&mut answer)) {
+        Ok(_) => Ok(answer),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ) =>
+        {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(failed(path, name, error)),
+    }
 }
 
 /// Connects to the control socket at `path`, waiting no longer than `patience` for each step after
