@@ -319,7 +319,7 @@ async fn act(
     changes: watch::Receiver<u64>,
     mut account: ConnectionAccount,
 ) -> Option<Lasting> {
-    let sniffed = sniffed.as_served(&client, &origin, &site).await;
+    let sniffed = sniffed.served_or_relayed(&client, &origin, &site).await;
     let Sniffed { decision, bytes, began, hello, carried } = sniffed;
     let explain = snapshot.enforcement == Enforcement::Strict;
     account.decided(&decision, explain);

@@ -40,7 +40,12 @@ impl Sniffed {
 
     /// Under audit: HTTP whose first request would be refused unread, since it cannot be served, is relayed
     /// as bytes.
-    pub(super) async fn as_served(self, client: &TcpStream, origin: &Origin, site: &Site) -> Self {
+    pub(super) async fn served_or_relayed(
+        self,
+        client: &TcpStream,
+        origin: &Origin,
+        site: &Site,
+    ) -> Self {
         let is_http1 = self.decision.action == Action::Http && self.hello == Some(Hello::Http1);
         if !is_http1 || !site.audit.is_on() {
             return self;
