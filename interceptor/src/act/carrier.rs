@@ -42,7 +42,7 @@ pub struct Outbound {
     /// How egress proxies do.
     pub proxies: Health,
     /// Connections to gateways.
-    pub(super) tunnels: Tunnels,
+    pub(super) tunnels: Arc<Tunnels>,
     /// Whose connections leave.
     pub(super) workload: Arc<Workload>,
     /// Room for mirrored requests (VS-28).
@@ -56,7 +56,7 @@ impl Outbound {
             clusters: Clusters::default(),
             originator: Originator::new(secrets),
             proxies: Health::default(),
-            tunnels: Tunnels::default(),
+            tunnels: Arc::default(),
             workload: Arc::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
         }
@@ -66,6 +66,12 @@ impl Outbound {
     #[must_use]
     pub fn of(self, workload: Arc<Workload>) -> Self {
         Self { workload, ..self }
+    }
+
+    /// The same by connections to gateways that others have as well.
+    #[must_use]
+    pub fn by(self, tunnels: Arc<Tunnels>) -> Self {
+        Self { tunnels, ..self }
     }
 }
 

@@ -23,6 +23,7 @@ use super::sandboxes::Sandboxes;
 use super::signals::Signals;
 use super::wanted::{governed, stale_for};
 use super::{AppError, by_cgroup, resolv_conf, scope, system};
+use crate::act::door::Tunnels;
 use crate::agent::cgroups::all_pods_paths;
 use crate::agent::pods::{Mode, Pod};
 use crate::agent::refusals::{self, Refusals};
@@ -246,6 +247,7 @@ async fn cover(
         exec: Err("the node agent starts no commands; `kubectl exec` does".to_owned()),
         successor: Ok(successor),
         sandboxes: Some(sandboxes),
+        tunnels: Some(Arc::new(Tunnels::of_node(Arc::new(home)))),
     };
     let begun = begin(setup, &mut session, place).await?;
     memory::give_back();

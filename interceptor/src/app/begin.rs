@@ -25,6 +25,7 @@ use super::wanted::{governed, stale_for};
 use super::watchdog::{self, Repairs};
 use super::{AppError, system};
 use crate::account::{AccessLog, Folds, LogSettings, PodOutputs};
+use crate::act::door::Tunnels;
 use crate::admin::ExecInfo;
 use crate::admit::Rooms;
 use crate::cni;
@@ -73,6 +74,8 @@ pub(super) struct Setup {
     pub(super) successor: Result<mpsc::Sender<Successor>, String>,
     /// What the CNI plugin told of; none where no pods are covered.
     pub(super) sandboxes: Option<Arc<Sandboxes>>,
+    /// Connections to gateways that all workloads share; `None`: each has its own.
+    pub(super) tunnels: Option<Arc<Tunnels>>,
 }
 
 /// A namespace to be covered: everything is ready but the tables.
@@ -138,7 +141,18 @@ pub(super) async fn begin(
     let Attached { kernel, events, hints, existing, settings } =
         attach(&setup, session, programs, succeeds)?;
     let beat = tokio::spawn(watchdog::beat(Arc::clone(&kernel)));
-    let Setup { name, policy, cgroups, charges, resolvers, exec, successor, sandboxes, .. } = setup;
+    let Setup {
+        name,
+        policy,
+        cgroups,
+        charges,
+        resolvers,
+        exec,
+        successor,
+        sandboxes,
+        tunnels,
+        ..
+    } = setup;
     let snapshot = policy.current();
     let resolver = Arc::new(Resolver::new(ResolverConfig {
         servers: resolvers.clone(),
@@ -227,6 +241,7 @@ pub(super) async fn begin(
         successor,
         drainer: Drainer::default(),
         sandboxes,
+        tunnels,
     });
     for Charge { enrolled, rules, workload, audited } in charges {
         let tenant = Arc::clone(&tenants[&rules.id]);

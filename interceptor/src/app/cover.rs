@@ -56,6 +56,11 @@ impl Running {
     fn site(&self, netns: &Arc<NetNs>, room: &Arc<Room>, whose: &Whose, audit: &Audit) -> Site {
         let policy = &whose.tenant.rules.policy;
         let snapshot = policy.current();
+        let outbound = Outbound::new(Arc::clone(policy) as _).of(Arc::clone(&whose.workload));
+        let outbound = match &self.tunnels {
+            Some(shared) => outbound.by(Arc::clone(shared)),
+            None => outbound,
+        };
         Site {
             policy: Arc::clone(policy),
             dialer: Dialer {
@@ -65,9 +70,7 @@ impl Running {
                 enforcement: snapshot.enforcement,
                 own: None,
             },
-            outbound: Arc::new(
-                Outbound::new(Arc::clone(policy) as _).of(Arc::clone(&whose.workload)),
-            ),
+            outbound: Arc::new(outbound),
             log: self.log.clone(),
             workload: Arc::clone(&whose.workload),
             audit: audit.clone(),

@@ -18,6 +18,7 @@ use super::cut::{self, Ended};
 use super::sandboxes::Sandboxes;
 use super::watchdog::Repairs;
 use crate::account::{AccessLog, Folds};
+use crate::act::door::Tunnels;
 use crate::admin::report::{
     Attachment, Connections, LastReload, Limit, Namespace as NamespaceReport, PodRecords, Reloads,
     StatusReport, Table, Tiers, Uncovered,
@@ -72,6 +73,8 @@ pub(super) struct Running {
     pub(super) drainer: Drainer,
     /// What the CNI plugin told of; none where no pods are covered.
     pub(super) sandboxes: Option<Arc<Sandboxes>>,
+    /// As [`Setup::tunnels`](super::begin::Setup).
+    pub(super) tunnels: Option<Arc<Tunnels>>,
 }
 
 /// Answered when everything is laid down.

@@ -130,6 +130,7 @@ pub(super) async fn start(
         cgroups,
         pod_levels: [0, 0],
         sandboxes: None,
+        tunnels: None,
     };
     let begun = begin(setup, session, place).await?;
     let reloader = Reloader {

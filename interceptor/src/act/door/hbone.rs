@@ -24,9 +24,12 @@ use crate::decide::traffic::Origination;
 use crate::hbone::{
     CONNECTION_WINDOW, FRAME_MAX, HEAD_MAX, Metadata, STREAM_WINDOW, STREAMS_MAX, Tunnel,
 };
+use crate::netns::NetNs;
 
 /// Gateways remembered; those of former policies go first.
 const KEPT_MAX: usize = 64;
+/// What a gateway's name stood for is forgotten when nobody asked for that for so long.
+const FORMER: Duration = Duration::from_secs(60);
 /// Streams on one of our connections, beyond which there is another: fewer than any gateway takes.
 const STREAMS: u32 = STREAMS_MAX - 48;
 /// A gateway is asked so often whether it is there, and given so long to say so.
@@ -71,16 +74,20 @@ impl NoStream {
     }
 }
 
-/// The connections to gateways that a site has.
+/// The connections to gateways that a site has, or all sites of a node together.
 #[derive(Debug, Default)]
 pub struct Tunnels {
     gateways: std::sync::Mutex<Vec<Arc<Gateway>>>,
+    /// Where they are made from; `None`: from where the workload is.
+    node: Option<Arc<NetNs>>,
 }
 
 /// One gateway as the configuration has it.
 #[derive(Debug)]
 struct Gateway {
     proxy: EgressProxy,
+    /// When a stream was last asked for.
+    used: std::sync::Mutex<Instant>,
     /// Held while a connection is made: who comes meanwhile uses that.
     links: Mutex<Links>,
 }
@@ -131,6 +138,11 @@ pub(super) struct Means<'a> {
 }
 
 impl Tunnels {
+    /// Of a node, in whose network namespace they are made: one connection serves all its workloads.
+    pub fn of_node(node: Arc<NetNs>) -> Self {
+        Self { node: Some(node), ..Self::default() }
+    }
+
     /// Asks `proxy` for a stream to `target`, an authority. `tried` is told the address.
     ///
     /// # Errors
@@ -143,6 +155,8 @@ impl Tunnels {
         means: Means<'_>,
         tried: &mut Option<SocketAddr>,
     ) -> Result<Streamed, Shut> {
+        let from_node = self.node.clone().map(|netns| Dialer { netns, ..means.dialer.clone() });
+        let means = Means { dialer: from_node.as_ref().unwrap_or(means.dialer), ..means };
         let gateway = self.gateway(proxy);
         let made_of = means.originator.stamp(means.tls).await?;
         let mut request = Request::connect(target).body(()).map_err(|_| NoStream::Target)?;
@@ -176,15 +190,21 @@ impl Tunnels {
     fn gateway(&self, proxy: &EgressProxy) -> Arc<Gateway> {
         // Nothing here leaves a list half written.
         let mut gateways = self.gateways.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
         if let Some(known) = gateways.iter().find(|known| known.proxy == *proxy) {
+            *known.used() = now;
             return Arc::clone(known);
         }
-        // The name's former meaning gets no more streams.
-        gateways.retain(|known| known.proxy.name != proxy.name);
+        // What the name meant before, unless it means that to another workload.
+        let is_former = |known: &Gateway| {
+            known.proxy.name == proxy.name && now.duration_since(*known.used()) >= FORMER
+        };
+        gateways.retain(|known| !is_former(known));
         if gateways.len() == KEPT_MAX {
             gateways.remove(0);
         }
-        let new = Arc::new(Gateway { proxy: proxy.clone(), links: Mutex::default() });
+        let (used, links) = (std::sync::Mutex::new(now), Mutex::default());
+        let new = Arc::new(Gateway { proxy: proxy.clone(), used, links });
         gateways.push(Arc::clone(&new));
         new
     }
@@ -213,6 +233,10 @@ fn refusal(status: u16, reason: &str) -> NoStream {
 }
 
 impl Gateway {
+    fn used(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A connection with room for one more stream, and whether it was made for this one. `anew`: no
     /// other will do.
     async fn link(
