@@ -48,7 +48,7 @@ fn gateway(world: &World) -> Result<Ongoing> {
         ),
     )?;
     let policy = world.file("gateway.yaml", &entry().to_string())?;
-    let mut command = world.command(&binary());
+    let mut command = world.command(binary());
     command
         .args(["gateway", "--listen", &GATEWAY.to_string(), "--resolver", &DNS.to_string()])
         .args(["--tls-cert", &certificate, "--tls-key", &key, "--client-ca"])
