@@ -219,10 +219,15 @@ fn a_banner_arrives_at_once_under_allow_any() -> Result<()> {
     let world = World::new()?;
     let product = Interceptor::new(&world, &binary(), &["--outbound", "allow-any"]);
     let to = at(world::EXAMPLE_V4, port::BANNER).to_string();
-    let outcome = product.run(&[CLIENT, "listen", &to])?;
-    let (milliseconds, said) = outcome.finished.stdout.split_once(" ms: ").expect("a banner");
-    assert_eq!(said, "220 stub ready\n");
-    assert!(milliseconds.parse::<u32>()? < 50, "{milliseconds} ms; natively it is 0 or 1");
+    // On a busy machine one of them may wait for a processor.
+    let mut fastest = u32::MAX;
+    for _ in 0..5 {
+        let outcome = product.run(&[CLIENT, "listen", &to])?;
+        let (milliseconds, said) = outcome.finished.stdout.split_once(" ms: ").expect("a banner");
+        assert_eq!(said, "220 stub ready\n");
+        fastest = fastest.min(milliseconds.parse()?);
+    }
+    assert!(fastest < 50, "{fastest} ms at best; natively it is 0 or 1");
     Ok(())
 }
 
